@@ -1,0 +1,83 @@
+"""The three contracts of the house: synchronous and batch-shaped.
+
+Implementations satisfy them structurally; `tests/contracts` is their specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypeVar
+
+from chamfer.types import F32, I64, Bool, Candidates, Document, Encoding, Query, VectorKind, Vectors
+
+QueryVectors = TypeVar("QueryVectors", bound=Vectors, contravariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderSpec:
+    """What an encoder gives, and the fingerprint under which its vectors may be compared.
+
+    `dims` maps each kind to its dimension (for sparse: the vocabulary). Limits count tokens with specials.
+    The fingerprint is SHA-256 over weights, tokenizer, pooling, prompts, projection and limits: all that moves
+    a vector by more than rounding. Backend and dtype are not in it.
+    """
+
+    name: str
+    dims: dict[VectorKind, int]
+    query_tokens: int
+    document_tokens: int
+    fingerprint: str
+
+
+class Encoder(Protocol):
+    """Texts to vectors."""
+
+    @property
+    def spec(self) -> EncoderSpec: ...
+
+    def encode_queries(self, queries: Sequence[Query], kinds: Collection[VectorKind]) -> Encoding:
+        """The asked kinds for all queries from one forward pass; a query's bits do not depend on its batch."""
+        ...
+
+    def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
+        """The asked kinds for all documents from one forward pass, in the given order."""
+        ...
+
+
+class Retriever(Protocol[QueryVectors]):
+    """One channel of a collection: vectors to ranked rows. Search parameters belong to the object."""
+
+    def __len__(self) -> int:
+        """Rows, deleted ones included."""
+        ...
+
+    def search(self, queries: QueryVectors, k: int, allowed: Bool | None = None) -> Candidates:
+        """The k best rows a query. `allowed` bool [N] is the one filter; None allows every live row.
+
+        A query's result does not depend on the others in its batch.
+        """
+        ...
+
+    def with_params(self, **params: Any) -> Self:
+        """Another retriever over the same arrays; InvalidInput names an unknown parameter."""
+        ...
+
+
+class Rescorer(Protocol[QueryVectors]):
+    """Exact scores of given rows from stored vectors."""
+
+    def score(self, queries: QueryVectors, rows: I64) -> F32:
+        """Scores f32 [Q, K] of rows i64 [Q, K]; padding rows (-1) score -inf."""
+        ...
+
+
+class Reranker(Protocol):
+    """A judge of (query, document) pairs."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def score(self, query: Query, documents: Sequence[Document]) -> F32:
+        """Scores f32 [n], higher is better, aligned with the documents; never sorted."""
+        ...

@@ -1,0 +1,18 @@
+"""Fixtures that every part of the suite shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real test collections beside the checkout; skips where it is absent."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("CHAMFER_SHARED_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip("no real collections beside the checkout (set CHAMFER_SHARED_DATA)")
+    return folder

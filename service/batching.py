@@ -47,7 +47,7 @@ class BatchingConfig:
 class BatchObserver(Protocol):
     """Is told what happens in the queue; called on the event loop."""
 
-    def batch_started(self, size: int, waiting: int) -> None: ...
+    def batch_started(self, size: int) -> None: ...
 
     def dropped(self, count: int) -> None: ...
 
@@ -162,7 +162,7 @@ class Batcher(Generic[Item, Result]):
             batch = self._next_batch()
             if batch:
                 self._idle -= 1
-                self._observer.batch_started(len(batch), len(self._waiting))
+                self._observer.batch_started(len(batch))
                 self._work.put(batch)
         self._end_if_drained()
 
@@ -218,5 +218,6 @@ class Batcher(Generic[Item, Result]):
                 continue
             if isinstance(result, ChamferError):
                 waiting.future.set_exception(result)
+                waiting.future.exception()  # marks it as seen: a caller who left must not end up in the log
             else:
                 waiting.future.set_result(result)

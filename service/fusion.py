@@ -92,8 +92,8 @@ def judged_first(current: Candidates, depth: int, scores: F32) -> Candidates:
     """`current` (Q = 1) after a stage gave new scores f32 [min(depth, n)] to its first `depth` rows.
 
     Judged rows come first by their new score. The others follow in their old order and with their old gaps, moved
-    under the lowest judged score, so that scores still fall from the first to the last. Raises Internal for scores that are not
-    finite.
+    under the lowest judged score, so that scores still fall from the first to the last. Raises Internal for scores
+    that are not finite.
     """
     rows, old = current.of(0)
     head, tail, tail_scores = rows[:depth], rows[depth:], old[depth:]

@@ -24,6 +24,7 @@ from chamfer.types import (
     TokenVectors,
     VectorKind,
 )
+from indexing.filters import Equals
 from service.pipeline import Pipeline
 
 DIM = 16
@@ -207,9 +208,12 @@ class FakeCollection:
         return {"dense": 512, "documents": 472}
 
     def allowed(self, condition: Any) -> Bool | None:
-        """`condition` is a function of the document here."""
+        """Knows a condition on equality, and functions of the document."""
         if condition is None:
             return None
+        if isinstance(condition, Equals):
+            wanted = condition
+            return np.asarray([d.metadata.get(wanted.field) == wanted.value for d in self.stored])
         if not callable(condition):
             raise InvalidInput(f"not a condition: {condition!r}")
         return np.asarray([bool(condition(document)) for document in self.stored])

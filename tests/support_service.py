@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -279,3 +283,27 @@ class ManualClock:
 def pipeline(**options: Any) -> Pipeline:
     """A pipeline over the fables."""
     return Pipeline(options.pop("collection", None) or collection(), options.pop("encoder", HashEncoder()), **options)
+
+
+@contextmanager
+def running_server(app: Any) -> Iterator[str]:
+    """The application under uvicorn on a free loopback port; yields its address once it is ready."""
+    import httpx
+    import uvicorn
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            for _ in range(200):
+                with suppress(httpx.TransportError):
+                    if httpx.get(f"{address}/readyz").status_code == 200:
+                        break
+                time.sleep(0.05)
+            yield address
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -307,3 +309,41 @@ def running_server(app: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@asynccontextmanager
+async def client_of(app: Any, *, ready: bool = True) -> AsyncIterator[Any]:
+    """An httpx client of the application in this process, within its lifespan, after it is ready."""
+    import httpx
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://service") as client,
+    ):
+        while ready and (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.01)
+        yield client
+
+
+SEARCH = "/v1/collections/fables/search"
+
+
+def fables_app(load: Callable[[Path], Pipeline] | None = None, path: Path = Path("unused"), **config: Any) -> Any:
+    """The application over one collection named fables; its log is discarded."""
+    import structlog
+
+    from service.app import ServerConfig, create_app
+
+    log = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
+    return create_app({"fables": path}, ServerConfig(**config), load or (lambda _: pipeline()), log=log)
+
+
+def with_fables(test: Callable[[Any], Awaitable[None]], **options: Any) -> None:
+    """Runs an asynchronous test with a client of the fables."""
+
+    async def body() -> None:
+        async with client_of(fables_app(**options)) as client:
+            await test(client)
+
+    asyncio.run(body())

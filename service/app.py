@@ -15,7 +15,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,7 +23,7 @@ import chamfer
 from chamfer.errors import ChamferError, Internal, InvalidInput
 from service.batching import BatchingConfig
 from service.loading import LoadPipeline, ServedCollection
-from service.pages import console_router
+from service.pages import add_console
 from service.problems import ClientLeft, from_status, problem_response
 from service.routes import REQUEST_ID, Api
 from service.schemas import Limits, component_schemas
@@ -103,8 +102,9 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(Api(served, limits=config.limits, telemetry=telemetry, examples=config.examples).router())
-    app.include_router(console_router())
+    # Onto the application's own router: an included one is matched in a second step on every request.
+    Api(served, limits=config.limits, telemetry=telemetry, examples=config.examples).add_routes(app.router)
+    add_console(app.router)
     app.openapi = partial(_openapi, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     _add_error_answers(app, telemetry)
     app.add_middleware(RequestScope, telemetry=telemetry)
@@ -166,7 +166,7 @@ class RequestScope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:

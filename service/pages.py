@@ -29,12 +29,11 @@ HEADERS = {
 }
 
 
-def console_router() -> APIRouter:
-    """The console's files."""
-    router = APIRouter(include_in_schema=False)
+def add_console(router: APIRouter) -> None:
+    """Adds the console's files."""
     for path, (name, media_type) in PAGES.items():
-        router.add_api_route(path, _page((FOLDER / name).read_bytes(), media_type), methods=["GET", "HEAD"])
-    return router
+        page = _page((FOLDER / name).read_bytes(), media_type)
+        router.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _page(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:

@@ -4,11 +4,12 @@ own conversions, and its thread pool for plain functions, cost more than all the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import monotonic, perf_counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import Receive
 
@@ -33,6 +34,22 @@ REQUEST_ID = "chamfer.request_id"
 CollectionName = Annotated[str, Path(description="A name from GET /v1/collections.")]
 
 
+class DirectRoute(APIRoute):
+    """Calls its endpoint with the request and the path's parameters, and sends the Response that comes back.
+
+    The signature still documents the route; what the framework would do with it on every request is left out.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint = self.endpoint
+
+        async def answer(request: Request) -> Response:
+            response: Response = await endpoint(request=request, **request.path_params)
+            return response
+
+        return answer
+
+
 class Api:
     """The endpoints over a set of served collections."""
 
@@ -49,22 +66,24 @@ class Api:
         self._telemetry = telemetry
         self._examples = {name: tuple(queries) for name, queries in examples.items()}
 
-    def router(self) -> APIRouter:
-        """All routes with their documentation."""
-        router = APIRouter()
+    def add_routes(self, router: APIRouter) -> None:
+        """Adds all routes with their documentation."""
         collection = "/v1/collections/{name}"
-        for path, endpoint, methods, answer, body in (
-            ("/v1/collections", self.list_collections, ["GET"], None, None),
-            (collection, self.describe, ["GET"], None, None),
-            (f"{collection}/search", self.search, ["POST"], "SearchAnswer", "SearchBody"),
-            (f"{collection}/search:batch", self.search_batch, ["POST"], "BatchAnswer", "BatchBody"),
-            (f"{collection}/reload", self.reload, ["POST"], None, None),
-            ("/healthz", self.healthz, ["GET"], None, None),
-            ("/readyz", self.readyz, ["GET"], None, None),
+        for path, search, answer, body in (  # first, since routes are tried in order
+            (f"{collection}/search", self.search, "SearchAnswer", "SearchBody"),
+            (f"{collection}/search:batch", self.search_batch, "BatchAnswer", "BatchBody"),
         ):
-            router.add_api_route(path, endpoint, methods=methods, **_documentation(answer, body))
-        router.add_api_route("/metrics", self.metrics, methods=["GET"], **_documentation(None, None))
-        return router
+            documentation = _documentation(answer, body)
+            router.add_api_route(path, search, methods=["POST"], route_class_override=DirectRoute, **documentation)
+        for path, endpoint, method in (
+            ("/v1/collections", self.list_collections, "GET"),
+            (collection, self.describe, "GET"),
+            (f"{collection}/reload", self.reload, "POST"),
+            ("/healthz", self.healthz, "GET"),
+            ("/readyz", self.readyz, "GET"),
+            ("/metrics", self.metrics, "GET"),
+        ):
+            router.add_api_route(path, endpoint, methods=[method], **_documentation())
 
     async def search(self, name: CollectionName, request: Request) -> Response:
         """Search one collection."""
@@ -149,7 +168,7 @@ class Api:
             return error.under(f"/searches/{place}")
 
 
-def _documentation(answer: str | None, body: str | None) -> dict[str, Any]:
+def _documentation(answer: str | None = None, body: str | None = None) -> dict[str, Any]:
     """What OpenAPI says of a route beyond its docstring; schemas are added to the document by `service.app`."""
     responses: dict[int | str, dict[str, Any]] = {
         "default": {"description": "Any error", "content": {MEDIA_TYPE: {"schema": _reference("Problem")}}}

@@ -125,3 +125,14 @@ def write_run(path: Path, run: Iterable[ScoredDoc], tag: str) -> None:
         for query_id, doc_id, score in run:
             rank[query_id] = rank.get(query_id, 0) + 1
             file.write(f"{query_id} Q0 {doc_id} {rank[query_id]} {score:.9g} {tag}\n")
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, aligned with the input (Scandinavian J. of Statistics, 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

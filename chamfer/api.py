@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from chamfer.errors import ChamferError
-from chamfer.settings import Settings, load_settings
-from chamfer.types import Document, Hit, Query
-from indexing.build import BuildProgress, BuildReport
-from indexing.build import build as build_collection
-from indexing.collection import Collection
-from indexing.corpus import read_corpus
-from service.loading import open_pipeline
 from service.pipeline import Pipeline, SearchRequest, SearchResult
 from service.plans import Plan
+
+from chamfer.errors import ChamferError
+from chamfer.types import Hit, Query
+from indexing.collection import Collection
 
 
 class Searcher:
@@ -71,7 +66,9 @@ class Searcher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -28,8 +28,9 @@ from chamfer.evaluation import (
 )
 
 if TYPE_CHECKING:
-    from chamfer.types import Query
     from service.pipeline import Pipeline
+
+    from chamfer.types import Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,17 @@ def show(results: list[PlanResult], measures: list[str]) -> None:
     for name in names:
         raw = [significance(a.evaluation.per_query[name], b.evaluation.per_query[name]) for a, b in pairs]
         for (a, b), p in zip(pairs, holm(raw), strict=True):
-            rows.append([f"{b.plan} - {a.plan}", name, f"{b.evaluation.means[name] - a.evaluation.means[name]:+.4f}", f"{p:.4f}"])
-    printing.table("Paired randomisation tests, Holm-corrected for the pairs", ["difference", "measure", "mean", "p"], rows)
+            rows.append(
+                [
+                    f"{b.plan} - {a.plan}",
+                    name,
+                    f"{b.evaluation.means[name] - a.evaluation.means[name]:+.4f}",
+                    f"{p:.4f}",
+                ]
+            )
+    printing.table(
+        "Paired randomisation tests, Holm-corrected for the pairs", ["difference", "measure", "mean", "p"], rows
+    )
 
 
 def _evaluate(
@@ -129,7 +139,9 @@ def _evaluate(
     split: Annotated[str, typer.Option(help="Which qrels.")] = "test",
     plan: Annotated[list[str] | None, typer.Option(help="Plan to run; repeat to compare.")] = None,
     measures: Annotated[str, typer.Option(help="As in papers.")] = " ".join(DEFAULT_MEASURES),
-    run_out: Annotated[Path | None, typer.Option(help="TREC run file; with several plans, one NAME.PLAN a plan.")] = None,
+    run_out: Annotated[
+        Path | None, typer.Option(help="TREC run file; with several plans, one NAME.PLAN a plan.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
 ) -> None:
@@ -142,7 +154,9 @@ def _evaluate(
     judged = {qrel.query_id for qrel in qrels}
     asked = [query for query in read_queries(queries) if query.query_id in judged]
     if not asked:
-        raise InvalidInput(f"none of the {len(judged)} judged queries of split {split!r} is among the queries of {queries}")
+        raise InvalidInput(
+            f"none of the {len(judged)} judged queries of split {split!r} is among the queries of {queries}"
+        )
     with open_searcher(collection, config=config) as searcher:
         plans = plan or [searcher.pipeline.default_plan]
         results = compare_plans(searcher.pipeline, plans, asked, qrels, names)

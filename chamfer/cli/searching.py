@@ -56,7 +56,9 @@ def hit_as_json(hit: Hit) -> dict[str, Any]:
 
 
 def _serve(
-    collections: Annotated[list[str] | None, typer.Argument(metavar="[NAME=]DIR...", help="Collections to serve.")] = None,
+    collections: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=]DIR...", help="Collections to serve.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind; default from the settings.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; default from the settings.")] = None,
     config: ConfigOption = None,
@@ -79,9 +81,9 @@ def run_service(settings: Settings, served: dict[str, Path], host: str | None, p
     from dataclasses import replace
 
     import uvicorn
+    from service.app import create_app
 
     from chamfer.api import pipeline_loader
-    from service.app import create_app
 
     config = replace(
         settings.service, host=host or settings.service.host, port=port if port is not None else settings.service.port
@@ -118,7 +120,9 @@ def _condition(text: str | None) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InvalidInput(f"--filter is not JSON ({error}); expected for example {{\"field\": \"year\", \"gte\": 1990}}") from error
+        raise InvalidInput(
+            f'--filter is not JSON ({error}); expected for example {{"field": "year", "gte": 1990}}'
+        ) from error
 
 
 def register(app: typer.Typer) -> None:

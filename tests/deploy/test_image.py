@@ -40,10 +40,7 @@ def chamfer_options(words: list[str]) -> None:
 def test_every_copied_path_exists_and_is_not_ignored() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = [
-        word
-        for name, rest in instructions()
-        if name == "COPY" and "--from" not in rest
-        for word in rest.split()[:-1]
+        word for name, rest in instructions() if name == "COPY" and "--from" not in rest for word in rest.split()[:-1]
     ]
     assert copied
     for word in copied:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -48,10 +48,15 @@ class Settings:
     plans: dict[str, Plan] = field(default_factory=dict)
 
 
-def load_settings(file: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
-    """Settings from `file` (else CHAMFER_CONFIG, else none) and the environment (else the process's own).
+def load_settings(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings from `file` (else CHAMFER_CONFIG, else none), the environment (else the process's own) and overrides.
 
-    Raises NotFound for a missing file, InvalidInput for a key or value that does not fit, naming its place.
+    Later ones win; overrides are dotted (`build.channels`). Converted models are kept in the user's cache directory
+    unless `models.device.cache_dir` says otherwise. Raises NotFound for a missing file, InvalidInput for a key or value that does not fit, naming its place.
     """
     variables = dict(os.environ if environment is None else environment)
     named = variables.pop(CONFIG_VARIABLE, "")
@@ -61,8 +66,14 @@ def load_settings(file: Path | None = None, environment: Mapping[str, str] | Non
         tree = _read_toml(source)
     for name, text in sorted(variables.items()):
         if name.startswith(PREFIX):
-            _place(tree, name, text)
-    return fill(Settings, tree, "")
+            _place(tree, name, name.removeprefix(PREFIX).lower().split("__"), text)
+    for dotted, text in (overrides or {}).items():
+        _place(tree, dotted, dotted.split("."), text)
+    settings = fill(Settings, tree, "")
+    if "cache_dir" not in tree.get("models", {}).get("device", {}):
+        device = replace(settings.models.device, cache_dir=_cache_directory(variables))
+        settings = replace(settings, models=replace(settings.models, device=device))
+    return settings
 
 
 def fill(cls: type[T], tree: Mapping[str, Any], place: str) -> T:
@@ -103,9 +114,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"settings file {path} is not valid TOML: {error}") from error
 
 
-def _place(tree: dict[str, Any], name: str, text: str) -> None:
+def _cache_directory(variables: Mapping[str, str]) -> Path:
+    """The XDG cache directory (freedesktop.org, XDG Base Directory Specification)."""
+    home = variables.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path(variables.get("HOME", "~")).expanduser() / ".cache") / "chamfer"
+
+
+def _place(tree: dict[str, Any], name: str, path: list[str], text: str) -> None:
     """CHAMFER_A__B=text becomes tree[a][b]."""
-    *branches, leaf = name.removeprefix(PREFIX).lower().split("__")
+    *branches, leaf = path
     at = tree
     for branch in branches:
         below = at.setdefault(branch, {})

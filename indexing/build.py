@@ -106,8 +106,8 @@ class BlockWriter:
             )
         if encoder is not None and (lacking := self._kinds - set(encoder.spec.dims)):
             raise InvalidInput(
-                f"encoder {encoder.spec.name!r} gives {sorted(encoder.spec.dims)}, the channels need {sorted(lacking)} too; "
-                "choose other channels (--channels) or another encoder"
+                f"encoder {encoder.spec.name!r} gives {sorted(encoder.spec.dims)}, the channels need {sorted(lacking)} "
+                "too; choose other channels (--channels) or another encoder"
             )
 
     def write(self, documents: Iterable[Document], total: int | None) -> list[Path]:

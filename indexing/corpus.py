@@ -93,7 +93,7 @@ def count_lines(source: str) -> int | None:
 
 
 def document_from(record: Any) -> Document:
-    """A Document from a JSON object: `_id` (or id, doc_id, docno), title, text, metadata; other scalars join metadata."""
+    """A Document from a JSON object: `_id` (or id, doc_id, docno), title, text, metadata; other fields join metadata."""
     if not isinstance(record, Mapping):
         raise InvalidInput(f"found {type(record).__name__}, expected an object with _id and text")
     name = next((name for name in _ID_NAMES if name in record), None)
@@ -243,14 +243,12 @@ def _check_json(value: Any, place: str) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             _check_json(inner, place)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise InvalidInput(f"{place} is {value}, expected a finite number")
-    elif isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) > 2**53:
-            raise InvalidInput(f"{place} is {value}, beyond 2^53; write it as a string")
-    elif not isinstance(value, str | bool | None):
+    elif not isinstance(value, str | bool | int | float | None):
         raise InvalidInput(f"{place} is {type(value).__name__}, expected text, number, boolean, list or object")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidInput(f"{place} is {value}, expected a finite number")
+    elif isinstance(value, int) and abs(value) > 2**53:
+        raise InvalidInput(f"{place} is {value}, beyond 2^53; write it as a string")
 
 
 def _existing(path: Path) -> Path:

@@ -242,7 +242,7 @@ def _parse_field(value: Mapping[str, Any], keys: set[str], place: str) -> Condit
             raise InvalidInput(
                 f"{place}: bounds {bounds} are of different types, or booleans; expected numbers or strings"
             )
-        return Range(field, **bounds)  # type: ignore[arg-type]  # booleans were refused
+        return Range(field, **bounds)
     raise InvalidInput(
         f"{place} tests field {field!r} with {sorted(tests)}; expected equals, in, exists or {', '.join(_BOUNDS)}"
     )

@@ -49,7 +49,7 @@ def add(
         if deleted and on_existing == "error":
             first = next(i for i in ids if any(_live_row(s, i) >= 0 for s in snapshot.segments))
             raise Conflict(
-                f"{deleted} of {len(ids)} ids are in {path} already, the first is {first!r}; replace them with --replace"
+                f"{deleted} of {len(ids)} ids are in {path} already, the first is {first!r}; --replace replaces them"
             )
         number = snapshot.number + 1
         newer = merge_blocks(path, number, blocks, snapshot.config, progress)

@@ -57,7 +57,7 @@ def compare_plans(
     pipeline: Pipeline, plans: list[str], queries: list[Query], qrels: list[Qrel], measures: list[str]
 ) -> list[PlanResult]:
     """Runs every query through every plan, one request at a time, plans interleaved. Latency is wall time."""
-    from service.pipeline import SearchRequest
+    from service.records import SearchRequest
 
     depth = max([*(int(m.params.get("cutoff", 1000)) for m in parse_measures(measures)), 10])
     runs: dict[str, list[ScoredDoc]] = {plan: [] for plan in plans}
@@ -65,7 +65,7 @@ def compare_plans(
     for number, query in enumerate([queries[0], *queries]):  # the first warms up and is not counted
         for plan in plans:
             start = time.perf_counter()
-            (outcome,) = pipeline.run([SearchRequest(query=query, k=depth, plan=plan)])
+            (outcome,) = pipeline.run([SearchRequest(query=query.text, k=depth, plan=plan)])
             took = time.perf_counter() - start
             if isinstance(outcome, ChamferError):
                 raise outcome
@@ -92,8 +92,12 @@ def compare_plans(
 
 def plan_bytes_per_document(pipeline: Pipeline, plan: str) -> float:
     """Bytes on disk a live document that the plan's channels and the documents themselves take."""
+    from indexing.collection import Collection
+
     collection = pipeline.collection
-    used = pipeline.resolve(plan).channel_names
+    assert isinstance(collection, Collection)
+    chosen = pipeline.plans[plan].plan
+    used = {*chosen.active, *([chosen.rescore.channel] if chosen.rescore else [])}
     parts = collection.bytes_by_part()
     total = sum(size for part, size in parts.items() if part not in collection.channels or part in used)
     return total / max(len(collection), 1)
@@ -148,6 +152,7 @@ def _evaluate(
     """Plans compared on quality, latency and bytes per document."""
     from chamfer.api import open as open_searcher
     from indexing.corpus import read_qrels, read_queries
+    from service.plans import DEFAULT_PRESET
 
     names = measures.split()
     qrels = [Qrel(*qrel[:3]) for qrel in read_qrels(queries, split)]
@@ -158,7 +163,7 @@ def _evaluate(
             f"none of the {len(judged)} judged queries of split {split!r} is among the queries of {queries}"
         )
     with open_searcher(collection, config=config) as searcher:
-        plans = plan or [searcher.pipeline.default_plan]
+        plans = plan or [DEFAULT_PRESET]
         results = compare_plans(searcher.pipeline, plans, asked, qrels, names)
     if run_out is not None:
         for result in results:

@@ -22,7 +22,7 @@ def _search(
     collection: Annotated[Path, typer.Argument(metavar="DIR", help="A collection.")],
     query: Annotated[str, typer.Argument(help="The question.")],
     k: Annotated[int, typer.Option("-k", help="How many hits.")] = 10,
-    plan: Annotated[str | None, typer.Option(help="A preset or a plan from the settings.")] = None,
+    plan: Annotated[str, typer.Option(help="A preset or a plan from the settings.")] = "balanced",
     where: Annotated[str | None, typer.Option("--filter", help="Condition on metadata, as JSON.")] = None,
     explain: Annotated[bool, typer.Option(help="Show the score of each stage (with --json).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,

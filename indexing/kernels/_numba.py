@@ -25,7 +25,7 @@ def dot_rows(values: Any, query: Any) -> Any:
             total += lanes[lane]
         for d in range(whole, dim):
             total += np.float64(values[row, d]) * query[d]
-        out[i] = total
+        out[row] = total
     return out
 
 

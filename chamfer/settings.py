@@ -56,7 +56,9 @@ def load_settings(
     """Settings from `file` (else CHAMFER_CONFIG, else none), the environment (else the process's own) and overrides.
 
     Later ones win; overrides are dotted (`build.channels`). Converted models are kept in the user's cache directory
-    unless `models.device.cache_dir` says otherwise. Raises NotFound for a missing file, InvalidInput for a key or value that does not fit, naming its place.
+    unless `models.device.cache_dir` says otherwise.
+
+    Raises NotFound for a missing file, InvalidInput for a key or value that does not fit, naming its place.
     """
     variables = dict(os.environ if environment is None else environment)
     named = variables.pop(CONFIG_VARIABLE, "")

@@ -93,7 +93,7 @@ def count_lines(source: str) -> int | None:
 
 
 def document_from(record: Any) -> Document:
-    """A Document from a JSON object: `_id` (or id, doc_id, docno), title, text, metadata; other fields join metadata."""
+    """A Document from a JSON object: `_id` (or id, doc_id, docno), title, text, metadata; all else joins metadata."""
     if not isinstance(record, Mapping):
         raise InvalidInput(f"found {type(record).__name__}, expected an object with _id and text")
     name = next((name for name in _ID_NAMES if name in record), None)

@@ -150,9 +150,10 @@ def _evaluate(
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
 ) -> None:
     """Plans compared on quality, latency and bytes per document."""
+    from service.plans import DEFAULT_PRESET
+
     from chamfer.api import open as open_searcher
     from indexing.corpus import read_qrels, read_queries
-    from service.plans import DEFAULT_PRESET
 
     names = measures.split()
     qrels = [Qrel(*qrel[:3]) for qrel in read_qrels(queries, split)]

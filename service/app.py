@@ -1,0 +1,199 @@
+"""The application: collections, routes, console, request ids, errors and lifespan put together."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import chamfer
+from chamfer.errors import ChamferError, Internal, InvalidInput
+from service.batching import BatchingConfig
+from service.loading import LoadPipeline, ServedCollection
+from service.pages import console_router
+from service.problems import ClientLeft, from_status, problem_response
+from service.routes import REQUEST_ID, Api
+from service.schemas import Limits, component_schemas
+from service.telemetry import CollectionTelemetry, Telemetry
+
+DESCRIPTION = (
+    "Neural retrieval and reranking. Search a collection by a plan: `fast`, `balanced`, `best`, or one spelled out. "
+    "Errors are RFC 9457 problem documents with a stable `code` and the request's id."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How the service runs, beside what it serves.
+
+    reload_seconds  how often a collection's pointer file is looked at for a newer snapshot
+    examples        queries that the console offers, by collection
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    reload_seconds: float = 1.0
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.reload_seconds > 0:
+            raise InvalidInput(f"reload_seconds is {self.reload_seconds}, expected above 0")
+        if self.limits.max_batch_searches > self.batching.max_waiting:
+            raise InvalidInput(
+                f"limits.max_batch_searches ({self.limits.max_batch_searches}) exceeds batching.max_waiting "
+                f"({self.batching.max_waiting}): the largest batch could never be queued"
+            )
+
+
+def create_app(
+    collections: Mapping[str, Path],
+    config: ServerConfig,
+    load_pipeline: LoadPipeline,
+    *,
+    log: Any | None = None,
+) -> FastAPI:
+    """The ASGI application over collections by name.
+
+    `/healthz` answers at once; collections load in the background, and `/readyz` answers 200 when all are warm.
+    `load_pipeline` opens the newest snapshot at a path (`service.loading.PipelineLoader`).
+    """
+    telemetry = Telemetry(log)
+    served = {
+        name: ServedCollection(
+            name,
+            path,
+            load_pipeline,
+            batching=config.batching,
+            reload_seconds=config.reload_seconds,
+            telemetry=CollectionTelemetry(telemetry, name),
+        )
+        for name, path in collections.items()
+    }
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for collection in served.values():
+            await collection.start()
+        try:
+            yield
+        finally:
+            for collection in served.values():
+                await collection.close()
+
+    app = FastAPI(
+        title="Chamfer",
+        version=chamfer.__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(Api(served, limits=config.limits, telemetry=telemetry, examples=config.examples).router())
+    app.include_router(console_router())
+    app.openapi = partial(_openapi, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    _add_error_answers(app, telemetry)
+    app.add_middleware(RequestScope, telemetry=telemetry)
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(component_schemas())
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _add_error_answers(app: FastAPI, telemetry: Telemetry) -> None:
+    async def on_chamfer_error(request: Request, error: ChamferError) -> Response:
+        if error.status == 500:
+            telemetry.log.error("request failed", request_id=request.scope[REQUEST_ID], code=error.code, exc_info=error)
+        return problem_response(error, request.scope[REQUEST_ID], request.url.path)
+
+    async def on_http_exception(request: Request, error: HTTPException) -> Response:
+        failure = from_status(error.status_code, str(error.detail))
+        return problem_response(failure, request.scope[REQUEST_ID], request.url.path, error.headers)
+
+    async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
+        return problem_response(InvalidInput(str(error)), request.scope[REQUEST_ID], request.url.path)
+
+    async def on_client_left(_request: Request, _error: ClientLeft) -> Response:
+        return Response(status_code=499)
+
+    for kind, answer in (
+        (ChamferError, on_chamfer_error),
+        (HTTPException, on_http_exception),
+        (RequestValidationError, on_validation_error),
+        (ClientLeft, on_client_left),
+    ):
+        app.add_exception_handler(kind, answer)  # type: ignore[arg-type]  # each takes its own kind of exception
+
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class RequestScope:
+    """Plain ASGI middleware: gives each request its id, counts the answer, and turns what nobody caught into a 500."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self._app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        request_id = scope[REQUEST_ID] = _request_id(scope)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            self._telemetry.log.error("unhandled error", request_id=request_id, path=scope["path"], exc_info=error)
+            if not status:
+                answer = problem_response(Internal("unhandled"), request_id, scope["path"])
+                await answer(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._telemetry.answered(_method(scope), route, status, perf_counter() - started)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's X-Request-ID if it is harmless in a header and a log, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            if _SANE_REQUEST_ID.fullmatch(given):
+                return str(given)
+            break
+    return secrets.token_hex(8)
+
+
+def _method(scope: Scope) -> str:
+    """The method for metrics; what the caller made up is counted under one name."""
+    return (
+        scope["method"] if scope["method"] in {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"} else "other"
+    )

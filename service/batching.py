@@ -1,0 +1,223 @@
+"""Many awaiting callers, one synchronous batch call: the queue between the event loop and the worker threads.
+
+A batch leaves as soon as a worker is free and holds what has gathered until then: alone when idle, larger under
+load, never delayed on purpose. Callers who left are dropped before work. Each item has its own error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Generic, Protocol, TypeVar
+
+from chamfer.errors import ChamferError, Internal, InvalidInput, Overloaded, Unavailable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingConfig:
+    """Limits of the queue of one collection.
+
+    max_waiting   searches that may wait; one more is refused with 429
+    max_batch     searches that run together at most
+    token_budget  estimated query tokens of one batch (four characters a token); one item may exceed it alone
+    workers       threads that run batches
+    """
+
+    max_waiting: int = 256
+    max_batch: int = 64
+    token_budget: int = 16_384
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_waiting", "max_batch", "token_budget", "workers"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"batching.{name} is {getattr(self, name)}, expected 1 or more")
+
+
+class BatchObserver(Protocol):
+    """Is told what happens in the queue; called on the event loop."""
+
+    def batch_started(self, size: int) -> None: ...
+
+    def dropped(self, count: int) -> None: ...
+
+    def refused(self, count: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    tokens: int
+    future: asyncio.Future[Result]
+
+
+_Batch = list[_Waiting[Item, Result]]
+
+
+class Batcher(Generic[Item, Result]):
+    """Gathers items and gives them to `run` in a worker thread.
+
+    `run` takes a sequence and returns one result or error for each item, in order. `tokens` estimates an item's
+    cost against the budget. To be used from one event loop, after `start`.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Sequence[Result | ChamferError]],
+        config: BatchingConfig,
+        *,
+        tokens: Callable[[Item], int],
+        observer: BatchObserver,
+    ) -> None:
+        self._run = run
+        self._config = config
+        self._tokens = tokens
+        self._observer = observer
+        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._work: SimpleQueue[_Batch[Item, Result] | None] = SimpleQueue()
+        self._idle = config.workers
+        self._seconds_per_item = 0.01
+        self._threads: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop
+        self._dispatch_is_due = False
+        self._closing: asyncio.Event | None = None
+
+    def start(self) -> None:
+        """Starts the worker threads; call on the event loop that will submit."""
+        self._loop = asyncio.get_running_loop()
+        for number in range(self._config.workers):
+            thread = threading.Thread(target=self._serve, name=f"search-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    @property
+    def waiting(self) -> int:
+        """Items that wait, callers who left included."""
+        return len(self._waiting)
+
+    def submit(self, items: Sequence[Item]) -> list[asyncio.Future[Result]]:
+        """One future for each item; cancel it when its caller leaves.
+
+        Raises Overloaded when not all items fit into the queue, Unavailable after `close` began. Nothing is queued
+        then.
+        """
+        if self._closing is not None or not self._threads:
+            raise Unavailable("the service is shutting down" if self._closing else "the search queue is not started")
+        if len(self._waiting) + len(items) > self._config.max_waiting:
+            self._refuse(len(items))
+        futures = []
+        for item in items:
+            future: asyncio.Future[Result] = self._loop.create_future()
+            self._waiting.append(_Waiting(item, self._tokens(item), future))
+            futures.append(future)
+        if self._idle and not self._dispatch_is_due:
+            # At the end of this turn of the loop, so that requests that were read in the same turn share a batch.
+            self._dispatch_is_due = True
+            self._loop.call_soon(self._dispatch)
+        return futures
+
+    async def close(self) -> None:
+        """Refuses new items, finishes those that wait, and ends the threads."""
+        if self._closing is None:
+            self._closing = asyncio.Event()
+            self._end_if_drained()
+        await self._closing.wait()
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._work.put(None)
+        for thread in threads:
+            await self._loop.run_in_executor(None, thread.join)
+
+    def _refuse(self, count: int) -> None:
+        self._drop_the_departed()
+        if len(self._waiting) + count <= self._config.max_waiting:
+            return
+        self._observer.refused(count)
+        seconds = self._seconds_per_item * (len(self._waiting) + count) / self._config.workers
+        raise Overloaded(
+            f"{len(self._waiting)} searches wait and {count} more would exceed the limit of {self._config.max_waiting} "
+            "(batching.max_waiting); try again later",
+            retry_after_seconds=min(max(seconds, 1.0), 60.0),
+        )
+
+    def _drop_the_departed(self) -> None:
+        kept = deque(w for w in self._waiting if not w.future.done())
+        if len(kept) < len(self._waiting):
+            self._observer.dropped(len(self._waiting) - len(kept))
+        self._waiting = kept
+
+    def _dispatch(self) -> None:
+        self._dispatch_is_due = False
+        while self._idle and self._waiting:
+            batch = self._next_batch()
+            if batch:
+                self._idle -= 1
+                self._observer.batch_started(len(batch))
+                self._work.put(batch)
+        self._end_if_drained()
+
+    def _next_batch(self) -> _Batch[Item, Result]:
+        batch: _Batch[Item, Result] = []
+        tokens = departed = 0
+        while self._waiting and len(batch) < self._config.max_batch:
+            first = self._waiting[0]
+            if first.future.done():
+                departed += 1
+            elif batch and tokens + first.tokens > self._config.token_budget:
+                break
+            else:
+                batch.append(first)
+                tokens += first.tokens
+            self._waiting.popleft()
+        if departed:
+            self._observer.dropped(departed)
+        return batch
+
+    def _end_if_drained(self) -> None:
+        if self._closing is not None and not self._waiting and self._idle == self._config.workers:
+            self._closing.set()
+
+    def _serve(self) -> None:
+        """What a worker thread does."""
+        while (batch := self._work.get()) is not None:
+            started = perf_counter()
+            results = self._results(batch)
+            elapsed = perf_counter() - started
+            self._loop.call_soon_threadsafe(self._finish, batch, results, elapsed)
+            del batch, results
+
+    def _results(self, batch: _Batch[Item, Result]) -> Sequence[Result | ChamferError]:
+        try:
+            results = self._run([waiting.item for waiting in batch])
+            if len(results) == len(batch):
+                return results
+            raise Internal(f"{len(results)} results came back for {len(batch)} searches")
+        except ChamferError as error:
+            return [error] * len(batch)
+        except Exception as error:  # a worker must outlive whatever a batch does
+            failure = Internal("the batch failed")
+            failure.__cause__ = error
+            return [failure] * len(batch)
+
+    def _finish(self, batch: _Batch[Item, Result], results: Sequence[Result | ChamferError], elapsed: float) -> None:
+        self._idle += 1
+        self._seconds_per_item += 0.2 * (elapsed / len(batch) - self._seconds_per_item)
+        self._dispatch()
+        for waiting, result in zip(batch, results, strict=True):
+            if waiting.future.done():
+                continue
+            if isinstance(result, ChamferError):
+                waiting.future.set_exception(result)
+                waiting.future.exception()  # marks it as seen: a caller who left must not end up in the log
+            else:
+                waiting.future.set_result(result)

@@ -1,0 +1,44 @@
+"""The console: a static page, read once and served with headers that let it load nothing from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+FOLDER = Path(__file__).parent / "console"
+
+# Path -> file and media type. Nothing else in the folder is reachable.
+PAGES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/console.css": ("console.css", "text/css; charset=utf-8"),
+    "/console.js": ("console.js", "text/javascript; charset=utf-8"),
+    "/favicon.svg": ("favicon.svg", "image/svg+xml"),
+}
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def console_router() -> APIRouter:
+    """The console's files."""
+    router = APIRouter(include_in_schema=False)
+    for path, (name, media_type) in PAGES.items():
+        router.add_api_route(path, _page((FOLDER / name).read_bytes(), media_type), methods=["GET", "HEAD"])
+    return router
+
+
+def _page(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return Response(content, headers=HEADERS, media_type=media_type)
+
+    return page

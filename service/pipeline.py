@@ -1,0 +1,265 @@
+"""Search requests to search results: encode, retrieve, fuse, rescore, rerank.
+
+Synchronous and batch-shaped. All queries of a batch are encoded by one call; every later stage runs once for each
+group of requests that ask the same of it. A request fails alone, and its result does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from chamfer.errors import ChamferError, DeadlineExceeded, Internal
+from chamfer.protocols import Encoder, Reranker
+from chamfer.types import I64, Candidates, Document, Hit, Query, VectorKind, Vectors
+from service.fusion import blend, interpolate, judged_first, reciprocal_rank
+from service.plans import Features, Plan, ReciprocalRank, Rerank, Rescore, named_plans, resolve
+from service.records import ChannelView, CollectionView, SearchRequest, SearchResult
+from service.stages import Clock, Judgement, Search, StageRunner, explanation, grouped
+
+__all__ = ["Pipeline", "SearchRequest", "SearchResult"]
+
+WARM_UP_QUERY = "which document answers this question?"
+
+
+class Pipeline:
+    """One opened collection with its encoder and rerankers, ready to answer. `run` may be called from many threads.
+
+    A channel whose vectors the encoder cannot give is not searched and not offered to plans.
+    """
+
+    def __init__(
+        self,
+        collection: CollectionView,
+        encoder: Encoder | None,
+        rerankers: Mapping[str, Reranker] | None = None,
+        *,
+        plans: Mapping[str, Plan] | None = None,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.collection = collection
+        self.encoder = encoder
+        self.rerankers = dict(rerankers or {})
+        self.features = _features(collection, encoder, self.rerankers)
+        self.plans = named_plans(self.features, plans or {})
+        self._stages = StageRunner(clock)
+
+    @property
+    def snapshot(self) -> str:
+        """The name of the snapshot that answers."""
+        return self.collection.snapshot
+
+    def close(self) -> None:
+        """Closes the collection; encoder and rerankers belong to the caller."""
+        self.collection.close()
+
+    def warm_up(self) -> None:
+        """Searches by every named plan, so that no caller pays for what happens once; raises what a search raises."""
+        for name in self.plans:
+            # Twice: the second run is also the first honest estimate of how long the stages take.
+            for _ in range(2):
+                [answer] = self.run([SearchRequest(query=WARM_UP_QUERY, plan=name)])
+                if isinstance(answer, ChamferError):
+                    raise answer
+
+    def run(self, requests: Sequence[SearchRequest]) -> list[SearchResult | ChamferError]:
+        """One result or error for each request, in order; a fault of one request is its own error."""
+        answers: list[SearchResult | ChamferError | None] = [None] * len(requests)
+        admitted: dict[int, Search] = {}
+        for position, request in enumerate(requests):
+            try:
+                admitted[position] = self._admit(request)
+            except ChamferError as error:
+                answers[position] = error
+        for stage in (
+            self._filter,
+            self._encode,
+            self._retrieve,
+            self._fuse,
+            self._rescore,
+            self._rerank,
+            self._finish,
+        ):
+            stage([search for search in admitted.values() if search.result is None])
+        for position, search in admitted.items():
+            answers[position] = search.result
+        return [answer or Internal("the search ended without a result") for answer in answers]
+
+    def _admit(self, request: SearchRequest) -> Search:
+        plan = resolve(request.plan, self.features, self.plans)
+        if request.deadline is not None and self._stages.clock() >= request.deadline:
+            raise DeadlineExceeded("the allowed time was over before the search began; allow more by timeout_ms")
+        return Search(request, plan, Query("query", request.query))
+
+    def _filter(self, searches: list[Search]) -> None:
+        filtered = [s for s in searches if s.request.filter is not None]
+        for group in grouped(filtered, lambda s: s.filter_key):
+            self._stages.attempt("filter", group, self._compute_allowed)
+
+    def _compute_allowed(self, group: list[Search]) -> None:
+        allowed = self.collection.allowed(group[0].request.filter)
+        for search in group:
+            search.allowed = allowed
+
+    def _encode(self, searches: list[Search]) -> None:
+        kinds = {id(s): self._kinds(s.plan.plan) for s in searches}
+        union = sorted(set().union(*kinds.values()))
+        self._stages.attempt("encode", [s for s in searches if kinds[id(s)]], partial(self._encode_group, union))
+
+    def _encode_group(self, kinds: list[VectorKind], group: list[Search]) -> None:
+        if self.encoder is None:
+            raise Internal("a plan that needs vectors was admitted without an encoder")
+        encoding = self.encoder.encode_queries([s.query for s in group], kinds)
+        for row, search in enumerate(group):
+            search.encoding, search.encoding_row = encoding, row
+
+    def _kinds(self, plan: Plan) -> set[VectorKind]:
+        names = [*plan.active, *([plan.rescore.channel] if plan.rescore else [])]
+        kinds = (self.collection.channels[name].family.kind for name in names)
+        return {kind for kind in kinds if kind is not None}
+
+    def _retrieve(self, searches: list[Search]) -> None:
+        for name in dict.fromkeys(name for s in searches for name in s.plan.plan.active):
+            asking = [s for s in searches if s.result is None and name in s.plan.plan.active]
+            in_time = self._stages.in_time(f"retrieve:{name}", asking, needed=lambda s: not s.runs)
+            for group in grouped(in_time, partial(_retrieval_key, name)):
+                self._stages.attempt(f"retrieve:{name}", group, partial(self._search_channel, name))
+
+    def _search_channel(self, name: str, group: list[Search]) -> None:
+        channel = self.collection.channels[name]
+        depth = _retrieval_depth(name, group[0])
+        found = channel.retriever.search(_query_vectors(channel, group), depth, group[0].allowed)
+        for row, search in enumerate(group):
+            search.runs[name] = Candidates(found.rows[row : row + 1], found.scores[row : row + 1])
+
+    def _fuse(self, searches: list[Search]) -> None:
+        for search in searches:
+            if search.runs:
+                self._stages.attempt("fuse", [search], _fuse_runs)
+            else:
+                search.result = DeadlineExceeded(
+                    "the allowed time was over before a channel had answered; allow more by timeout_ms"
+                )
+
+    def _rescore(self, searches: list[Search]) -> None:
+        for asking in grouped(searches, lambda s: s.plan.plan.rescore):
+            rescore = asking[0].plan.plan.rescore
+            if rescore is None:
+                continue
+            stage = f"rescore:{rescore.channel}"
+            scorable = [s for s in asking if s.current.depth]
+            in_time = self._stages.in_time(stage, scorable, needed=lambda _: False)
+            for group in grouped(in_time, lambda s: id(s.encoding)):
+                self._stages.attempt(stage, group, partial(self._rescore_group, rescore))
+
+    def _rescore_group(self, plan: Rescore, group: list[Search]) -> None:
+        heads = [search.current.of(0)[0][: plan.depth] for search in group]
+        rows = np.full((len(group), max(map(len, heads))), -1, dtype=np.int64)
+        for padded, head in zip(rows, heads, strict=True):
+            padded[: len(head)] = head
+        channel = self.collection.channels[plan.channel]
+        scores = channel.retriever.score(_query_vectors(channel, group), rows)
+        for search, head, own in zip(group, heads, scores, strict=True):
+            judged = own[: len(head)]
+            if plan.interpolate is None:
+                final = judged
+            else:
+                final = blend(plan.interpolate, judged, search.current.scores[0, : len(head)])
+            ranked = judged_first(search.current, plan.depth, final)
+            search.judge(Judgement("rescore", plan.channel, head, judged, ranked))
+
+    def _rerank(self, searches: list[Search]) -> None:
+        for search in searches:
+            rerank = search.plan.plan.rerank
+            if rerank is not None:
+                stage = f"rerank:{rerank.model}"
+                in_time = self._stages.in_time(stage, [search], needed=lambda _: False)
+                self._stages.attempt(stage, in_time, partial(self._rerank_group, rerank))
+
+    def _rerank_group(self, plan: Rerank, group: list[Search]) -> None:
+        for search in group:
+            rows = search.current.of(0)[0][: plan.depth]
+            if not len(rows):
+                continue
+            scores = self.rerankers[plan.model].score(search.query, self.collection.documents(rows))
+            ranked = judged_first(search.current, plan.depth, scores)
+            search.judge(Judgement("rerank", plan.model, rows, scores, ranked))
+
+    def _finish(self, searches: list[Search]) -> None:
+        self._stages.attempt("documents", searches, self._answer)
+
+    def _answer(self, group: list[Search]) -> None:
+        kept = [search.current.of(0)[0][: search.request.k] for search in group]
+        documents = self.collection.documents(np.concatenate(kept))
+        start = 0
+        for search, rows in zip(group, kept, strict=True):
+            own = documents[start : start + len(rows)]
+            start += len(rows)
+            search.result = SearchResult(
+                hits=_hits(search, rows, own),
+                timings_ms=search.timings_ms,
+                snapshot=self.snapshot,
+                degraded=tuple(search.degraded),
+                truncated_query=search.encoding is not None and bool(search.encoding.truncated[search.encoding_row]),
+                plan=search.plan,
+            )
+
+
+def _features(collection: CollectionView, encoder: Encoder | None, rerankers: Mapping[str, Reranker]) -> Features:
+    given = {None, *(encoder.spec.dims if encoder else ())}
+    usable = {name: channel for name, channel in collection.channels.items() if channel.family.kind in given}
+    return Features(
+        channels=tuple(usable),
+        rescorers=tuple(name for name, channel in usable.items() if hasattr(channel.retriever, "score")),
+        rerankers=tuple(rerankers),
+    )
+
+
+def _retrieval_depth(name: str, search: Search) -> int:
+    return max(search.plan.plan.channels[name].depth, search.request.k)
+
+
+def _retrieval_key(name: str, search: Search) -> tuple[int, str, int]:
+    return _retrieval_depth(name, search), search.filter_key, id(search.encoding)
+
+
+def _query_vectors(channel: ChannelView, group: list[Search]) -> Vectors:
+    """The queries of the group in the form that the channel reads; the group shares one encoding."""
+    kind: VectorKind | None = channel.family.kind
+    if kind is None:
+        vectors: Vectors = channel.retriever.encode_queries([search.query.text for search in group])
+        return vectors
+    encoding = group[0].encoding
+    if encoding is None:
+        raise Internal(f"channel {channel.name} was searched before its queries were encoded")
+    return encoding.vectors(kind).take([search.encoding_row for search in group])
+
+
+def _fuse_runs(group: list[Search]) -> None:
+    for search in group:
+        if len(search.runs) == 1:  # nothing to fuse: the channel's own scores stand
+            [search.ranked] = search.runs.values()
+            continue
+        plan = search.plan.plan
+        weights = {name: channel.weight for name, channel in plan.active.items()}
+        if isinstance(plan.fusion, ReciprocalRank):
+            search.fused = reciprocal_rank(search.runs, weights, plan.fusion.k)
+        else:
+            search.fused = interpolate(search.runs, weights, plan.fusion.normalisation)
+        search.ranked = search.fused.candidates
+
+
+def _hits(search: Search, rows: I64, documents: Sequence[Document]) -> tuple[Hit, ...]:
+    scores = search.current.scores[0].tolist()
+    return tuple(
+        Hit(document.doc_id, place + 1, scores[place], document, _explained(search, row))
+        for place, (row, document) in enumerate(zip(rows.tolist(), documents, strict=True))
+    )
+
+
+def _explained(search: Search, row: int) -> dict[str, Any] | None:
+    return explanation(search, row) if search.request.explain else None

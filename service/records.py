@@ -1,0 +1,84 @@
+"""What goes into the pipeline and what comes out, and what the pipeline needs of a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from chamfer.types import I64, Bool, Document, Hit
+from service.plans import DEFAULT_PRESET, Plan, ResolvedPlan
+
+
+class ChannelView(Protocol):
+    """A collection's channel, as the pipeline sees it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> Any: ...
+
+    @property
+    def retriever(self) -> Any: ...
+
+
+class CollectionView(Protocol):
+    """An opened collection (`indexing.collection.Collection`), as the pipeline sees it."""
+
+    @property
+    def snapshot(self) -> str: ...
+
+    @property
+    def channels(self) -> Mapping[str, ChannelView]: ...
+
+    @property
+    def n_rows(self) -> int: ...
+
+    @property
+    def encoder_name(self) -> str | None: ...
+
+    @property
+    def encoder_fingerprint(self) -> str | None: ...
+
+    @property
+    def bytes_per_document(self) -> float: ...
+
+    def __len__(self) -> int: ...
+
+    def bytes_by_part(self) -> dict[str, int]: ...
+
+    def allowed(self, condition: Any, /) -> Bool | None: ...
+
+    def documents(self, rows: I64, /) -> list[Document]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRequest:
+    """One search. `filter` is a condition of indexing.filters; `deadline` is a time.monotonic() value in seconds."""
+
+    query: str
+    k: int = 10
+    plan: str | Plan = DEFAULT_PRESET
+    filter: Any = None
+    explain: bool = False
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """One answer.
+
+    `timings_ms` is the wall time of each stage in milliseconds; a stage that several requests of a batch shared is
+    counted in full for each of them, since each waited for it. `degraded` names stages that were left out because
+    of the deadline. `truncated_query` says that the encoder did not read the query to its end.
+    """
+
+    hits: tuple[Hit, ...]
+    timings_ms: Mapping[str, float]
+    snapshot: str
+    degraded: tuple[str, ...]
+    truncated_query: bool
+    plan: ResolvedPlan

@@ -1,0 +1,175 @@
+"""A request on its way through the stages, and how a stage is run over a group of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from time import monotonic, perf_counter
+from typing import Any
+
+from chamfer.errors import ChamferError, Internal
+from chamfer.types import F32, I64, Bool, Candidates, Encoding, Query
+from service.fusion import Fused
+from service.plans import ResolvedPlan
+from service.records import SearchRequest, SearchResult
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one stage after retrieval said: the rows it scored, its scores, and the ranking that followed."""
+
+    stage: str
+    name: str
+    rows: I64
+    scores: F32
+    ranked: Candidates
+
+
+@dataclass(slots=True)
+class Search:
+    """A request in flight. All its Candidates have Q = 1."""
+
+    request: SearchRequest
+    plan: ResolvedPlan
+    query: Query
+    allowed: Bool | None = None
+    encoding: Encoding | None = None
+    encoding_row: int = 0
+    runs: dict[str, Candidates] = field(default_factory=dict)
+    fused: Fused | None = None
+    ranked: Candidates | None = None
+    judgements: list[Judgement] = field(default_factory=list)
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    degraded: list[str] = field(default_factory=list)
+    result: SearchResult | ChamferError | None = None
+
+    @property
+    def filter_key(self) -> str:
+        """Equal for equal filters."""
+        # The text form, since by equality the conditions year = 1 and year = true would be one.
+        return "" if self.request.filter is None else repr(self.request.filter)
+
+    @property
+    def current(self) -> Candidates:
+        """The ranking after the last stage that ran."""
+        if self.ranked is None:
+            raise Internal("a stage ran before retrieval")
+        return self.ranked
+
+    def judge(self, judgement: Judgement) -> None:
+        """Takes over the ranking of a stage."""
+        self.judgements.append(judgement)
+        self.ranked = judgement.ranked
+
+
+class StageRunner:
+    """Runs stages over groups: times them, isolates failures, and knows what still fits before a deadline."""
+
+    def __init__(self, clock: Clock = monotonic) -> None:
+        self.clock = clock
+        self._expected_seconds: dict[str, float] = {}
+
+    def attempt(self, stage: str, group: list[Search], work: Callable[[list[Search]], None]) -> None:
+        """Runs `work` on the group; if that fails, on each request alone, so that only the faulty ones fail."""
+        if not group:
+            return
+        started = perf_counter()
+        try:
+            work(group)
+        except Exception as error:
+            if len(group) == 1:
+                group[0].result = _as_chamfer_error(stage, error)
+            else:
+                for search in group:
+                    self.attempt(stage, [search], work)
+            return
+        seconds = perf_counter() - started
+        expected = self._expected_seconds.setdefault(stage, seconds)
+        self._expected_seconds[stage] = expected + 0.2 * (seconds - expected)
+        for search in group:
+            search.timings_ms[stage] = search.timings_ms.get(stage, 0.0) + seconds * 1e3
+
+    def in_time(self, stage: str, searches: Iterable[Search], *, needed: Callable[[Search], bool]) -> list[Search]:
+        """The searches for which the stage is expected to end before their deadline; others note it as left out.
+
+        Where `needed` says that there is no answer without the stage, it is tried as long as any time is left.
+        """
+        kept = []
+        now = self.clock()
+        for search in searches:
+            deadline = search.request.deadline
+            expected = 0.0 if needed(search) else self._expected_seconds.get(stage, 0.0)
+            if deadline is None or now + expected < deadline:
+                kept.append(search)
+            else:
+                search.degraded.append(stage)
+                # An estimate that was once too high shrinks until the stage is tried again.
+                self._expected_seconds[stage] = 0.9 * self._expected_seconds.get(stage, 0.0)
+        return kept
+
+
+def grouped(searches: Iterable[Search], key: Callable[[Search], Hashable]) -> list[list[Search]]:
+    """The searches in groups of equal key, in order of first appearance."""
+    groups: dict[Hashable, list[Search]] = {}
+    for search in searches:
+        groups.setdefault(key(search), []).append(search)
+    return list(groups.values())
+
+
+def explanation(search: Search, row: int) -> dict[str, Any]:
+    """The stages that a hit went through, in order: its rank and score in each and the arithmetic of the fusion.
+
+    A stage that did not see the document has rank and score None.
+    """
+    stages = _retrieval_stages(search, row)
+    for judgement in search.judgements:
+        scored = _position(judgement.rows, row)
+        stages.append(
+            {
+                "stage": judgement.stage,
+                "name": judgement.name,
+                "rank": _position(judgement.ranked.rows[0], row, from_one=True),
+                "score": None if scored is None else float(judgement.scores[scored]),
+            }
+        )
+    return {"stages": stages}
+
+
+def _retrieval_stages(search: Search, row: int) -> list[dict[str, Any]]:
+    if search.fused is None:  # one channel, nothing to fuse
+        [(name, run)] = search.runs.items()
+        place = _position(run.rows[0], row) or 0
+        return [{"stage": "retrieve", "name": name, "rank": place + 1, "score": float(run.scores[0, place])}]
+    place = _position(search.fused.candidates.rows[0], row) or 0
+    stages: list[dict[str, Any]] = []
+    for name, share in search.fused.channels.items():
+        rank = int(share.ranks[0, place])
+        stages.append(
+            {
+                "stage": "retrieve",
+                "name": name,
+                "rank": rank or None,
+                "score": float(share.scores[0, place]) if rank else None,
+                "value": float(share.values[0, place]),
+                "weight": share.weight,
+                "share": float(share.shares[0, place]),
+            }
+        )
+    score = float(search.fused.candidates.scores[0, place])
+    method = search.plan.plan.fusion.method
+    return [*stages, {"stage": "fuse", "name": method, "rank": place + 1, "score": score}]
+
+
+def _position(rows: I64, row: int, *, from_one: bool = False) -> int | None:
+    found = (rows == row).nonzero()[0]
+    return int(found[0]) + from_one if len(found) else None
+
+
+def _as_chamfer_error(stage: str, error: Exception) -> ChamferError:
+    if isinstance(error, ChamferError):
+        return error
+    failure = Internal(f"the stage {stage} failed")
+    failure.__cause__ = error
+    return failure

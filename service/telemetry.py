@@ -1,0 +1,145 @@
+"""What the service tells its operators: metrics in their own registry, and JSON lines of log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def json_logger(stream: TextIO | None = None) -> Any:
+    """A structlog logger that writes one JSON object a line to `stream` (standard error if None)."""
+    return structlog.wrap_logger(
+        structlog.PrintLogger(stream or sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+
+
+class Telemetry:
+    """All metrics of one service, and its log."""
+
+    def __init__(self, log: Any | None = None) -> None:
+        self.log = json_logger() if log is None else log
+        self.registry = CollectorRegistry(auto_describe=True)
+        self.requests = Counter(
+            "chamfer_http_requests", "HTTP requests answered", ["method", "route", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "chamfer_http_request_seconds", "Wall time", ["route"], registry=self.registry, buckets=_SECONDS
+        )
+        self.stage_seconds = Histogram(
+            "chamfer_stage_seconds",
+            "Wall time of one stage of a search, waiting in the queue included as the stage queue",
+            ["collection", "stage"],
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self.batch_size = Histogram(
+            "chamfer_batch_searches", "Searches per batch", ["collection"], registry=self.registry, buckets=_SIZES
+        )
+        self.queue_depth = Gauge("chamfer_queue_depth", "Searches that wait", ["collection"], registry=self.registry)
+        self.searches = Counter(
+            "chamfer_searches",
+            "Searches by outcome: ok or the error's code",
+            ["collection", "outcome"],
+            registry=self.registry,
+        )
+        self.degraded = Counter(
+            "chamfer_degraded_stages", "Stages left out for a deadline", ["collection", "stage"], registry=self.registry
+        )
+        self.reloads = Counter(
+            "chamfer_reloads",
+            "Snapshots opened, by outcome: ok or failed",
+            ["collection", "outcome"],
+            registry=self.registry,
+        )
+        self.reload_failing = Gauge(
+            "chamfer_reload_failing",
+            "1 while the newest snapshot cannot be opened",
+            ["collection"],
+            registry=self.registry,
+        )
+        self._requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Counts one HTTP answer."""
+        key = (method, route, status)
+        children = self._requests.get(key)
+        if children is None:  # looking a child up by labels costs more than the rest of this function
+            children = self._requests[key] = (
+                self.requests.labels(method, route, str(status)),
+                self.request_seconds.labels(route),
+            )
+        children[0].inc()
+        children[1].observe(seconds)
+
+    def render(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class CollectionTelemetry:
+    """The metrics of one collection; the observer of its queue."""
+
+    def __init__(self, telemetry: Telemetry, collection: str) -> None:
+        self.log = telemetry.log.bind(collection=collection)
+        self._telemetry = telemetry
+        self._collection = collection
+        self._batch_size = telemetry.batch_size.labels(collection)
+        self._stages: dict[str, Histogram] = {}
+        self._outcomes: dict[str, Counter] = {}
+        self._failing = telemetry.reload_failing.labels(collection)
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """Reads the queue's depth whenever metrics are asked."""
+        self._telemetry.queue_depth.labels(self._collection).set_function(depth)
+
+    def batch_started(self, size: int) -> None:
+        self._batch_size.observe(size)
+
+    def dropped(self, count: int) -> None:
+        self.outcome("client_left", count)
+
+    def refused(self, count: int) -> None:
+        self.outcome("overloaded", count)
+
+    def outcome(self, outcome: str, count: int = 1) -> None:
+        """Counts searches that ended so: ok, or an error's code."""
+        child = self._outcomes.get(outcome)
+        if child is None:
+            child = self._outcomes[outcome] = self._telemetry.searches.labels(self._collection, outcome)
+        child.inc(count)
+
+    def searched(self, queue_ms: float, timings_ms: Mapping[str, float], degraded: tuple[str, ...]) -> None:
+        """Counts one successful search."""
+        self.outcome("ok")
+        self._stage("queue").observe(queue_ms / 1e3)
+        for stage, milliseconds in timings_ms.items():
+            self._stage(stage).observe(milliseconds / 1e3)
+        for stage in degraded:
+            self._telemetry.degraded.labels(self._collection, stage).inc()
+
+    def reloaded(self, succeeded: bool) -> None:
+        """Counts an attempt to open a snapshot."""
+        self._failing.set(0 if succeeded else 1)
+        self._telemetry.reloads.labels(self._collection, "ok" if succeeded else "failed").inc()
+
+    def _stage(self, stage: str) -> Histogram:
+        child = self._stages.get(stage)
+        if child is None:
+            child = self._stages[stage] = self._telemetry.stage_seconds.labels(self._collection, stage)
+        return child

@@ -1,0 +1,281 @@
+"""Fakes for the service: a small collection over a hash encoder, whose every stage can be made to fail or wait."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from chamfer.errors import InvalidInput
+from chamfer.protocols import EncoderSpec
+from chamfer.types import (
+    F32,
+    I64,
+    Bool,
+    Candidates,
+    DenseVectors,
+    Document,
+    Encoding,
+    Query,
+    SparseVectors,
+    TokenVectors,
+    VectorKind,
+)
+from indexing.filters import Equals
+from service.pipeline import Pipeline
+
+DIM = 16
+VOCABULARY = 512
+
+TEXTS = (
+    ("The fox without a tail", "A fox lost his tail in a trap and asked all foxes to cut theirs off."),
+    ("The crow and the pitcher", "A thirsty crow dropped pebbles into a pitcher until the water rose."),
+    ("The ant and the grasshopper", "The ant gathered grain all summer while the grasshopper sang."),
+    ("The lion and the mouse", "A mouse gnawed the net and freed the lion who had spared her."),
+    ("The tortoise and the hare", "The hare slept and the slow tortoise won the race."),
+    ("The wolf in a sheepskin", "A wolf dressed as a sheep was taken for one and eaten by the shepherd."),
+    ("The boy who cried wolf", "Nobody came when the wolf really was among the sheep."),
+    ("The dog and his shadow", "A dog with a bone snapped at its image in the water and lost both."),
+)
+
+
+def words(text: str) -> list[str]:
+    return [word.strip(".,?!").lower() for word in text.split()]
+
+
+def word_vector(word: str) -> F32:
+    """A unit vector that depends on the word alone."""
+    seed = int.from_bytes(hashlib.sha256(word.encode("utf-8", "replace")).digest()[:8], "big")
+    vector = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+    return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
+
+
+def term(word: str) -> int:
+    return int.from_bytes(hashlib.sha256(word.encode("utf-8", "replace")).digest()[:4], "big") % VOCABULARY
+
+
+class HashEncoder:
+    """Dense: the mean of word vectors; tokens: the word vectors. Reads eight words of a query."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, tuple[VectorKind, ...]]] = []
+        self.fail_on = ""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        dims = {VectorKind.DENSE: DIM, VectorKind.TOKENS: DIM}
+        return EncoderSpec(name="hash", dims=dims, query_tokens=8, document_tokens=256, fingerprint="hash")
+
+    def encode_queries(self, queries: Sequence[Query], kinds: Collection[VectorKind]) -> Encoding:
+        self.calls.append((len(queries), tuple(sorted(kinds))))
+        if self.fail_on and any(self.fail_on in query.text for query in queries):
+            raise RuntimeError("secret detail of the encoder")
+        return encode([query.text for query in queries], kinds, limit=8)
+
+    def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
+        return encode([document.content for document in documents], kinds, limit=256)
+
+
+def encode(texts: Sequence[str], kinds: Collection[VectorKind], limit: int) -> Encoding:
+    split = [words(text) for text in texts]
+    matrices = [np.stack([word_vector(word) for word in row[:limit]]) for row in split]
+    offsets = np.cumsum([0, *map(len, matrices)]).astype(np.int64)
+    return Encoding(
+        n_tokens=np.asarray([len(row) for row in split], dtype=np.int32),
+        truncated=np.asarray([len(row) > limit for row in split]),
+        dense=DenseVectors(np.stack([m.mean(axis=0) for m in matrices])) if VectorKind.DENSE in kinds else None,
+        tokens=TokenVectors(np.concatenate(matrices), offsets) if VectorKind.TOKENS in kinds else None,
+    )
+
+
+def best_rows(scores: F32, k: int, allowed: Bool | None, *, positive: bool = False) -> Candidates:
+    """The k best of scores f32 [Q, N] by plain sorting."""
+    rows = np.full((len(scores), k), -1, dtype=np.int64)
+    kept = np.full((len(scores), k), -np.inf, dtype=np.float32)
+    for query, own in enumerate(scores):
+        legal = [
+            (-float(score), row)
+            for row, score in enumerate(own)
+            if (allowed is None or allowed[row]) and (score > 0 or not positive)
+        ]
+        for place, (negative, row) in enumerate(sorted(legal)[:k]):
+            rows[query, place], kept[query, place] = row, -negative
+    return Candidates(rows, kept)
+
+
+class _Retriever:
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self.calls: list[tuple[int, int]] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        return self._n
+
+
+class DenseRetriever(_Retriever):
+    def __init__(self, documents: Sequence[Document]) -> None:
+        super().__init__(len(documents))
+        self._values = encode([d.content for d in documents], [VectorKind.DENSE], 256).vectors(VectorKind.DENSE).values  # type: ignore[union-attr]  # dense was asked for
+
+    def search(self, queries: DenseVectors, k: int, allowed: Bool | None = None) -> Candidates:
+        self.before()
+        self.calls.append((len(queries), k))
+        scores = np.stack([(self._values * query).sum(axis=1) for query in queries.values]).astype(np.float32)
+        return best_rows(scores, k, allowed)
+
+
+class TokenRetriever(_Retriever):
+    def __init__(self, documents: Sequence[Document]) -> None:
+        super().__init__(len(documents))
+        self._matrices = [np.stack([word_vector(w) for w in words(d.content)]) for d in documents]
+
+    def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
+        self.before()
+        self.calls.append((len(queries), k))
+        every = np.tile(np.arange(self._n, dtype=np.int64), (len(queries), 1))
+        return best_rows(self.score(queries, every), k, allowed)
+
+    def score(self, queries: TokenVectors, rows: I64) -> F32:
+        self.before()
+        scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+        for query in range(len(queries)):
+            tokens = queries.values[queries.offsets[query] : queries.offsets[query + 1]]
+            for place, row in enumerate(rows[query].tolist()):
+                if row >= 0:
+                    scores[query, place] = (tokens @ self._matrices[row].T).max(axis=1).sum()
+        return scores
+
+
+class LexicalRetriever(_Retriever):
+    def __init__(self, documents: Sequence[Document]) -> None:
+        super().__init__(len(documents))
+        self._terms = [[term(word) for word in words(d.content)] for d in documents]
+
+    def encode_queries(self, texts: Sequence[str]) -> SparseVectors:
+        rows = [sorted({term(word) for word in words(text)}) for text in texts]
+        offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+        terms = np.asarray([t for row in rows for t in row], dtype=np.int32)
+        return SparseVectors(np.ones(len(terms), dtype=np.float32), terms, offsets, VOCABULARY)
+
+    def search(self, queries: SparseVectors, k: int, allowed: Bool | None = None) -> Candidates:
+        self.before()
+        self.calls.append((len(queries), k))
+        scores = np.zeros((len(queries), self._n), dtype=np.float32)
+        for query in range(len(queries)):
+            own = set(queries.terms[queries.offsets[query] : queries.offsets[query + 1]].tolist())
+            scores[query] = [sum(t in own for t in terms) / (5 + len(terms)) for terms in self._terms]
+        return best_rows(scores, k, allowed, positive=True)
+
+
+@dataclass(frozen=True)
+class FakeFamily:
+    name: str
+    kind: VectorKind | None
+    config: Any = None
+
+
+@dataclass(frozen=True)
+class FakeChannel:
+    name: str
+    family: FakeFamily
+    retriever: Any
+
+
+@dataclass
+class FakeCollection:
+    """Eight fables, or the given documents, with the channels dense, lexical and multivector."""
+
+    stored: Sequence[Document]
+    snapshot: str = "snapshot-000001"
+    channels: Mapping[str, FakeChannel] = field(default_factory=dict)
+    closed: bool = False
+    encoder_name: str | None = "hash"
+    encoder_fingerprint: str | None = "hash"
+    bytes_per_document: float = 123.0
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.stored)
+
+    def bytes_by_part(self) -> dict[str, int]:
+        return {"dense": 512, "documents": 472}
+
+    def allowed(self, condition: Any) -> Bool | None:
+        """Knows a condition on equality, and functions of the document."""
+        if condition is None:
+            return None
+        if isinstance(condition, Equals):
+            wanted = condition
+            return np.asarray([d.metadata.get(wanted.field) == wanted.value for d in self.stored])
+        if not callable(condition):
+            raise InvalidInput(f"not a condition: {condition!r}")
+        return np.asarray([bool(condition(document)) for document in self.stored])
+
+    def documents(self, rows: I64) -> list[Document]:
+        if self.closed:
+            raise RuntimeError("the collection was closed while it was in use")
+        return [self.stored[row] for row in rows.tolist()]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def fables() -> list[Document]:
+    return [Document(f"fable-{n}", text, title, {"number": n}) for n, (title, text) in enumerate(TEXTS)]
+
+
+def collection(
+    documents: Sequence[Document] | None = None,
+    *,
+    channels: Sequence[str] = ("dense", "lexical", "multivector"),
+    snapshot: str = "snapshot-000001",
+) -> FakeCollection:
+    stored = fables() if documents is None else list(documents)
+    makers: dict[str, Callable[[], FakeChannel]] = {
+        "dense": lambda: FakeChannel("dense", FakeFamily("dense", VectorKind.DENSE), DenseRetriever(stored)),
+        "lexical": lambda: FakeChannel("lexical", FakeFamily("lexical", None), LexicalRetriever(stored)),
+        "multivector": lambda: FakeChannel(
+            "multivector", FakeFamily("multivector", VectorKind.TOKENS), TokenRetriever(stored)
+        ),
+    }
+    return FakeCollection(stored, snapshot, {name: makers[name]() for name in channels})
+
+
+class LengthReranker:
+    """Prefers long documents."""
+
+    fingerprint = "length"
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def score(self, query: Query, documents: Sequence[Document]) -> F32:
+        self.before()
+        self.calls.append(len(documents))
+        return np.asarray([len(document.text) for document in documents], dtype=np.float32)
+
+
+class ManualClock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def pipeline(**options: Any) -> Pipeline:
+    """A pipeline over the fables."""
+    return Pipeline(options.pop("collection", None) or collection(), options.pop("encoder", HashEncoder()), **options)

@@ -7,11 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from service.loading import PipelineLoader
-from service.pipeline import Pipeline
-from service.plans import DEFAULT_PRESET, Plan
-from service.records import SearchRequest, SearchResult
-
 from chamfer.errors import ChamferError, InvalidInput
 from chamfer.protocols import Encoder
 from chamfer.settings import Settings, load_settings
@@ -23,6 +18,10 @@ from indexing.corpus import Rejects, count_lines, read_corpus
 from indexing.filters import parse_condition
 from indexing.snapshot import open_snapshot
 from models.registry import load_encoder
+from service.loading import PipelineLoader
+from service.pipeline import Pipeline
+from service.plans import DEFAULT_PRESET, Plan
+from service.records import SearchRequest, SearchResult
 
 
 class Searcher:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
-from service.app import ServerConfig
-from service.plans import Plan
 
 from chamfer.errors import InvalidInput, NotFound
 from indexing.build import BuildConfig
 from models.backbone import DeviceConfig
+from service.app import ServerConfig
+from service.plans import Plan
 
 T = TypeVar("T")
 PREFIX = "CHAMFER_"

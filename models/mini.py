@@ -7,9 +7,10 @@ projection (384 -> 128, models/projection.py) and normalised again. `mini-384` l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def load_mini(name: str, config: DeviceConfig, *, projected: bool) -> MiniEncode
 def normalised(vectors: F32) -> F32:
     """Vectors f32 [..., D] divided by their L2 norm."""
     norms = np.sqrt(np.sum(np.square(vectors), axis=-1, keepdims=True, dtype=np.float32))
-    out: F32 = vectors / np.maximum(norms, _SMALLEST_NORM)
+    out: F32 = np.divide(vectors, np.maximum(norms, _SMALLEST_NORM), dtype=np.float32)
     return out
 
 
@@ -116,6 +117,7 @@ def _module(folder: Path) -> Callable[[], torch.nn.Module]:
     def load() -> torch.nn.Module:
         import torch
         from transformers import AutoModel
+        from transformers.utils import logging
 
         class HiddenStates(torch.nn.Module):
             """(ids, mask) -> last hidden states: the part of the model that is a graph."""
@@ -132,6 +134,21 @@ def _module(folder: Path) -> Callable[[], torch.nn.Module]:
                 ).last_hidden_state
                 return out
 
-        return HiddenStates()
+        with _quiet(logging):
+            return HiddenStates()
 
     return load
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without the load report, which tells users of an embedding model that its pooler is unused."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

@@ -28,9 +28,8 @@ from chamfer.evaluation import (
 )
 
 if TYPE_CHECKING:
-    from service.pipeline import Pipeline
-
     from chamfer.types import Query
+    from service.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +149,9 @@ def _evaluate(
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
 ) -> None:
     """Plans compared on quality, latency and bytes per document."""
-    from service.plans import DEFAULT_PRESET
-
     from chamfer.api import open as open_searcher
     from indexing.corpus import read_qrels, read_queries
+    from service.plans import DEFAULT_PRESET
 
     names = measures.split()
     qrels = [Qrel(*qrel[:3]) for qrel in read_qrels(queries, split)]

@@ -141,6 +141,7 @@ def _inspect(
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
         return
     parts = facts.pop("bytes")
+    facts |= {"channels": ", ".join(facts["channels"]), "metadata_fields": ", ".join(facts["metadata_fields"])}
     printing.table(str(collection), ["", ""], [[key.replace("_", " "), value] for key, value in facts.items()])
     rows = [
         [part, printing.readable_bytes(size), f"{size / max(facts['documents'], 1):,.0f}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +52,7 @@ def pack(family: Family, documents: Sequence[Document], live: Any = None) -> Seg
 
 def cut(documents: Sequence[Document], places: Sequence[int]) -> list[Sequence[Document]]:
     edges = [0, *places, len(documents)]
-    return [documents[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [documents[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def encode(family: Family, retriever: Any, texts: Sequence[str]) -> Any:

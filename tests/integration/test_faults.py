@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ OPERATIONS = ("build", "add", "delete", "compact")
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Path]]]:
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """operation -> (collection before it, collection after it), made without interruption."""
     folder = tmp_path_factory.mktemp("stages")
     before = folder / "empty"
@@ -34,7 +33,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
         run(operation, after)
         out[operation] = (before, after)
         before = after
-    yield out
+    return out
 
 
 def kill_rounds(stages: dict[str, tuple[Path, Path]], folder: Path, rounds: int, seed: int) -> dict[str, int]:

@@ -144,6 +144,8 @@ def _count_tokens(model: Any, texts: Sequence[str]) -> Any:
 
 
 def _dim(model: Any, kind: VectorKind) -> int:
+    if kind is VectorKind.SPARSE:  # the model's own answer is the width of its backbone; its output tells the truth
+        return int(model.encode_document(["?"], show_progress_bar=False).shape[1])
     dim = model.get_embedding_dimension()
     if dim is None:
         raise Internal(f"the model does not say the dimension of its {kind} vectors")

@@ -50,7 +50,7 @@ class ArtifactWriter:
         return self.directory / name
 
     def add_array(self, name: str, array: Array | ArrayStream) -> None:
-        """Writes NAME.npy (C order, little endian), whole or streamed."""
+        """Writes NAME.npy (C order), whole or streamed; at least one axis."""
         stream = array if isinstance(array, ArrayStream) else ArrayStream(array.dtype, array.shape, [array])
         rows = 0
         with self.path(f"{name}.npy").open("wb") as file:

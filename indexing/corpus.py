@@ -39,7 +39,7 @@ class Rejects:
         self.count += 1
         if self.path is not None:
             if self._file is None:
-                self._file = self.path.open("w", encoding="utf-8")
+                self._file = self.path.open("w", encoding="utf-8", errors="surrogateescape")  # bytes as found
             self._file.write(
                 json.dumps({"place": place, "reason": reason, "line": line[:10_000]}, ensure_ascii=False) + "\n"
             )

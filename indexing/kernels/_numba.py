@@ -1,4 +1,7 @@
-"""Compiled twins. Fixed orders of operations, no fast-math: equal input gives equal bits. Imported by kernels alone."""
+"""Compiled twins, imported by kernels alone. Fixed orders of operations: equal input gives equal bits.
+
+Only `dots` lets the compiler reorder a sum; what it gives is used for selection with a margin, never as a score.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,18 @@ def dot_rows(values: Any, query: Any) -> Any:
     return out
 
 
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def dots(values: Any, query: Any) -> Any:
+    """f32 [N]: inner products of values f32 [N, D] with query f32 [D], summed in any order."""
+    out = np.empty(len(values), np.float32)
+    for row in range(len(values)):
+        total = np.float32(0.0)
+        for d in range(values.shape[1]):
+            total += values[row, d] * query[d]
+        out[row] = total
+    return out
+
+
 @njit(nogil=True, cache=True)
 def half_to_float(halves: Any, out: Any) -> None:
     """Finite float16 bit patterns u16 [n] to float32 [n]: exponent re-biased by one multiplication, exact."""
@@ -43,17 +58,17 @@ def half_to_float(halves: Any, out: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def maxsim_float(query: Any, values: Any, offsets: Any, rows: Any) -> Any:
-    """f32 [K]: MaxSim of query f32 [Tq, D] with the token matrices values[offsets[r]:offsets[r+1]] f32 of rows."""
+def maxsim_float(columns: Any, values: Any, offsets: Any, rows: Any) -> Any:
+    """f32 [K]: MaxSim of a query, given by columns f32 [D, Tq], with token matrices values[offsets[r]:offsets[r+1]]."""
     out = np.empty(len(rows), np.float32)
     for i in range(len(rows)):
         start, stop = offsets[rows[i]], offsets[rows[i] + 1]
-        out[i] = 0.0 if stop == start else _sum_of_best(np.dot(query, values[start:stop].T))
+        out[i] = 0.0 if stop == start else _sum_of_best(np.dot(values[start:stop], columns))
     return out
 
 
 @njit(nogil=True, cache=True)
-def maxsim_half(query: Any, halves: Any, offsets: Any, rows: Any) -> Any:
+def maxsim_half(columns: Any, halves: Any, offsets: Any, rows: Any) -> Any:
     """As maxsim_float over float16 values given by their bit patterns u16 [T, D]."""
     out = np.empty(len(rows), np.float32)
     longest = 0
@@ -68,19 +83,21 @@ def maxsim_half(query: Any, halves: Any, offsets: Any, rows: Any) -> Any:
             continue
         flat = scratch[: (stop - start) * dim]
         half_to_float(halves[start:stop].reshape(-1), flat)
-        out[i] = _sum_of_best(np.dot(query, flat.reshape((stop - start, dim)).T))
+        out[i] = _sum_of_best(np.dot(flat.reshape((stop - start, dim)), columns))
     return out
 
 
 @njit(nogil=True, cache=True)
 def _sum_of_best(products: Any) -> float:
-    """Sum over rows of products f32 [Tq, Td] of their maximum, in float64."""
+    """Sum over columns of products f32 [Td, Tq] of their maximum, in float64."""
+    best = products[0].copy()
+    for t in range(1, products.shape[0]):
+        for s in range(len(best)):
+            value = products[t, s]
+            best[s] = value if value > best[s] else best[s]  # a select, which vectorises where max() does not
     total = 0.0
-    for s in range(products.shape[0]):
-        highest = products[s, 0]
-        for t in range(1, products.shape[1]):
-            highest = max(highest, products[s, t])
-        total += highest
+    for s in range(len(best)):
+        total += best[s]
     return total
 
 

@@ -13,6 +13,9 @@ _UNIT = 2.0**-24  # unit roundoff of float32
 def products(values: Array, queries: F32) -> F32:
     """Approximate inner products f32 [Q, n] of queries f32 [Q, D] with values f32 or f16 [n, D]. Cost Q n D."""
     wide = np.asarray(values, dtype=np.float32)
+    if len(queries) == 1:  # BLAS reads memory at a third of its rate for a single query
+        one: F32 = _numba.dots(np.ascontiguousarray(wide), np.ascontiguousarray(queries[0]))[None]
+        return one
     out: F32 = queries @ wide.T
     return out
 

@@ -21,11 +21,11 @@ def maxsim_rows(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
     _check(query, values)
     if len(query) == 0 or len(rows) == 0:
         return np.zeros(len(rows), dtype=np.float32)
-    query = np.ascontiguousarray(query, dtype=np.float32)
+    columns = np.ascontiguousarray(query.T, dtype=np.float32)
     if values.dtype == np.float16:
-        out: F32 = _numba.maxsim_half(query, values.view(np.uint16), offsets, rows)
+        out: F32 = _numba.maxsim_half(columns, values.view(np.uint16), offsets, rows)
         return out
-    out = _numba.maxsim_float(query, np.asarray(values, dtype=np.float32), offsets, rows)
+    out = _numba.maxsim_float(columns, np.asarray(values, dtype=np.float32), offsets, rows)
     return out
 
 

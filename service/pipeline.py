@@ -138,8 +138,10 @@ class Pipeline:
 
     def _fuse(self, searches: list[Search]) -> None:
         for search in searches:
-            if search.runs:
+            if len(search.runs) > 1:
                 self._stages.attempt("fuse", [search], _fuse_runs)
+            elif search.runs:  # nothing to fuse: the channel's own scores stand
+                [search.ranked] = search.runs.values()
             else:
                 search.result = DeadlineExceeded(
                     "the allowed time was over before a channel had answered; allow more by timeout_ms"
@@ -241,9 +243,6 @@ def _query_vectors(channel: ChannelView, group: list[Search]) -> Vectors:
 
 def _fuse_runs(group: list[Search]) -> None:
     for search in group:
-        if len(search.runs) == 1:  # nothing to fuse: the channel's own scores stand
-            [search.ranked] = search.runs.values()
-            continue
         plan = search.plan.plan
         weights = {name: channel.weight for name, channel in plan.active.items()}
         if isinstance(plan.fusion, ReciprocalRank):

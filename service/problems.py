@@ -129,9 +129,11 @@ def to_json(value: Any) -> bytes:
 
 
 def _mended(value: Any) -> Any:
-    """The value with lone surrogates replaced and keys made strings: orjson refuses both."""
+    """The value as orjson takes it: lone surrogates replaced, keys and integers beyond 64 bits made strings."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, int) and value.bit_length() > 63:
+        return str(value)
     if isinstance(value, Mapping):
         return {_mended(str(key)): _mended(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

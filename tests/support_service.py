@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -279,3 +285,65 @@ class ManualClock:
 def pipeline(**options: Any) -> Pipeline:
     """A pipeline over the fables."""
     return Pipeline(options.pop("collection", None) or collection(), options.pop("encoder", HashEncoder()), **options)
+
+
+@contextmanager
+def running_server(app: Any) -> Iterator[str]:
+    """The application under uvicorn on a free loopback port; yields its address once it is ready."""
+    import httpx
+    import uvicorn
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            for _ in range(200):
+                with suppress(httpx.TransportError):
+                    if httpx.get(f"{address}/readyz").status_code == 200:
+                        break
+                time.sleep(0.05)
+            yield address
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@asynccontextmanager
+async def client_of(app: Any, *, ready: bool = True) -> AsyncIterator[Any]:
+    """An httpx client of the application in this process, within its lifespan, after it is ready."""
+    import httpx
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://service") as client,
+    ):
+        while ready and (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.01)
+        yield client
+
+
+SEARCH = "/v1/collections/fables/search"
+
+
+def fables_app(load: Callable[[Path], Pipeline] | None = None, path: Path = Path("unused"), **config: Any) -> Any:
+    """The application over one collection named fables; its log is discarded."""
+    import structlog
+
+    from service.app import ServerConfig, create_app
+
+    log = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
+    return create_app({"fables": path}, ServerConfig(**config), load or (lambda _: pipeline()), log=log)
+
+
+def with_fables(test: Callable[[Any], Awaitable[None]], **options: Any) -> None:
+    """Runs an asynchronous test with a client of the fables."""
+
+    async def body() -> None:
+        async with client_of(fables_app(**options)) as client:
+            await test(client)
+
+    asyncio.run(body())

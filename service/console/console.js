@@ -12,7 +12,7 @@ function el(tag, options = {}, ...children) {
   const { text, ...attributes } = options;
   for (const [name, value] of Object.entries(attributes)) if (value != null) element.setAttribute(name, value);
   if (text != null) element.textContent = text;
-  element.append(...children.filter((child) => child != null));
+  element.append(...children.filter((child) => child));
   return element;
 }
 
@@ -78,18 +78,18 @@ function bytes(value) {
 // ---- one column of results
 
 const COLOURS = 6;
-const stageKey = (stage) => (stage.name ? `${stage.stage}:${stage.name}` : stage.stage);
+const OVERHEAD = new Set(["queue", "filter", "documents", "other"]);
+const LABELS = { fuse: "fused", rescore: "rescored", rerank: "reranked" };
+// The key of a stage in explanations, as it stands in timings.
+const stageKey = (stage) => (stage.stage === "fuse" ? "fuse" : `${stage.stage}:${stage.name}`);
 
 function colourOf() {
   const seen = new Map();
   return (key) => {
+    if (OVERHEAD.has(key)) return "overhead";
     if (!seen.has(key)) seen.set(key, seen.size % COLOURS);
     return `c${seen.get(key)}`;
   };
-}
-
-function timingKey(stage) {
-  return stage === "fuse" ? "fuse" : stage;
 }
 
 function timings(answer, colour) {
@@ -100,7 +100,7 @@ function timings(answer, colour) {
   const bar = el("div", { class: "timing", "aria-hidden": "true" });
   const legend = el("ul", { class: "legend", "aria-label": "Time of each stage" });
   for (const [stage, value] of parts) {
-    const shade = colour(timingKey(stage));
+    const shade = colour(stage);
     const segment = el("span", { class: shade, title: `${stage} ${milliseconds(value)}` });
     segment.style.flexGrow = String(Math.max(value, 0));
     bar.append(segment);
@@ -126,7 +126,7 @@ function scales(hits) {
 }
 
 function stageRow(stage, share, shade, last) {
-  const label = stage.stage === "retrieve" ? stage.name : stage.stage === "fuse" ? "fused" : `${stage.stage}d`;
+  const label = LABELS[stage.stage] ?? stage.name;
   const words = stage.score == null ? "not found" : `score ${score(stage.score)}, rank ${stage.rank}`;
   const weight = stage.weight == null ? "" : `, ${score(stage.weight)} × ${score(stage.value)} = ${score(stage.share)} of the fused score`;
   const fill = el("i", { class: shade });
@@ -144,7 +144,7 @@ function stageRow(stage, share, shade, last) {
 function rankChange(hit, other, otherPlan) {
   if (!other) return null;
   const before = other.get(hit.doc_id);
-  if (before == null) return el("span", { class: "change only", text: "only here", title: `Not among the hits of ${otherPlan}` });
+  if (before == null) return el("span", { class: "change only", text: "only", title: `Not among the hits of ${otherPlan}` });
   const moved = before - hit.rank;
   const title = `Rank ${before} by ${otherPlan}`;
   if (!moved) return el("span", { class: "change same", text: "=", title });
@@ -176,7 +176,7 @@ function hitItem(hit, context) {
     { class: `hit${change && !change.classList.contains("same") ? " moved" : ""}`, tabindex: "0", "aria-label": `Rank ${hit.rank}: ${hit.title || hit.doc_id}` },
     el("div", { class: "rank" }, String(hit.rank), change),
     el("div", {}, hit.title ? el("h3", { text: hit.title }) : null, text, about),
-    el("div", { class: "stages" }, ...stages.map((stage, place) => stageRow(stage, context.share, context.colour(stage.stage === "fuse" ? "fuse" : stageKey(stage)), place === stages.length - 1))),
+    el("div", { class: "stages" }, ...stages.map((stage, place) => stageRow(stage, context.share, context.colour(stageKey(stage)), place === stages.length - 1))),
   );
   more.addEventListener("click", () => toggle(item));
   item.addEventListener("keydown", (event) => {
@@ -233,7 +233,7 @@ function failureCard(failure) {
     { class: "card failure", role: "alert" },
     el("h2", { text: title }),
     el("p", { text: detail }),
-    errors && el("ul", {}, ...errors.map((fault) => el("li", {}, el("code", { text: fault.pointer || "/" }), ` ${fault.detail}`))),
+    errors?.length > 1 && el("ul", {}, ...errors.map((fault) => el("li", {}, el("code", { text: fault.pointer || "/" }), ` ${fault.detail}`))),
     reference && el("p", { class: "reference", text: reference }),
   );
 }

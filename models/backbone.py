@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -130,6 +131,22 @@ class OpenVinoBackbone:
         return hidden
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the load report and tracing remarks of transformers, which alarm users about parts nobody uses."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _graph(module: Callable[[], torch.nn.Module], fingerprint: str, cache_dir: Path | None) -> Any:
     """The OpenVINO graph: from the cache if it is there, else converted (and kept)."""
     import openvino
@@ -173,7 +190,7 @@ def _convert(module: torch.nn.Module) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode(), quiet_transformers():
         warnings.simplefilter("ignore")  # tracing warns about shape arithmetic that stays correct for any shape
         decoder = TorchScriptPythonDecoder(module.eval(), example_input=example)
     front_end = FrontEndManager().load_by_framework("pytorch")

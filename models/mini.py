@@ -7,10 +7,9 @@ projection (384 -> 128, models/projection.py) and normalised again. `mini-384` l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from chamfer.artifact import digest_of, file_digest
 from chamfer.errors import InvalidInput
 from chamfer.protocols import EncoderSpec
 from chamfer.types import F32, DenseVectors, Document, Encoding, Query, TokenVectors, VectorKind
-from models.backbone import Backbone, DeviceConfig, load_backbone
+from models.backbone import Backbone, DeviceConfig, load_backbone, quiet_transformers
 from models.batches import Tokenizer, token_batches
 from models.projection import load_projection
 
@@ -117,7 +116,6 @@ def _module(folder: Path) -> Callable[[], torch.nn.Module]:
     def load() -> torch.nn.Module:
         import torch
         from transformers import AutoModel
-        from transformers.utils import logging
 
         class HiddenStates(torch.nn.Module):
             """(ids, mask) -> last hidden states: the part of the model that is a graph."""
@@ -134,21 +132,7 @@ def _module(folder: Path) -> Callable[[], torch.nn.Module]:
                 ).last_hidden_state
                 return out
 
-        with _quiet(logging):
+        with quiet_transformers():
             return HiddenStates()
 
     return load
-
-
-@contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """Without the load report, which tells users of an embedding model that its pooler is unused."""
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

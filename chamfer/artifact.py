@@ -50,11 +50,15 @@ class ArtifactWriter:
         return self.directory / name
 
     def add_array(self, name: str, array: Array | ArrayStream) -> None:
-        """Writes NAME.npy (C order, little endian), whole or streamed."""
+        """Writes NAME.npy (C order), whole or streamed; at least one axis."""
         stream = array if isinstance(array, ArrayStream) else ArrayStream(array.dtype, array.shape, [array])
         rows = 0
         with self.path(f"{name}.npy").open("wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(stream.dtype), "fortran_order": False, "shape": stream.shape}
+            header = {
+                "descr": np.lib.format.dtype_to_descr(stream.dtype),
+                "fortran_order": False,
+                "shape": stream.shape,
+            }
             np.lib.format.write_array_header_1_0(file, header)
             for chunk in stream.chunks:
                 rows += len(chunk)
@@ -84,10 +88,12 @@ class Artifact:
         """NAME.npy, memory-mapped read-only."""
         path = self.file(f"{name}.npy")
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return mapped
         except ValueError as error:
             if path.stat().st_size and "mmap" in str(error):  # numpy cannot map an empty array
-                return np.load(path, allow_pickle=False)
+                empty: Array = np.load(path, allow_pickle=False)
+                return empty
             raise Corrupt(f"{path} is not a readable array: {error}") from error
 
     def file(self, name: str) -> Path:
@@ -232,5 +238,6 @@ def _check_sizes(artifact: Artifact) -> None:
         except FileNotFoundError:
             raise Corrupt(f"{artifact.path / name} is missing; the manifest lists it") from None
         if found != entry["bytes"]:
-            raise Corrupt(f"{artifact.path / name} has {found} bytes, the manifest says {entry['bytes']}: truncated or altered")
-
+            raise Corrupt(
+                f"{artifact.path / name} has {found} bytes, the manifest says {entry['bytes']}: truncated or altered"
+            )

@@ -138,7 +138,7 @@ class SparseVectors:
         _expect_offsets("sparse", self.offsets, len(self.terms))
         if len(self.terms):
             _expect(bool(np.all(self.weights > 0)), "a sparse weight is zero, negative or NaN")
-            _expect(0 <= self.terms.min() and self.terms.max() < self.vocabulary, "a sparse term is outside 0..V-1")
+            _expect(self.terms.min() >= 0 and self.terms.max() < self.vocabulary, "a sparse term is outside 0..V-1")
             falls = np.flatnonzero(np.diff(self.terms) <= 0) + 1
             _expect(bool(np.isin(falls, self.offsets).all()), "sparse terms do not ascend within a row")
 

@@ -39,10 +39,15 @@ DESCRIPTION = (
 class ServerConfig:
     """How the service runs, beside what it serves.
 
+    host, port      where it listens
+    drain_seconds   how long a stop waits for requests that are being answered
     reload_seconds  how often a collection's pointer file is looked at for a newer snapshot
     examples        queries that the console offers, by collection
     """
 
+    host: str = "127.0.0.1"
+    port: int = 8000
+    drain_seconds: float = 10.0
     limits: Limits = field(default_factory=Limits)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     reload_seconds: float = 1.0

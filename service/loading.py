@@ -64,7 +64,7 @@ class PipelineLoader:
         if encoder.spec.fingerprint != fingerprint:
             raise Incompatible(
                 f"{path} was built with encoder {name} of fingerprint {str(fingerprint)[:16]}…, the one loaded "
-                f"here has {encoder.spec.fingerprint[:16]}…; build the collection again, or load its own encoder"
+                f"here has {encoder.spec.fingerprint[:16]}…; load the encoder it was built with, or build again"
             )
         return encoder
 

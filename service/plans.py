@@ -21,13 +21,14 @@ DEFAULT_PRESET = "balanced"
 MAX_DEPTH = 10_000
 
 # What the presets ask, in one place. First-stage channels in order of preference; a channel of another name comes
-# after these with the weight OTHER_WEIGHT. Weights multiply min-max-normalised scores.
-FIRST_STAGE_WEIGHTS: Mapping[str, float] = {"dense": 0.6, "lexical": 0.4, "sparse": 0.5}
+# after these with the weight OTHER_WEIGHT. Weights multiply min-max-normalised scores. Chosen on fairytaleqa dev and
+# scifact train (docs/experiments.md, 2026-11-24).
+FIRST_STAGE_WEIGHTS: Mapping[str, float] = {"lexical": 0.7, "sparse": 0.5, "dense": 0.3}
 OTHER_WEIGHT = 0.5
 RESCORING_CHANNELS = ("multivector",)
 FIRST_STAGE_DEPTH = 100
 RESCORE_DEPTH = 100
-RESCORE_INTERPOLATION: float | None = None
+RESCORE_INTERPOLATION: float | None = 0.6
 RERANK_DEPTH = 20
 
 Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]

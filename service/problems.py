@@ -17,7 +17,7 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:chamfer:problem:"
 
 
-class ClientLeft(Exception):  # noqa: N818  # an event rather than an error
+class ClientLeft(Exception):  # an event rather than an error
     """The client closed the connection: nobody reads an answer."""
 
 

@@ -12,7 +12,7 @@ import pytest
 def shared_data() -> Path:
     """The folder of real test collections beside the checkout; skips where it is absent."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("CHAMFER_SHARED_DATA", beside))
+    folder = Path(os.environ.get("RETRIEVAL_TEST_DATA", beside))
     if not folder.is_dir():
-        pytest.skip("no real collections beside the checkout (set CHAMFER_SHARED_DATA)")
+        pytest.skip("no real collections beside the checkout (set RETRIEVAL_TEST_DATA)")
     return folder

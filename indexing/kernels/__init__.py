@@ -1,0 +1,1 @@
+"""Functions of arrays. They know no files, logs, clocks, threads or sockets."""

@@ -1,0 +1,14 @@
+"""`python -m benchmarks [--quick]`: every benchmark in turn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SUBJECTS = ("encoder", "exact", "lexical", "http")
+
+if __name__ == "__main__":
+    failed = [
+        s for s in SUBJECTS if subprocess.run([sys.executable, "-m", f"benchmarks.{s}", *sys.argv[1:]]).returncode
+    ]
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

@@ -1,0 +1,105 @@
+"""What every benchmark shares: rows, interleaved timing, the machine's description, the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure. `ratio` compares with `peer`: how many times better (faster, smaller) than the peer this is."""
+
+    what: str
+    value: float
+    unit: str
+    peer: str = ""
+    ratio: float | None = None
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, all in turn, after one uncounted round.
+
+    The default clock is the CPU time of this process: it holds on a shared machine where wall time does not.
+    """
+    for run in contenders.values():
+        run()
+    out: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = clock()
+            run()
+            out[name].append(clock() - start)
+    return out
+
+
+def compare(seconds: Mapping[str, Sequence[float]], per: float, unit: str, peer: str) -> list[Row]:
+    """Rows of medians per item, with their spread in the name, and ratios pair by pair against the peer."""
+    rows = []
+    for name, own in seconds.items():
+        median, low, high = (float(f(own)) / per for f in (np.median, np.min, np.max))
+        scale = {"ms": 1e3, "us": 1e6, "s": 1.0}[unit]
+        ratio = float(np.median(np.array(seconds[peer]) / np.array(own)))
+        spread = f"[{low * scale:.3g}-{high * scale:.3g}]"
+        rows.append(Row(f"{name} {spread}", median * scale, unit, peer, None if name == peer else ratio))
+    return rows
+
+
+def titled(title: str, rows: Sequence[Row]) -> list[Row]:
+    """The rows with what they are about before their names."""
+    return [Row(f"{title}: {row.what}", row.value, row.unit, row.peer, row.ratio) for row in rows]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """--quick and --json, to which a benchmark adds its own."""
+    out = argparse.ArgumentParser(description=description)
+    out.add_argument("--quick", action="store_true", help="under 50 seconds")
+    out.add_argument("--json", action="store_true", help="print a list of rows")
+    return out
+
+
+def emit(rows: Sequence[Row], as_json: bool) -> None:
+    """Prints the rows: JSON, or a Markdown table under the machine's name."""
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    print(f"{machine()}\n\n| what | value | unit | peer | ratio |\n| --- | --- | --- | --- | --- |")
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        print(f"| {row.what} | {row.value:.4g} | {row.unit} | {row.peer} | {ratio} |")
+
+
+def machine() -> str:
+    """Commit, date, processor and cores, in one line."""
+    import os
+
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    processor = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+    )
+    flags = next((line.split(":")[1].split() for line in _cpuinfo() if line.startswith("flags")), [])
+    extras = [f for f in ("avx512f", "avx512_bf16", "amx_bf16") if f in flags]
+    date = time.strftime("%Y-%m-%d")
+    return f"{commit.stdout.strip() or 'no commit'}, {date}, {processor} ({' '.join(extras)}), {os.cpu_count()} cores"
+
+
+def demo_corpus() -> Path:
+    """The corpus that ships with the project."""
+    return Path(__file__).resolve().parents[1] / "chamfer" / "demo" / "fairytaleqa"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,5 @@
+"""`python -m chamfer` is the command `chamfer`."""
+
+from chamfer.cli import main
+
+main()

@@ -1,0 +1,171 @@
+"""Chamfer from Python, without a server: build, open, search. The service runs the same pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from chamfer.errors import ChamferError, InvalidInput
+from chamfer.protocols import Encoder
+from chamfer.settings import Settings, load_settings
+from chamfer.types import Document, Hit
+from indexing.build import BuildReport, Progress, kinds_needed
+from indexing.build import build as build_collection
+from indexing.collection import Collection
+from indexing.corpus import Rejects, count_lines, read_corpus
+from indexing.filters import parse_condition
+from indexing.snapshot import open_snapshot
+from models.registry import load_encoder
+from service.loading import PipelineLoader
+from service.pipeline import Pipeline
+from service.plans import DEFAULT_PRESET, Plan
+from service.records import SearchRequest, SearchResult
+
+
+class Searcher:
+    """An opened collection with its models. Close it, or use it as a context."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    @property
+    def collection(self) -> Collection:
+        opened = self.pipeline.collection
+        assert isinstance(opened, Collection)
+        return opened
+
+    def __len__(self) -> int:
+        """Live documents."""
+        return len(self.pipeline.collection)
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        plan: str | Plan | Mapping[str, Any] = DEFAULT_PRESET,
+        filter: Mapping[str, Any] | None = None,
+        explain: bool = False,
+    ) -> list[Hit]:
+        """The k best hits. `plan` is a preset, a configured name, or a plan; `filter` as in the REST request."""
+        return list(self.search_many([query], k, plan=plan, filter=filter, explain=explain)[0].hits)
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        plan: str | Plan | Mapping[str, Any] = DEFAULT_PRESET,
+        filter: Mapping[str, Any] | None = None,
+        explain: bool = False,
+    ) -> list[SearchResult]:
+        """One result a query, with timings; the queries are encoded in one batch. Raises the first error met."""
+        if k < 1:
+            raise InvalidInput(f"k is {k}, expected at least 1")
+        asked = plan if isinstance(plan, str | Plan) else parse_plan(plan)
+        condition = None if filter is None else parse_condition(filter)
+        requests = [SearchRequest(query=q, k=k, plan=asked, filter=condition, explain=explain) for q in queries]
+        results: list[SearchResult] = []
+        for outcome in self.pipeline.run(requests):
+            if isinstance(outcome, ChamferError):
+                raise outcome
+            results.append(outcome)
+        return results
+
+    def close(self) -> None:
+        self.pipeline.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def build(
+    corpus: str | Path | Iterable[Document],
+    out: str | Path,
+    *,
+    settings: Settings | None = None,
+    config: Path | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Searcher:
+    """Builds a collection at `out` and opens it. `corpus` is what `chamfer build` takes, or documents."""
+    chosen = settings or load_settings(config)
+    _build(corpus, Path(out), chosen, on_error=on_error, rejects=None, replace=replace, progress=progress)
+    return open(out, settings=chosen)
+
+
+def build_report(
+    corpus: str,
+    out: Path,
+    *,
+    config: Path | None,
+    overrides: Mapping[str, str],
+    on_error: Literal["stop", "skip"],
+    rejects: Rejects,
+    replace: bool,
+    progress: Progress,
+) -> BuildReport:
+    """What the command line does: settings with a few overridden, and the report instead of a searcher."""
+    settings = load_settings(config, overrides=overrides)
+    return _build(corpus, out, settings, on_error=on_error, rejects=rejects, replace=replace, progress=progress)
+
+
+def open(path: str | Path, *, settings: Settings | None = None, config: Path | None = None) -> Searcher:
+    """Opens the collection at `path` with the encoder it was built with, ready to search."""
+    chosen = settings or load_settings(config)
+    return Searcher(pipeline_loader(chosen)(Path(path)))
+
+
+def encoder_of(path: Path, *, config: Path | None = None) -> Encoder | None:
+    """The encoder that the collection at `path` was built with; None if it has none."""
+    name = open_snapshot(path).encoder_name
+    return None if name is None else load_encoder(name, load_settings(config).models.device)
+
+
+def pipeline_loader(settings: Settings) -> PipelineLoader:
+    """What opens collections under these settings; models are loaded once."""
+    return PipelineLoader(settings.models.device, rerankers=settings.models.rerankers, plans=settings.plans)
+
+
+def parse_plan(value: Mapping[str, Any]) -> Plan:
+    """A plan from its JSON form; InvalidInput names the first place that does not fit."""
+    from pydantic import ValidationError
+
+    try:
+        return Plan.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "/".join(str(part) for part in first["loc"])
+        raise InvalidInput(f"plan/{place}: {first['msg']}") from error
+
+
+def _build(
+    corpus: str | Path | Iterable[Document],
+    out: Path,
+    settings: Settings,
+    *,
+    on_error: Literal["stop", "skip"],
+    rejects: Rejects | None,
+    replace: bool,
+    progress: Progress | None,
+) -> BuildReport:
+    documents: Iterable[Document]
+    total = None
+    if isinstance(corpus, str | Path):
+        total = count_lines(str(corpus))
+        documents = read_corpus(str(corpus), on_error=on_error, rejects=rejects)
+    else:
+        documents = corpus
+    needed = kinds_needed(settings.build.families())
+    encoder = load_encoder(settings.models.encoder, settings.models.device) if needed else None
+    return build_collection(
+        documents, out, encoder=encoder, config=settings.build, replace=replace, total=total, progress=progress
+    )

@@ -1,0 +1,43 @@
+"""The command line: parse, call, print. Data goes to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from chamfer import __version__
+from chamfer.errors import ChamferError, InvalidInput, NotFound
+
+app = typer.Typer(
+    name="chamfer",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Neural retrieval and reranking: build collections, search, serve, evaluate.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command. Exit status: 0 done, 1 failed, 2 the input cannot be used, 130 interrupted."""
+    from chamfer.cli import demo, evaluating, searching, writing
+
+    for module in (writing, searching, evaluating, demo):
+        module.register(app)
+    try:
+        app(standalone_mode=True)
+    except ChamferError as error:
+        typer.secho(f"chamfer: {error.detail}", err=True, fg="red")
+        sys.exit(2 if isinstance(error, InvalidInput | NotFound) else 1)
+    except KeyboardInterrupt:
+        typer.secho("chamfer: interrupted; what was finished is kept, run the same command to go on", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)

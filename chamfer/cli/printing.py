@@ -1,0 +1,82 @@
+"""How the command line shows progress, hits and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from chamfer.types import Hit
+    from indexing.build import BuildProgress
+
+messages = Console(stderr=True)
+data = Console()
+
+
+@contextmanager
+def build_progress() -> Iterator[Callable[[BuildProgress], None]]:
+    """A progress bar on standard error; yields the callback that a build takes."""
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=messages) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(progress: BuildProgress) -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bars.add_task(progress.stage, total=progress.total, rate="")
+            task = tasks[progress.stage]
+            elapsed = bars.tasks[task].elapsed or 0.0
+            rate = f"{progress.done / elapsed:.0f}/s" if elapsed > 1 else ""
+            bars.update(task, completed=progress.done, total=progress.total, rate=rate)
+
+        yield show
+
+
+def show_hits(hits: Sequence[Hit], text_width: int = 300) -> None:
+    """Hits as people read them."""
+    for hit in hits:
+        head = Text(f"{hit.rank:>3}. ", style="bold")
+        head.append(hit.document.title or hit.doc_id, style="bold")
+        head.append(f"   {hit.score:.4f}   {hit.doc_id}", style="dim")
+        data.print(head)
+        text = " ".join(hit.document.text.split())
+        data.print(Text("     " + (text[:text_width] + "…" if len(text) > text_width else text)))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on standard output; numbers stand right."""
+    out = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        out.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        out.add_row(*[Text(str(cell)) for cell in row])
+    data.print(out)
+
+
+def readable_bytes(n: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n) < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"

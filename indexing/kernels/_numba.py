@@ -1,0 +1,117 @@
+"""Compiled twins, imported by kernels alone. Fixed orders of operations: equal input gives equal bits.
+
+Only `dots` lets the compiler reorder a sum; what it gives is used for selection with a margin, never as a score.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True, cache=True)
+def dot_rows(values: Any, query: Any) -> Any:
+    """f32 [K]: inner products of values f32 [K, D] with query f64 [D], summed in float64 in eight lanes."""
+    out = np.empty(len(values), np.float32)
+    dim = values.shape[1]
+    whole = dim - dim % 8
+    lanes = np.empty(8, np.float64)
+    for row in range(len(values)):
+        lanes[:] = 0.0
+        for start in range(0, whole, 8):
+            for lane in range(8):
+                lanes[lane] += np.float64(values[row, start + lane]) * query[start + lane]
+        total = 0.0
+        for lane in range(8):
+            total += lanes[lane]
+        for d in range(whole, dim):
+            total += np.float64(values[row, d]) * query[d]
+        out[row] = total
+    return out
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def dots(values: Any, query: Any) -> Any:
+    """f32 [N]: inner products of values f32 [N, D] with query f32 [D], summed in any order."""
+    out = np.empty(len(values), np.float32)
+    for row in range(len(values)):
+        total = np.float32(0.0)
+        for d in range(values.shape[1]):
+            total += values[row, d] * query[d]
+        out[row] = total
+    return out
+
+
+@njit(nogil=True, cache=True)
+def half_to_float(halves: Any, out: Any) -> None:
+    """Finite float16 bit patterns u16 [n] to float32 [n]: exponent re-biased by one multiplication, exact."""
+    bits = out.view(np.uint32)
+    for i in range(len(halves)):
+        half = np.uint32(halves[i])
+        bits[i] = (half & np.uint32(0x7FFF)) << np.uint32(13)
+    for i in range(len(halves)):
+        out[i] = out[i] * np.float32(5.192296858534828e33)  # 2 ** 112
+    for i in range(len(halves)):
+        bits[i] |= (np.uint32(halves[i]) & np.uint32(0x8000)) << np.uint32(16)
+
+
+@njit(nogil=True, cache=True)
+def maxsim_float(columns: Any, values: Any, offsets: Any, rows: Any) -> Any:
+    """f32 [K]: MaxSim of a query, given by columns f32 [D, Tq], with token matrices values[offsets[r]:offsets[r+1]]."""
+    out = np.empty(len(rows), np.float32)
+    for i in range(len(rows)):
+        start, stop = offsets[rows[i]], offsets[rows[i] + 1]
+        out[i] = 0.0 if stop == start else _sum_of_best(np.dot(values[start:stop], columns))
+    return out
+
+
+@njit(nogil=True, cache=True)
+def maxsim_half(columns: Any, halves: Any, offsets: Any, rows: Any) -> Any:
+    """As maxsim_float over float16 values given by their bit patterns u16 [T, D]."""
+    out = np.empty(len(rows), np.float32)
+    longest = 0
+    for i in range(len(rows)):
+        longest = max(longest, offsets[rows[i] + 1] - offsets[rows[i]])
+    dim = halves.shape[1]
+    scratch = np.empty(longest * dim, np.float32)
+    for i in range(len(rows)):
+        start, stop = offsets[rows[i]], offsets[rows[i] + 1]
+        if stop == start:
+            out[i] = 0.0
+            continue
+        flat = scratch[: (stop - start) * dim]
+        half_to_float(halves[start:stop].reshape(-1), flat)
+        out[i] = _sum_of_best(np.dot(flat.reshape((stop - start, dim)), columns))
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _sum_of_best(products: Any) -> float:
+    """Sum over columns of products f32 [Td, Tq] of their maximum, in float64."""
+    best = products[0].copy()
+    for t in range(1, products.shape[0]):
+        for s in range(len(best)):
+            value = products[t, s]
+            best[s] = value if value > best[s] else best[s]  # a select, which vectorises where max() does not
+    total = 0.0
+    for s in range(len(best)):
+        total += best[s]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def add_bm25(scores: Any, documents: Any, frequencies: Any, norms: Any, weight: Any) -> None:
+    """scores[d] += weight * tf / (tf + norms[d]) over one posting list (documents i32, frequencies u16)."""
+    for i in range(len(documents)):
+        d = documents[i]
+        tf = np.float32(frequencies[i])
+        scores[d] += weight * (tf / (tf + norms[d]))
+
+
+@njit(nogil=True, cache=True)
+def add_impacts(scores: Any, documents: Any, impacts: Any, weight: Any) -> None:
+    """scores[d] += weight * impact over one posting list (documents i32, impacts f32)."""
+    for i in range(len(documents)):
+        scores[documents[i]] += weight * impacts[i]

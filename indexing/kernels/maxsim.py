@@ -1,0 +1,45 @@
+"""MaxSim (Chamfer similarity) of one query with rows of ragged token vectors.
+
+score(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>
+(Khattab and Zaharia, SIGIR 2020, eq. 3). A document without tokens scores 0, a query without tokens scores all 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chamfer.errors import InvalidInput
+from chamfer.types import F32, I64, Array
+from indexing.kernels import _numba
+
+
+def maxsim_rows(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
+    """Scores f32 [K] of query f32 [Tq, D] for rows i64 [K] of values f32 or f16 [T, D], offsets i64 [N+1].
+
+    One matrix product a document, so that a pair's bits depend on the pair alone. Cost Tq D times the tokens read.
+    """
+    _check(query, values)
+    if len(query) == 0 or len(rows) == 0:
+        return np.zeros(len(rows), dtype=np.float32)
+    columns = np.ascontiguousarray(query.T, dtype=np.float32)
+    if values.dtype == np.float16:
+        out: F32 = _numba.maxsim_half(columns, values.view(np.uint16), offsets, rows)
+        return out
+    out = _numba.maxsim_float(columns, np.asarray(values, dtype=np.float32), offsets, rows)
+    return out
+
+
+def maxsim_plain(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
+    """The same from the definition, without compilation: the teaching text, and the judge of the compiled twin."""
+    _check(query, values)
+    out = np.zeros(len(rows), dtype=np.float32)
+    for i, row in enumerate(rows):
+        document = np.asarray(values[offsets[row] : offsets[row + 1]], dtype=np.float32)
+        if len(document) and len(query):
+            out[i] = (query @ document.T).max(axis=1).sum(dtype=np.float64)
+    return out
+
+
+def _check(query: F32, values: Array) -> None:
+    if query.ndim != 2 or query.shape[1] != values.shape[1]:
+        raise InvalidInput(f"query tokens have shape {query.shape}, expected [Tq, {values.shape[1]}]")

@@ -1,0 +1,1 @@
+"""Inverted indexes: `lexical` (BM25 over analysed text)."""

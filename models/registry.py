@@ -1,0 +1,71 @@
+"""The catalogue of models, and loading by catalogue name, hub name or local path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from chamfer.errors import InvalidInput
+from chamfer.protocols import Encoder, Reranker
+from chamfer.types import VectorKind
+from models.backbone import DeviceConfig
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """A model that comes with Chamfer."""
+
+    description: str
+    kinds: tuple[VectorKind, ...]
+    licence: str
+    load: Callable[[DeviceConfig], Encoder]
+
+
+def _load_mini(config: DeviceConfig) -> Encoder:
+    from models.mini import load_mini
+
+    return load_mini("mini", config, projected=True)
+
+
+def _load_mini_384(config: DeviceConfig) -> Encoder:
+    from models.mini import load_mini
+
+    return load_mini("mini-384", config, projected=False)
+
+
+_BOTH = (VectorKind.DENSE, VectorKind.TOKENS)
+CATALOGUE: dict[str, CatalogueEntry] = {
+    "mini": CatalogueEntry(
+        "all-MiniLM-L6-v2, dense 384 and 128-dimensional token vectors", _BOTH, "Apache-2.0", _load_mini
+    ),
+    "mini-384": CatalogueEntry(
+        "all-MiniLM-L6-v2, dense 384 and raw 384-dimensional token vectors", _BOTH, "Apache-2.0", _load_mini_384
+    ),
+}
+FAMILIES = {"dense": VectorKind.DENSE, "multivector": VectorKind.TOKENS, "sparse": VectorKind.SPARSE}
+_HOW = "a catalogue name, or KIND:NAME with KIND one of dense, multivector, sparse and NAME a hub name or a local path"
+
+
+def load_encoder(name: str, config: DeviceConfig) -> Encoder:
+    """The encoder of this name. The kind of a foreign model is said by its prefix, never guessed.
+
+    Raises InvalidInput for a name that means nothing, NotFound where the weights are not at hand.
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name].load(config)
+    family, separator, model = name.partition(":")
+    if not separator or family not in FAMILIES or not model:
+        near = get_close_matches(name, CATALOGUE, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InvalidInput(f"unknown encoder {name!r}{hint} Expected {_HOW}. Catalogue: {', '.join(CATALOGUE)}")
+    from models.hub import load_hub_encoder
+
+    return load_hub_encoder(name, model, FAMILIES[family], config)
+
+
+def load_reranker(name: str, config: DeviceConfig) -> Reranker:
+    """The cross-encoder of this hub name or local path (`cross_encoder:` before it is allowed)."""
+    from models.cross_encoder import load_cross_encoder
+
+    return load_cross_encoder(name.removeprefix("cross_encoder:"), config)

@@ -1,0 +1,95 @@
+"""The rules of the house that import-linter cannot express."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("chamfer", "models", "indexing", "service", "benchmarks")
+BANNED = {"manager", "helper", "util", "handler", "processor", "base", "misc", "new", "v2"}
+
+
+def sources() -> Iterator[Path]:
+    for package in PACKAGES:
+        yield from (ROOT / package).rglob("*.py")
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_chamfer_stays_light() -> None:
+    heavy = {"torch", "numba", "numpy", "openvino", "transformers", "sentence_transformers", "fastapi", "pyarrow"}
+    assert not heavy & loaded_after("import chamfer")
+
+
+def test_importing_the_types_loads_no_torch_and_no_numba() -> None:
+    assert not {"torch", "numba", "openvino"} & loaded_after("import chamfer.types, chamfer.protocols")
+
+
+def test_indexing_works_without_torch() -> None:
+    assert not {"torch", "transformers", "fastapi"} & loaded_after("import indexing.build, indexing.collection")
+
+
+def test_the_help_of_the_command_line_loads_nothing_heavy() -> None:
+    assert not {"torch", "numba", "openvino", "fastapi"} & loaded_after("import chamfer.cli")
+
+
+def test_the_packages_resolve_inside_this_project() -> None:
+    for package in ("chamfer", "models", "indexing", "service"):
+        module = __import__(package)
+        assert Path(str(module.__file__)).is_relative_to(ROOT), package
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    long = {str(path.relative_to(ROOT)): n for path in sources() if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_no_function_is_longer_than_60_lines_and_compiled_kernels_90() -> None:
+    long = []
+    for path in sources():
+        limit = 90 if path.name == "_numba.py" else 60
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > limit:
+                    long.append(f"{path.relative_to(ROOT)}:{node.name} has {length} lines")
+    assert not long
+
+
+def test_no_name_is_one_of_those_that_say_nothing() -> None:
+    found = []
+    for path in sources():
+        words = set(path.stem.strip("_").split("_"))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                words |= set(node.name.lower().strip("_").split("_"))
+        found += [f"{path.relative_to(ROOT)}: {word}" for word in words & BANNED]
+    assert not found
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    readers = {
+        str(path.relative_to(ROOT))
+        for path in sources()
+        if "benchmarks" not in path.parts and ("os.environ" in path.read_text() or "getenv" in path.read_text())
+    }
+    assert readers == {"chamfer/settings.py"}
+
+
+def test_every_test_asserts_something() -> None:
+    silent = []
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                text = ast.dump(node)
+                if not any(word in text for word in ("Assert(", "raises", "assert_", "check", "expect")):
+                    silent.append(f"{path.relative_to(ROOT)}:{node.name}")
+    assert not silent

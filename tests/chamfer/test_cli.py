@@ -1,0 +1,170 @@
+"""The command line as a person uses it: a process, its output, its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = [
+    {"_id": "fox", "title": "The fox", "text": "The fox lost his tail in a trap.", "metadata": {"year": 1890}},
+    {"_id": "crow", "title": "The crow", "text": "A crow dropped a piece of cheese.", "metadata": {"year": 1901}},
+    {"_id": "king", "title": "The king", "text": "The king had three sons and a golden apple tree."},
+    {"_id": "long", "title": "", "text": "apple " * 400},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli")
+    (out / "corpus.jsonl").write_text("".join(json.dumps(d) + "\n" for d in CORPUS))
+    (out / "queries.jsonl").write_text(
+        json.dumps({"_id": "q1", "text": "Who lost a tail?"})
+        + "\n"
+        + json.dumps({"_id": "q2", "text": "cheese"})
+        + "\n"
+    )
+    (out / "qrels").mkdir()
+    (out / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tfox\t1\nq2\tcrow\t1\n")
+    done = chamfer("build", str(out), "--out", str(out / "c"))
+    assert done.returncode == 0, done.stderr
+    assert "4 documents" in done.stderr
+    assert "1 documents were longer than the encoder reads" in " ".join(done.stderr.split())
+    return out
+
+
+def chamfer(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("CHAMFER_")}
+    return subprocess.run(
+        [sys.executable, "-m", "chamfer", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**kept, "COLUMNS": "200", **environment},
+        check=False,
+    )
+
+
+def test_search_finds_the_document_and_prints_data_only_on_standard_output(folder: Path) -> None:
+    done = chamfer("search", str(folder / "c"), "Who lost his tail?", "-k", "1", "--json", "--explain")
+    [hit] = json.loads(done.stdout)
+    assert hit["doc_id"] == "fox"
+    assert hit["metadata"] == {"year": 1890}
+    assert {stage["name"] for stage in hit["explanation"]["stages"]} >= {"dense", "lexical"}
+
+
+def test_search_takes_a_filter_and_a_plan(folder: Path) -> None:
+    condition = '{"field": "year", "gt": 1900}'
+    done = chamfer("search", str(folder / "c"), "fox tail", "--filter", condition, "--plan", "best", "--json")
+    assert [hit["doc_id"] for hit in json.loads(done.stdout)] == ["crow"]
+
+
+def test_evaluate_prints_json_of_the_stated_form(folder: Path) -> None:
+    run = folder / "run.trec"
+    done = chamfer(
+        *("evaluate", str(folder / "c"), str(folder), "--plan", "fast", "--plan", "balanced", "--json"),
+        *("--measures", "nDCG@10 R@100", "--run-out", str(run)),
+    )
+    results = json.loads(done.stdout)
+    assert [r["plan"] for r in results] == ["fast", "balanced"]
+    for result in results:
+        assert set(result) == {"plan", "measures", "latency_ms", "bytes_per_document"}
+        assert set(result["measures"]) == {"nDCG@10", "R@100"}
+        assert set(result["latency_ms"]) == {"p50", "p95"}
+        assert result["measures"]["R@100"] == 1.0
+        assert result["bytes_per_document"] > 0
+    first = (folder / "run.trec.balanced").read_text().splitlines()[0].split()
+    assert first[:4] == ["q1", "Q0", "fox", "1"]
+    assert first[5] == "chamfer-balanced"
+
+
+def test_evaluate_prints_a_table_with_a_paired_test(folder: Path) -> None:
+    done = chamfer("evaluate", str(folder / "c"), str(folder), "--plan", "fast", "--plan", "best")
+    assert "nDCG@10" in done.stdout
+    assert "bytes/doc" in done.stdout
+    assert "best - fast" in done.stdout
+
+
+def test_inspect_verifies_and_describes(folder: Path) -> None:
+    done = chamfer("inspect", str(folder / "c"), "--verify", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["documents"] == 4
+    assert facts["truncated_documents"] == 1
+    assert facts["encoder"] == "mini"
+    assert set(facts["bytes"]) == {"dense", "documents", "lexical", "multivector"}
+
+
+def test_add_replace_delete_and_compact_change_what_is_found(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    assert chamfer("build", str(folder), "--out", str(path), "--channels", "lexical").returncode == 0
+    (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "fox", "text": "The fox kept his brush."}) + "\n")
+    refused = chamfer("add", str(path), str(tmp_path / "more.jsonl"))
+    assert refused.returncode == 1
+    assert "--replace" in refused.stderr
+    assert chamfer("add", str(path), str(tmp_path / "more.jsonl"), "--replace").returncode == 0
+    done = chamfer("delete", str(path), "crow", "nobody")
+    assert "not there: nobody" in done.stderr
+    assert chamfer("compact", str(path)).returncode == 0
+    found = chamfer("search", str(path), "fox crow brush", "--json", "--plan", "fast")
+    assert [h["text"] for h in json.loads(found.stdout)] == ["The fox kept his brush."]
+
+
+def test_bad_lines_are_skipped_on_request_and_listed(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"_id": "a", "text": "fine"}\n{"text": "no id"}\n')
+    words = ("build", str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "c"), "--channels", "lexical")
+    stopped = chamfer(*words)
+    assert stopped.returncode == 2
+    assert "x.jsonl:2" in stopped.stderr
+    skipped = chamfer(*words, "--on-error", "skip")
+    assert skipped.returncode == 0
+    assert "1 lines were skipped" in skipped.stderr
+    assert json.loads((tmp_path / "c.rejects.ndjson").read_text())["reason"].startswith("there is no id")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("search", "nowhere", "x"), "holds no collection"),
+        (("build", "nowhere", "--out", "o"), "does not exist"),
+        (("build", "x", "--out", "o", "--channels", "dens"), "did you mean 'dense'"),
+        (("build", "x", "--out", "o", "--encoder", "mnii", "--channels", "dense"), "did you mean 'mini'"),
+        (("serve",), "no collection to serve"),
+        (("search", "nowhere", "x", "--filter", "{"), "--filter is not JSON"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_status_two(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    made = [str(tmp_path / w) if w in ("nowhere", "o") else w for w in words]
+    done = chamfer(*made)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_variable_in_the_environment_is_named(tmp_path: Path) -> None:
+    done = chamfer("search", str(tmp_path), "x", CHAMFER_MODEL__ENCODER="mini")
+    assert done.returncode == 2
+    assert "did you mean 'models'" in done.stderr
+
+
+def test_the_version_is_printed() -> None:
+    assert chamfer("--version").stdout.strip() == "0.1.0"
+
+
+def test_three_lines_of_python_do_what_the_readme_says(folder: Path, tmp_path: Path) -> None:
+    import chamfer as package
+
+    searcher = package.build(str(folder / "corpus.jsonl"), tmp_path / "c")
+    hits = searcher.search("Who lost his tail?", k=2, plan="best")
+    assert hits[0].doc_id == "fox"
+    assert hits[0].document.title == "The fox"
+    assert hits[0].rank == 1
+    searcher.close()
+    with package.open(tmp_path / "c") as again:
+        assert again.search("Who lost his tail?", k=2, plan="best") == hits
+        custom = {"channels": {"lexical": {"depth": 5}}}
+        assert [h.doc_id for h in again.search("cheese", plan=custom)] == ["crow"]

@@ -1,0 +1,209 @@
+"""What every index family promises, checked on all of them against slow oracles."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from support_encoders import HashEncoder, make_documents
+
+from chamfer.artifact import ArrayStream
+from chamfer.errors import InvalidInput
+from chamfer.types import Document, Query, VectorKind
+from indexing.family import Family, SegmentPart
+from indexing.registry import FAMILIES, make_family
+from indexing.sparse.analysis import AnalysisConfig, Analyzer
+
+ENCODER = HashEncoder(dim=12)
+KINDS = (VectorKind.DENSE, VectorKind.TOKENS)
+DOCUMENTS = [
+    *make_documents(60, seed=1),
+    Document("twin-a", "w1 w2 w3"),
+    Document("twin-b", "w1 w2 w3"),
+    Document("void", ""),
+]
+QUERIES = ["w1 w2", "w3 w4 w5 w1", "w7", "title 3 w9", "never-seen-word w1", "w1 w1 w1 w2"]
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> Family:
+    return make_family(request.param)
+
+
+def as_part(arrays: dict[str, Any], live: Any, n: int) -> SegmentPart:
+    """Arrays as a reader would have them."""
+    whole = {}
+    for name, array in arrays.items():
+        if isinstance(array, ArrayStream):
+            chunks = list(array.chunks)
+            array = np.concatenate(chunks) if chunks else np.empty(array.shape, array.dtype)
+        whole[name] = array
+    return SegmentPart(whole, live, n)
+
+
+def pack(family: Family, documents: Sequence[Document], live: Any = None) -> SegmentPart:
+    encoding = ENCODER.encode_documents(documents, KINDS)
+    return as_part(dict(family.pack(documents, encoding)), live, len(documents))
+
+
+def cut(documents: Sequence[Document], places: Sequence[int]) -> list[Sequence[Document]]:
+    edges = [0, *places, len(documents)]
+    return [documents[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def encode(family: Family, retriever: Any, texts: Sequence[str]) -> Any:
+    if family.kind is None:
+        return retriever.encode_queries(texts)
+    return ENCODER.encode_queries([Query("q", t) for t in texts], KINDS).vectors(family.kind)
+
+
+def oracle(family: Family, documents: Sequence[Document], text: str) -> np.ndarray:
+    """Scores f64 [N] from the definition; -inf where the family returns nothing."""
+    if family.name == "dense":
+        query = ENCODER.encode_queries([Query("q", text)], KINDS).dense.values.astype(np.float64)
+        return (ENCODER.encode_documents(documents, KINDS).dense.values.astype(np.float64) @ query.T)[:, 0]
+    if family.name == "multivector":
+        query = ENCODER.encode_queries([Query("q", text)], KINDS).tokens.values.astype(np.float64)
+        tokens = ENCODER.encode_documents(documents, KINDS).tokens
+        stored = tokens.values.astype(np.float16).astype(np.float64)
+        pairs = zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)
+        return np.array([(query @ stored[a:b].T).max(axis=1).sum() if b > a else 0.0 for a, b in pairs])
+    return bm25(documents, text)
+
+
+def bm25(documents: Sequence[Document], text: str, k1: float = 0.9, b: float = 0.4) -> np.ndarray:
+    analyze = Analyzer(AnalysisConfig())
+    bags = [Counter(analyze(d.text) + analyze(d.title)) for d in documents]
+    mean = np.mean([sum(bag.values()) for bag in bags])
+    scores = np.zeros(len(documents))
+    for term, count in Counter(analyze(text)).items():
+        frequency = sum(term in bag for bag in bags)
+        idf = np.log(1 + (len(bags) - frequency + 0.5) / (frequency + 0.5))
+        for i, bag in enumerate(bags):
+            tf = bag[term]
+            scores[i] += count * idf * tf / (tf + k1 * (1 - b + b * sum(bag.values()) / mean)) if tf else 0.0
+    return np.where(scores > 0, scores, -np.inf)
+
+
+def test_results_equal_the_definition(family: Family) -> None:
+    retriever = family.open([pack(family, DOCUMENTS)])
+    found = retriever.search(encode(family, retriever, QUERIES), len(DOCUMENTS))
+    for i, text in enumerate(QUERIES):
+        expected = oracle(family, DOCUMENTS, text)
+        rows, scores = found.of(i)
+        assert len(rows) == np.count_nonzero(np.isfinite(expected))
+        np.testing.assert_allclose(scores, expected[rows], rtol=1e-5, atol=1e-5)
+        assert np.all(np.diff(scores) <= 0)
+
+
+def test_ties_stand_by_smaller_row(family: Family) -> None:
+    retriever = family.open([pack(family, DOCUMENTS)])
+    rows, scores = retriever.search(encode(family, retriever, ["w1 w2 w3"]), len(DOCUMENTS)).of(0)
+    a, b = len(DOCUMENTS) - 3, len(DOCUMENTS) - 2
+    assert scores[rows == a] == scores[rows == b]
+    assert np.flatnonzero(rows == a) < np.flatnonzero(rows == b)
+
+
+def test_a_query_has_the_same_bits_in_any_batch(family: Family) -> None:
+    retriever = family.open([pack(family, DOCUMENTS)])
+    together = retriever.search(encode(family, retriever, QUERIES * 11), 7)
+    for i, text in enumerate(QUERIES * 11):
+        alone = retriever.search(encode(family, retriever, [text]), 7)
+        np.testing.assert_array_equal(together.of(i)[0], alone.of(0)[0])
+        np.testing.assert_array_equal(together.of(i)[1], alone.of(0)[1])
+
+
+def test_scores_do_not_depend_on_how_documents_lie_in_segments(family: Family) -> None:
+    one = family.open([pack(family, DOCUMENTS)])
+    many = family.open([pack(family, part) for part in cut(DOCUMENTS, [1, 8, 8, 30, 62])])
+    expected = one.search(encode(family, one, QUERIES), 20)
+    found = many.search(encode(family, many, QUERIES), 20)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_deleted_documents_count_for_nothing(family: Family) -> None:
+    live = np.random.default_rng(5).random(len(DOCUMENTS)) < 0.6
+    survivors = [d for d, alive in zip(DOCUMENTS, live, strict=True) if alive]
+    clean = family.open([pack(family, survivors)])
+    holed = family.open([pack(family, DOCUMENTS[:20], live[:20]), pack(family, DOCUMENTS[20:], live[20:])])
+    expected = clean.search(encode(family, clean, QUERIES), 15)
+    found = holed.search(encode(family, holed, QUERIES), 15)
+    renumbered = np.flatnonzero(live)
+    np.testing.assert_array_equal(found.rows, np.where(expected.rows >= 0, renumbered[expected.rows], -1))
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_merging_parts_gives_the_arrays_of_packing_the_survivors(family: Family) -> None:
+    live = np.random.default_rng(6).random(len(DOCUMENTS)) < 0.7
+    survivors = [d for d, alive in zip(DOCUMENTS, live, strict=True) if alive]
+    parts = [pack(family, DOCUMENTS[:25], live[:25]), pack(family, DOCUMENTS[25:40], live[25:40])]
+    parts.append(pack(family, DOCUMENTS[40:], live[40:]))
+    merged = as_part(dict(family.merge(parts)), None, len(survivors))
+    packed = pack(family, survivors)
+    assert merged.arrays.keys() == packed.arrays.keys()
+    for name in packed.arrays:
+        if name == "largest_norm":
+            assert merged.arrays[name] >= packed.arrays[name]
+        else:
+            np.testing.assert_array_equal(merged.arrays[name], packed.arrays[name], err_msg=name)
+            assert merged.arrays[name].dtype == packed.arrays[name].dtype
+
+
+def test_only_allowed_rows_are_returned_and_none_is_lost(family: Family) -> None:
+    retriever = family.open([pack(family, part) for part in cut(DOCUMENTS, [30])])
+    allowed = np.random.default_rng(7).random(len(DOCUMENTS)) < 0.3
+    queries = encode(family, retriever, QUERIES)
+    everything = retriever.search(queries, len(DOCUMENTS))
+    found = retriever.search(queries, len(DOCUMENTS), allowed)
+    for i in range(len(QUERIES)):
+        rows, scores = everything.of(i)
+        np.testing.assert_array_equal(found.of(i)[0], rows[allowed[rows]])
+        np.testing.assert_array_equal(found.of(i)[1], scores[allowed[rows]])
+
+
+def test_nothing_allowed_gives_nothing(family: Family) -> None:
+    retriever = family.open([pack(family, DOCUMENTS)])
+    found = retriever.search(encode(family, retriever, QUERIES), 5, np.zeros(len(DOCUMENTS), dtype=bool))
+    assert all(len(found.of(i)[0]) == 0 for i in range(len(QUERIES)))
+
+
+def test_a_smaller_k_is_a_prefix(family: Family) -> None:
+    retriever = family.open([pack(family, DOCUMENTS)])
+    queries = encode(family, retriever, QUERIES)
+    deep = retriever.search(queries, 40)
+    for k in (1, 2, 5, 39):
+        shallow = retriever.search(queries, k)
+        for i in range(len(QUERIES)):
+            np.testing.assert_array_equal(shallow.of(i)[0], deep.of(i)[0][:k])
+
+
+def test_an_empty_collection_answers_with_nothing(family: Family) -> None:
+    for retriever in (family.open([]), family.open([pack(family, [])])):
+        found = retriever.search(encode(family, retriever, QUERIES), 5)
+        assert len(found) == len(QUERIES)
+        assert all(len(found.of(i)[0]) == 0 for i in range(len(QUERIES)))
+
+
+def test_k_below_one_and_a_filter_of_another_length_are_refused(family: Family) -> None:
+    retriever = family.open([pack(family, DOCUMENTS)])
+    queries = encode(family, retriever, QUERIES[:1])
+    with pytest.raises(InvalidInput, match="k is 0"):
+        retriever.search(queries, 0)
+    with pytest.raises(InvalidInput, match="allowed has shape"):
+        retriever.search(queries, 3, np.ones(5, dtype=bool))
+
+
+def test_unknown_search_parameters_are_named(family: Family) -> None:
+    with pytest.raises(InvalidInput, match="nprobe"):
+        family.open([pack(family, DOCUMENTS)]).with_params(nprobe=3)
+
+
+def test_packing_twice_gives_the_same_bytes(family: Family) -> None:
+    first, second = pack(family, DOCUMENTS), pack(family, DOCUMENTS)
+    for name, array in first.arrays.items():
+        assert array.tobytes() == second.arrays[name].tobytes()

@@ -1,0 +1,157 @@
+"""Writers are killed at random moments: what is served is the old or the new snapshot, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import support_faults
+from support_faults import contents, fingerprint, run
+
+from chamfer.errors import NotFound
+from indexing.collection import Collection
+
+OPERATIONS = ("build", "add", "delete", "compact")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """operation -> (collection before it, collection after it), made without interruption."""
+    folder = tmp_path_factory.mktemp("stages")
+    before = folder / "empty"
+    before.mkdir()
+    out = {}
+    for operation in OPERATIONS:
+        after = folder / operation
+        shutil.copytree(before, after)
+        run(operation, after)
+        out[operation] = (before, after)
+        before = after
+    return out
+
+
+def kill_rounds(stages: dict[str, tuple[Path, Path]], folder: Path, rounds: int, seed: int) -> dict[str, int]:
+    """Kills `rounds` writers; returns how often the old and the new snapshot were found afterwards."""
+    chance = random.Random(seed)
+    took = {operation: seconds_of(operation, stages[operation][0], folder) for operation in OPERATIONS}
+    seen = {"old": 0, "new": 0}
+    for number in range(rounds):
+        operation = OPERATIONS[number % len(OPERATIONS)]
+        before, after = stages[operation]
+        path = folder / f"round-{number}"
+        shutil.copytree(before, path)
+        start, whole = took[operation]
+        kill_after(operation, path, start + chance.random() * (whole - start) * 1.1)
+        found = state(path)
+        assert found in {state(before), state(after)}, f"round {number}: a mixture after killing {operation}"
+        seen["new" if found == state(after) else "old"] += 1
+        if found != state(after):
+            run(operation, path)
+        assert {k: v for k, v in fingerprint(path).items() if not k.startswith(".building")} == fingerprint(after), (
+            number
+        )
+        shutil.rmtree(path)
+    return seen
+
+
+def state(path: Path) -> str:
+    """What a reader finds: the digest of the contents, or that there is nothing."""
+    try:
+        return contents(path)
+    except NotFound:
+        return "nothing"
+
+
+def seconds_of(operation: str, before: Path, folder: Path) -> tuple[float, float]:
+    """(seconds until the imports are over, until the end) of one unbroken run in its own process."""
+    path = folder / f"timing-{operation}"
+    shutil.copytree(before, path)
+    begin = time.monotonic()
+    subprocess.run([sys.executable, support_faults.__file__, operation, str(path)], check=True, capture_output=True)
+    whole = time.monotonic() - begin
+    shutil.rmtree(path)
+    begin = time.monotonic()
+    code = "import indexing.updates, numba"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    return min(time.monotonic() - begin, 0.9 * whole), whole
+
+
+def kill_after(operation: str, path: Path, seconds: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, support_faults.__file__, operation, str(path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _, errors = process.communicate(timeout=seconds)
+        assert process.returncode == 0, errors.decode()
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def test_killed_writers_leave_the_old_or_the_new_snapshot(stages: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    seen = kill_rounds(stages, tmp_path, 8, seed=11)
+    assert sum(seen.values()) == 8
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_writers_leave_the_old_or_the_new_snapshot(
+    stages: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    seen = kill_rounds(stages, tmp_path, 100, seed=2026)
+    assert seen["old"] > 10
+    print(seen)
+
+
+def test_a_build_dies_after_every_block_and_ends_with_the_same_bytes(
+    stages: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    path = tmp_path / "often"
+
+    class Stop(BaseException):
+        pass
+
+    def stop_after_one(progress: object) -> None:
+        raise Stop
+
+    from support_encoders import HashEncoder
+
+    from indexing.build import build
+
+    for attempt in range(20):
+        try:
+            build(
+                support_faults.BUILT,
+                path,
+                encoder=(encoder := HashEncoder()),
+                config=support_faults.CONFIG,
+                progress=stop_after_one,
+            )
+        except Stop:
+            assert encoder.calls <= 1
+            if attempt < 8:
+                # Progress is told after each block, finished ones included; look past them next time.
+                continue
+            break
+    run("build", path)
+    assert fingerprint(path) == fingerprint(stages["build"][1])
+
+
+def test_a_reader_that_opened_before_keeps_its_snapshot(stages: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    path = tmp_path / "served"
+    shutil.copytree(stages["build"][1], path)
+    with Collection.open(path) as old:
+        ids = old.doc_ids(range(old.n_rows))
+        for operation in ("add", "delete", "compact"):
+            run(operation, path)
+        assert [d.doc_id for d in old.documents(range(old.n_rows))] == ids
+        assert old.snapshot == "snapshot-000001"
+    with Collection.open(path) as newest:
+        assert newest.snapshot == "snapshot-000004"

@@ -1,0 +1,76 @@
+"""Encoders for tests that need vectors and no model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+from chamfer.protocols import EncoderSpec
+from chamfer.types import DenseVectors, Document, Encoding, Query, TokenVectors, VectorKind
+
+
+class HashEncoder:
+    """Every word is a pseudo-random unit vector; dense is the normalised sum. Deterministic, light, batch-invariant."""
+
+    def __init__(self, dim: int = 16, limit: int = 64, name: str = "hash", pause_seconds: float = 0.0) -> None:
+        self.spec = EncoderSpec(
+            name=name,
+            dims={VectorKind.DENSE: dim, VectorKind.TOKENS: dim},
+            query_tokens=limit,
+            document_tokens=limit,
+            fingerprint=blake2b(f"{name} {dim} {limit}".encode(), digest_size=32).hexdigest(),
+        )
+        self.calls = 0
+        self._dim = dim
+        self._limit = limit
+        self._pause_seconds = pause_seconds
+
+    def encode_queries(self, queries: Sequence[Query], kinds: Collection[VectorKind]) -> Encoding:
+        return self._encode([query.text for query in queries], kinds)
+
+    def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
+        return self._encode([document.content for document in documents], kinds)
+
+    def _encode(self, texts: Sequence[str], kinds: Collection[VectorKind]) -> Encoding:
+        self.calls += 1
+        time.sleep(self._pause_seconds)
+        words = [text.lower().split() for text in texts]
+        matrices = [np.stack([self._vector(w) for w in own[: self._limit]]) if own else self._empty() for own in words]
+        n_tokens = np.array([len(own) for own in words], dtype=np.int32)
+        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+        np.cumsum([len(matrix) for matrix in matrices], out=offsets[1:])
+        dense = np.array([self._sum(matrix) for matrix in matrices], dtype=np.float32).reshape(-1, self._dim)
+        return Encoding(
+            n_tokens,
+            n_tokens > self._limit,
+            dense=DenseVectors(dense) if VectorKind.DENSE in kinds else None,
+            tokens=TokenVectors(np.concatenate([self._empty(), *matrices]), offsets)
+            if VectorKind.TOKENS in kinds
+            else None,
+        )
+
+    def _vector(self, word: str) -> np.ndarray:
+        seed = int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
+        vector = np.random.default_rng(seed).standard_normal(self._dim).astype(np.float32)
+        return vector / np.linalg.norm(vector)
+
+    def _empty(self) -> np.ndarray:
+        return np.empty((0, self._dim), dtype=np.float32)
+
+    def _sum(self, matrix: np.ndarray) -> np.ndarray:
+        total = matrix.sum(axis=0) if len(matrix) else np.zeros(self._dim, dtype=np.float32)
+        return total / max(float(np.linalg.norm(total)), 1e-9)
+
+
+def make_documents(n: int, seed: int = 0, first: int = 0) -> list[Document]:
+    """n documents of a few of 200 words; some empty, some repeated, with metadata of every type."""
+    rng = np.random.default_rng(seed)
+    documents = []
+    for i in range(first, first + n):
+        words = [f"w{w}" for w in rng.zipf(1.4, rng.integers(0, 30)) if w < 200]
+        metadata = {"year": int(1900 + rng.integers(0, 100)), "lang": str(rng.choice(["en", "de"])), "even": i % 2 == 0}
+        documents.append(Document(f"d{i}", " ".join(words), f"title {i % 7}" if i % 3 else "", metadata))
+    return documents

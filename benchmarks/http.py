@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import orjson
-import psutil
+import psutil  # type: ignore[import-untyped]  # ships no types
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.harness import Row, emit
+from benchmarks import harness
+from benchmarks.harness import Row
 from chamfer.errors import ChamferError
 from chamfer.types import I64, Bool, Document, Hit
 from service.app import ServerConfig, create_app
@@ -134,7 +135,7 @@ def plain_app() -> Any:
     app, body = FastAPI(), canned_body()
 
     @app.post("/v1/collections/{name}/search")
-    def search(name: str, request: PlainRequest) -> dict[str, Any]:  # noqa: ARG001  # read and validated by FastAPI
+    def search(name: str, request: PlainRequest) -> dict[str, Any]:
         return body
 
     @app.get("/readyz")
@@ -246,10 +247,10 @@ def measure(*, quick: bool) -> list[Row]:
                     if load.errors:
                         raise RuntimeError(f"{load.errors} of {load.requests} requests to {name} failed")
                     costs[name].append(load.cpu_us)
-            ours = median(costs["chamfer"])
             what = f"server CPU per request, {connections} connection{'s' if connections > 1 else ''}"
-            rows.append(Row(what, ours, "us", None, None))
-            rows += [Row(what, median(costs[peer]), "us", peer, ours / median(costs[peer])) for peer in APPS[1:]]
+            ours = median(costs["chamfer"])
+            rows += [Row(f"chamfer: {what}", ours, "us", peer, median(costs[peer]) / ours) for peer in APPS[1:]]
+            rows += [Row(f"{peer}: {what}", median(costs[peer]), "us") for peer in APPS[1:]]
     return rows
 
 
@@ -262,18 +263,16 @@ def soak(seconds: float, clients: int = 64) -> list[Row]:
         growth = (server.process.memory_info().rss - before) / 2**20
     what = f"{clients} clients for {seconds:.0f} s"
     return [
-        Row(f"{what}: requests", load.requests, "requests", None, None),
-        Row(f"{what}: errors", load.errors, "errors", None, None),
-        Row(f"{what}: growth of resident memory", growth, "MiB", None, None),
-        Row(f"{what}: p50", float(np.percentile(load.latencies_ms, 50)), "ms", None, None),
-        Row(f"{what}: p99", float(np.percentile(load.latencies_ms, 99)), "ms", None, None),
+        Row(f"{what}: requests", load.requests, "requests"),
+        Row(f"{what}: errors", load.errors, "errors"),
+        Row(f"{what}: growth of resident memory", growth, "MiB"),
+        Row(f"{what}: p50", float(np.percentile(load.latencies_ms, 50)), "ms"),
+        Row(f"{what}: p99", float(np.percentile(load.latencies_ms, 99)), "ms"),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="under 50 s")
-    parser.add_argument("--json", action="store_true", help="rows as JSON")
+    parser = harness.parser(__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="64 concurrent clients for so long")
     parser.add_argument("--serve", choices=APPS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -281,7 +280,7 @@ def main() -> None:
     if options.serve:
         serve(options.serve, options.port)
         return
-    emit(soak(options.soak) if options.soak else measure(quick=options.quick), as_json=options.json)
+    harness.emit(soak(options.soak) if options.soak else measure(quick=options.quick), options.json)
 
 
 if __name__ == "__main__":

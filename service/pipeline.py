@@ -245,10 +245,12 @@ def _fuse_runs(group: list[Search]) -> None:
     for search in group:
         plan = search.plan.plan
         weights = {name: channel.weight for name, channel in plan.active.items()}
+        # In the plan's order: the runs came in the order of the whole batch, and sums depend on order in the last bit.
+        runs = {name: search.runs[name] for name in weights if name in search.runs}
         if isinstance(plan.fusion, ReciprocalRank):
-            search.fused = reciprocal_rank(search.runs, weights, plan.fusion.k)
+            search.fused = reciprocal_rank(runs, weights, plan.fusion.k)
         else:
-            search.fused = interpolate(search.runs, weights, plan.fusion.normalisation)
+            search.fused = interpolate(runs, weights, plan.fusion.normalisation)
         search.ranked = search.fused.candidates
 
 

@@ -107,7 +107,7 @@ def test_typing_a_query_and_enter_searches_and_shows_each_stage_as_a_bar(visit: 
     wait(browser, "document.querySelector('#plan').value === 'best'")
     press(browser, "fox without a tail", Keys.ENTER)
     wait(browser, "document.querySelectorAll('.hit').length === 10")
-    assert texts(browser, ".hit:first-child .stage .name") == ["dense", "lexical", "fused", "rescored", "reranked"]
+    assert texts(browser, ".hit:first-child .stage .name") == ["lexical", "dense", "fused", "rescored", "reranked"]
     widths = browser.execute_script(
         "return [...document.querySelectorAll('.stage.last .bar i')].map((e) => parseFloat(e.style.width))"
     )
@@ -134,7 +134,7 @@ def test_a_deep_link_compares_two_plans_and_marks_what_moved(visit: Callable[...
 def test_back_returns_to_the_search_before(visit: Callable[..., Any]) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    browser = visit(q="fox", plan="fast")
+    browser = visit(q="fox", plan="balanced")
     wait(browser, "document.querySelectorAll('.hit').length === 10")
     press(browser, " tail", Keys.ENTER)
     wait(browser, "location.search.includes('fox+tail')")

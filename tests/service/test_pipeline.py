@@ -24,6 +24,8 @@ from service.pipeline import Pipeline, SearchRequest, SearchResult
 from service.plans import ChannelPlan, Plan
 
 QUERY = "why did the fox lose his tail"
+DENSE = Plan(channels={"dense": ChannelPlan()})
+ORDERS = (("dense", "lexical", "multivector"), ("multivector", "dense", "lexical"), ("lexical", "dense"))
 HYBRID = {"dense": {"depth": 100}, "lexical": {"depth": 100}}
 
 
@@ -47,7 +49,7 @@ def comparable(answer: SearchResult | ChamferError) -> object:
 
 
 def test_a_single_channel_answers_with_its_own_scores_best_first() -> None:
-    result = run_one(pipeline(), plan="fast", k=8)
+    result = run_one(pipeline(), plan=Plan(channels={"dense": ChannelPlan()}), k=8)
     query = encode([QUERY], [VectorKind.DENSE], 8).vectors(VectorKind.DENSE).values[0]  # type: ignore[union-attr]
     texts = encode([d.content for d in fables()], [VectorKind.DENSE], 256).vectors(VectorKind.DENSE).values  # type: ignore[union-attr]
     expected = np.sort((texts * query).sum(axis=1))[::-1]
@@ -65,7 +67,7 @@ def test_hits_carry_their_documents() -> None:
 def test_all_queries_of_a_batch_are_encoded_by_one_call_with_the_union_of_kinds() -> None:
     encoder = HashEncoder()
     searching = pipeline(encoder=encoder)
-    searching.run([SearchRequest(query=QUERY, plan=plan) for plan in ("fast", "balanced", "best")])
+    searching.run([SearchRequest(query=QUERY, plan=plan) for plan in (DENSE, "balanced", "best")])
     assert encoder.calls == [(3, (VectorKind.DENSE, VectorKind.TOKENS))]
 
 
@@ -151,8 +153,8 @@ def test_the_explanation_adds_up() -> None:
         assert hit.explanation is not None
         stages = {(stage["stage"], stage["name"]): stage for stage in hit.explanation["stages"]}
         assert list(stages) == [
-            ("retrieve", "dense"),
             ("retrieve", "lexical"),
+            ("retrieve", "dense"),
             ("fuse", "interpolation"),
             ("rescore", "multivector"),
             ("rerank", "length"),
@@ -167,13 +169,13 @@ def test_the_explanation_adds_up() -> None:
 def test_the_explanation_of_a_single_channel_is_that_channel() -> None:
     for hit in run_one(pipeline(), plan="fast", explain=True).hits:
         assert hit.explanation == {
-            "stages": [{"stage": "retrieve", "name": "dense", "rank": hit.rank, "score": hit.score}]
+            "stages": [{"stage": "retrieve", "name": "lexical", "rank": hit.rank, "score": hit.score}]
         }
 
 
 def test_a_document_that_a_channel_did_not_find_has_no_rank_there() -> None:
     result = run_one(pipeline(), explain=True, k=8, query="pebbles")
-    lexical = [hit.explanation["stages"][1] for hit in result.hits if hit.explanation]
+    lexical = [hit.explanation["stages"][0] for hit in result.hits if hit.explanation]
     assert [stage["rank"] for stage in lexical].count(1) == 1
     assert {stage["score"] for stage in lexical if stage["rank"] is None} == {None}
 
@@ -229,6 +231,17 @@ def test_results_are_the_same_bits_alone_and_in_a_batch_of_64() -> None:
     assert [comparable(answer) for answer in together] == [comparable(answer) for answer in alone]
 
 
+def test_channels_are_fused_in_the_order_of_the_plan_whatever_else_is_in_the_batch() -> None:
+    plans = [Plan.model_validate({"channels": {name: {} for name in names}}) for names in ORDERS]
+    searching = pipeline()
+    together = searching.run([SearchRequest(query=QUERY, plan=plan, explain=True) for plan in plans])
+    for names, answer in zip(ORDERS, together, strict=True):
+        assert isinstance(answer, SearchResult)
+        for hit in answer.hits:
+            assert hit.explanation is not None
+            assert [stage["name"] for stage in hit.explanation["stages"][:-1]] == list(names)
+
+
 def test_one_bad_request_fails_alone() -> None:
     answers = pipeline().run(
         [
@@ -261,7 +274,7 @@ def test_a_deadline_that_is_over_is_refused() -> None:
 def test_stages_past_the_deadline_are_left_out_and_named() -> None:
     clock, stored, reranker = ManualClock(), collection(), LengthReranker()
     searching = pipeline(collection=stored, rerankers={"length": reranker}, clock=clock)
-    stored.channels["lexical"].retriever.before = lambda: clock.wait(2.0)
+    stored.channels["dense"].retriever.before = lambda: clock.wait(2.0)
     result = run_one(searching, plan="best", deadline=clock.now + 1.0)
     assert result.degraded == ("rescore:multivector", "rerank:length")
     assert len(result.hits) == 8
@@ -271,9 +284,9 @@ def test_stages_past_the_deadline_are_left_out_and_named() -> None:
 def test_a_channel_past_the_deadline_is_left_out_if_another_has_answered() -> None:
     clock, stored = ManualClock(), collection()
     searching = pipeline(collection=stored, clock=clock)
-    stored.channels["dense"].retriever.before = lambda: clock.wait(2.0)
+    stored.channels["lexical"].retriever.before = lambda: clock.wait(2.0)
     result = run_one(searching, deadline=clock.now + 1.0)
-    assert result.degraded == ("retrieve:lexical",)
+    assert result.degraded == ("retrieve:dense",)
     assert doc_ids(result) == doc_ids(run_one(searching, plan="fast"))
 
 
@@ -289,7 +302,7 @@ def test_a_deadline_over_before_any_channel_answered_is_an_error() -> None:
 def test_a_late_request_does_not_cost_its_neighbours_a_stage() -> None:
     clock, stored = ManualClock(), collection()
     searching = pipeline(collection=stored, clock=clock)
-    stored.channels["lexical"].retriever.before = lambda: clock.wait(2.0)
+    stored.channels["dense"].retriever.before = lambda: clock.wait(2.0)
     late, patient = searching.run(
         [SearchRequest(query=QUERY, plan="best", deadline=clock.now + 1.0), SearchRequest(query=QUERY, plan="best")]
     )

@@ -25,7 +25,7 @@ FULL = Features(("dense", "lexical", "multivector"), ("multivector",), ("judge",
 
 def test_presets_on_a_full_collection() -> None:
     fast, balanced, best = (preset(name, FULL) for name in ("fast", "balanced", "best"))
-    assert list(fast.channels) == ["dense"]
+    assert list(fast.channels) == ["lexical"], "it costs no inference"
     assert {name: c.weight for name, c in balanced.channels.items()} == {
         name: FIRST_STAGE_WEIGHTS[name] for name in ("dense", "lexical")
     }

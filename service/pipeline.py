@@ -166,13 +166,11 @@ class Pipeline:
         channel = self.collection.channels[plan.channel]
         scores = channel.retriever.score(_query_vectors(channel, group), rows)
         for search, head, own in zip(group, heads, scores, strict=True):
-            judged = own[: len(head)]
-            if plan.interpolate is None:
-                final = judged
-            else:
-                final = blend(plan.interpolate, judged, search.current.scores[0, : len(head)])
-            ranked = judged_first(search.current, plan.depth, final)
-            search.judge(Judgement("rescore", plan.channel, head, judged, ranked))
+            judged, earlier = own[: len(head)], search.current
+            search.judge(Judgement("rescore", plan.channel, head, judged, judged_first(earlier, plan.depth, judged)))
+            if plan.interpolate is not None:
+                final = blend(plan.interpolate, judged, earlier.scores[0, : len(head)])
+                search.judge(Judgement("blend", plan.channel, head, final, judged_first(earlier, plan.depth, final)))
 
     def _rerank(self, searches: list[Search]) -> None:
         for search in searches:

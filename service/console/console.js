@@ -79,12 +79,13 @@ function bytes(value) {
 
 const COLOURS = 6;
 const OVERHEAD = new Set(["queue", "filter", "documents", "other"]);
-const LABELS = { fuse: "fused", rescore: "rescored", rerank: "reranked" };
+const LABELS = { fuse: "fused", rescore: "rescored", blend: "blended", rerank: "reranked" };
 // The key of a stage in explanations, as it stands in timings.
 const stageKey = (stage) => (stage.stage === "fuse" ? "fuse" : `${stage.stage}:${stage.name}`);
 
+// One colour a stage in the whole page, in the order of appearance.
 function colourOf() {
-  const seen = new Map();
+  const seen = new Map([["encode", 0]]);
   return (key) => {
     if (OVERHEAD.has(key)) return "overhead";
     if (!seen.has(key)) seen.set(key, seen.size % COLOURS);
@@ -188,9 +189,9 @@ function hitItem(hit, context) {
   return item;
 }
 
-function column(answer, other) {
+function column(answer, other, colour) {
   const context = {
-    colour: colourOf(),
+    colour,
     share: scales(answer.hits),
     other: other && new Map(other.hits.map((hit) => [hit.doc_id, hit.rank])),
     otherPlan: other?.plan.name,
@@ -279,7 +280,8 @@ async function search({ remember = true } = {}) {
     const answers = [];
     // One after the other: at the same time they would wait for each other, and the timings would say nothing.
     for (const name of [plan.value, compare.value].filter(Boolean)) answers.push(await askSearch(name, controller.signal));
-    const columns = answers.map((answer, place) => column(answer, answers[1 - place]));
+    const colour = colourOf();
+    const columns = answers.map((answer, place) => column(answer, answers[1 - place], colour));
     show(columns.map((c) => c.section), { two: columns.length === 2 });
     for (const { afterLayout } of columns) afterLayout.forEach((step) => step());
     announce(answers);

@@ -107,7 +107,8 @@ def test_typing_a_query_and_enter_searches_and_shows_each_stage_as_a_bar(visit: 
     wait(browser, "document.querySelector('#plan').value === 'best'")
     press(browser, "fox without a tail", Keys.ENTER)
     wait(browser, "document.querySelectorAll('.hit').length === 10")
-    assert texts(browser, ".hit:first-child .stage .name") == ["lexical", "dense", "fused", "rescored", "reranked"]
+    names = texts(browser, ".hit:first-child .stage .name")
+    assert names == ["lexical", "dense", "fused", "rescored", "blended", "reranked"]
     widths = browser.execute_script(
         "return [...document.querySelectorAll('.stage.last .bar i')].map((e) => parseFloat(e.style.width))"
     )

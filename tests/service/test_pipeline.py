@@ -104,6 +104,19 @@ def test_rescoring_by_interpolation_with_share_zero_keeps_the_fused_order() -> N
     assert doc_ids(run_one(pipeline(), plan=Plan.model_validate(plan), k=8)) == doc_ids(fused)
 
 
+def test_rescoring_by_interpolation_explains_the_exact_score_and_the_blend() -> None:
+    plan = {"channels": HYBRID, "rescore": {"channel": "multivector", "interpolate": 0.5}}
+    result = run_one(pipeline(), plan=Plan.model_validate(plan), k=8, explain=True)
+    stages = [hit.explanation["stages"] for hit in result.hits if hit.explanation]
+    fused, exact, blended = (np.asarray([stage[place]["score"] for stage in stages]) for place in (-3, -2, -1))
+    scaled = [(scores - scores.min()) / np.ptp(scores) for scores in (exact, fused)]
+    assert blended.tolist() == pytest.approx((0.5 * scaled[0] + 0.5 * scaled[1]).tolist(), abs=1e-6)
+    assert blended.tolist() == [hit.score for hit in result.hits]
+    assert [stage[-1]["rank"] for stage in stages] == [hit.rank for hit in result.hits]
+    by_exact = np.argsort(-exact)
+    assert [stages[place][-2]["rank"] for place in by_exact] == list(range(1, 9))
+
+
 def test_reranking_judges_the_first_and_keeps_the_rest_below() -> None:
     reranker = LengthReranker()
     plan = Plan.model_validate({"channels": HYBRID, "rerank": {"model": "length", "depth": 3}})
@@ -157,6 +170,7 @@ def test_the_explanation_adds_up() -> None:
             ("retrieve", "dense"),
             ("fuse", "interpolation"),
             ("rescore", "multivector"),
+            ("blend", "multivector"),
             ("rerank", "length"),
         ]
         shares = [stage for (kind, _), stage in stages.items() if kind == "retrieve"]

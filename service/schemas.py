@@ -229,7 +229,10 @@ def _condition(value: dict[str, Any], limits: Limits) -> Condition:
     try:
         return parse_condition(value)
     except InvalidInput as error:
-        raise InvalidBody([FieldError("/filter", error.detail)]) from None
+        # Its messages begin with the place, as a pointer from the body's root.
+        place, _, rest = error.detail.partition(" ")
+        fault = FieldError(place.rstrip(":"), rest) if place.startswith("/") else FieldError("/filter", error.detail)
+        raise InvalidBody([fault]) from None
 
 
 def _check_size(value: Any, limits: Limits) -> None:

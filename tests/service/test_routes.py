@@ -110,3 +110,18 @@ def test_64_concurrent_callers_get_the_same_hits_as_one() -> None:
         assert [response.json()["hits"] for response in together] == [alone[n % len(bodies)] for n in range(64)]
 
     with_fables(check, load=judged)
+
+
+def test_a_faulty_filter_is_pointed_at() -> None:
+    async def check(client: Any) -> None:
+        for condition, pointer in (
+            ({"and": [{"field": "number", "equals": 1}, {"field": "number"}]}, "/filter/and/1"),
+            ({"and": []}, "/filter/and"),
+            ({"xor": []}, "/filter"),
+        ):
+            answer = (await client.post(SEARCH, json={"query": QUERY, "filter": condition})).json()
+            [fault] = answer["errors"]
+            assert fault["pointer"] == pointer
+            assert "/filter" not in fault["detail"]
+
+    with_fables(check)

@@ -5,6 +5,8 @@
 
 The server runs in its own process under uvicorn (uvloop, httptools); the client, in this process, holds keep-alive
 loopback connections. CPU time is the server process's, all threads. The body is ten hits of about 300 characters.
+A pipeline that costs nothing runs on the event loop; "by worker thread" is what searches of a millisecond and more
+meet (`batching.inline_ms`).
 Peers return the same body: a raw ASGI application (JSON in, JSON out, nothing else), and FastAPI as its tutorial
 writes it: a plain `def` endpoint with a pydantic model for the request.
 """
@@ -17,8 +19,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,13 +38,15 @@ from benchmarks.harness import Row
 from chamfer.errors import ChamferError
 from chamfer.types import I64, Bool, Document, Hit
 from service.app import ServerConfig, create_app
+from service.batching import BatchingConfig
 from service.pipeline import Pipeline, SearchRequest, SearchResult
 from service.plans import ChannelPlan, Plan, ResolvedPlan
 
 PATH = "/v1/collections/demo/search"
 REQUEST = orjson.dumps({"query": "Why did the fox lose his tail?", "k": 10, "plan": "balanced"})
 STAGES = {"encode": 4.0, "retrieve:dense": 1.0, "retrieve:lexical": 1.0, "fuse": 0.2, "documents": 0.1}
-APPS = ("chamfer", "raw ASGI", "FastAPI def")
+OWN = ("chamfer", "chamfer by worker thread")
+PEERS = ("raw ASGI", "FastAPI def")
 TEXT = "One day a fox found himself in a trap, and got away only by leaving his tail behind. " * 3
 
 
@@ -89,9 +95,10 @@ class CannedPipeline(Pipeline):
         return [self._result] * len(requests)
 
 
-def chamfer_app() -> Any:
+def chamfer_app(inline_ms: float = 1.0) -> Any:
     """The real application over the canned pipeline."""
-    return create_app({"demo": Path("unused")}, ServerConfig(), lambda _: CannedPipeline())
+    config = ServerConfig(batching=BatchingConfig(inline_ms=inline_ms))
+    return create_app({"demo": Path("unused")}, config, lambda _: CannedPipeline())
 
 
 def canned_body() -> dict[str, Any]:
@@ -145,7 +152,12 @@ def plain_app() -> Any:
     return app
 
 
-MAKERS = {"chamfer": chamfer_app, "raw ASGI": raw_app, "FastAPI def": plain_app}
+MAKERS: Mapping[str, Callable[[], Any]] = {
+    "chamfer": chamfer_app,
+    "chamfer by worker thread": partial(chamfer_app, inline_ms=0.0),
+    "raw ASGI": raw_app,
+    "FastAPI def": plain_app,
+}
 
 
 def serve(name: str, port: int) -> None:
@@ -233,30 +245,37 @@ async def _drive(port: int, connections: int, seconds: float, body: bytes) -> tu
 
 def measure(*, quick: bool) -> list[Row]:
     """CPU per request of all applications, in turn, so that what else the machine does hits all alike."""
-    rounds, seconds = (3, 1.0) if quick else (7, 4.0)
+    rounds, seconds = (3, 0.8) if quick else (7, 4.0)
     rows = []
-    with Server("chamfer") as own, Server("raw ASGI") as raw, Server("FastAPI def") as plain:
-        servers = dict(zip(APPS, (own, raw, plain), strict=True))
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(Server(name)) for name in MAKERS}
         for server in servers.values():
-            server.load(4, 0.5)
+            server.load(4, 1.0)
         for connections in (1, 16):
-            costs: dict[str, list[float]] = {name: [] for name in APPS}
-            for _ in range(rounds):
-                for name, server in servers.items():
-                    load = server.load(connections, seconds)
-                    if load.errors:
-                        raise RuntimeError(f"{load.errors} of {load.requests} requests to {name} failed")
-                    costs[name].append(load.cpu_us)
+            costs = _costs(servers, connections, rounds, seconds)
             what = f"server CPU per request, {connections} connection{'s' if connections > 1 else ''}"
-            ours = median(costs["chamfer"])
-            rows += [Row(f"chamfer: {what}", ours, "us", peer, median(costs[peer]) / ours) for peer in APPS[1:]]
-            rows += [Row(f"{peer}: {what}", median(costs[peer]), "us") for peer in APPS[1:]]
+            rows += [
+                Row(f"{own}: {what}", costs[own], "us", peer, costs[peer] / costs[own]) for own in OWN for peer in PEERS
+            ]
+            rows += [Row(f"{peer}: {what}", costs[peer], "us") for peer in PEERS]
     return rows
+
+
+def _costs(servers: Mapping[str, Server], connections: int, rounds: int, seconds: float) -> dict[str, float]:
+    """Median microseconds of each server."""
+    costs: dict[str, list[float]] = {name: [] for name in servers}
+    for _ in range(rounds):
+        for name, server in servers.items():
+            load = server.load(connections, seconds)
+            if load.errors:
+                raise RuntimeError(f"{load.errors} of {load.requests} requests to {name} failed")
+            costs[name].append(load.cpu_us)
+    return {name: median(own) for name, own in costs.items()}
 
 
 def soak(seconds: float, clients: int = 64) -> list[Row]:
     """Load by many clients for a time: errors, and how memory grew after the first tenth of it."""
-    with Server("chamfer") as server:
+    with Server("chamfer by worker thread") as server:
         server.load(clients, max(2.0, seconds / 10))
         before = server.process.memory_info().rss
         load = server.load(clients, seconds)
@@ -274,7 +293,7 @@ def soak(seconds: float, clients: int = 64) -> list[Row]:
 def main() -> None:
     parser = harness.parser(__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="64 concurrent clients for so long")
-    parser.add_argument("--serve", choices=APPS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=MAKERS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

@@ -31,17 +31,22 @@ class BatchingConfig:
     max_batch     searches that run together at most
     token_budget  estimated query tokens of one batch (four characters a token); one item may exceed it alone
     workers       threads that run batches
+    inline_ms     while batches end sooner than this, they run on the event loop itself, since the way to a thread and
+                  back would cost a good part of that again; 0 gives every batch to a thread
     """
 
     max_waiting: int = 256
     max_batch: int = 64
     token_budget: int = 16_384
     workers: int = 1
+    inline_ms: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("max_waiting", "max_batch", "token_budget", "workers"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"batching.{name} is {getattr(self, name)}, expected 1 or more")
+        if not self.inline_ms >= 0:
+            raise InvalidInput(f"batching.inline_ms is {self.inline_ms}, expected 0 or more")
 
 
 class BatchObserver(Protocol):
@@ -87,6 +92,8 @@ class Batcher(Generic[Item, Result]):
         self._work: SimpleQueue[_Batch[Item, Result] | None] = SimpleQueue()
         self._idle = config.workers
         self._seconds_per_item = 0.01
+        # The longest batch lately: forgotten slowly, so that a mixture of fast and slow searches counts as slow.
+        self._longest_seconds = 1.0
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop
         self._dispatch_is_due = False
@@ -163,7 +170,10 @@ class Batcher(Generic[Item, Result]):
             if batch:
                 self._idle -= 1
                 self._observer.batch_started(len(batch))
-                self._work.put(batch)
+                if self._longest_seconds * 1e3 < self._config.inline_ms:
+                    self._run_inline(batch)
+                else:
+                    self._work.put(batch)
         self._end_if_drained()
 
     def _next_batch(self) -> _Batch[Item, Result]:
@@ -190,11 +200,17 @@ class Batcher(Generic[Item, Result]):
     def _serve(self) -> None:
         """What a worker thread does."""
         while (batch := self._work.get()) is not None:
-            started = perf_counter()
-            results = self._results(batch)
-            elapsed = perf_counter() - started
-            self._loop.call_soon_threadsafe(self._finish, batch, results, elapsed)
-            del batch, results
+            self._loop.call_soon_threadsafe(self._finish, batch, *self._timed(batch))
+            del batch
+
+    def _run_inline(self, batch: _Batch[Item, Result]) -> None:
+        results, elapsed = self._timed(batch)
+        self._loop.call_soon(self._finish, batch, results, elapsed)
+
+    def _timed(self, batch: _Batch[Item, Result]) -> tuple[Sequence[Result | ChamferError], float]:
+        started = perf_counter()
+        results = self._results(batch)
+        return results, perf_counter() - started
 
     def _results(self, batch: _Batch[Item, Result]) -> Sequence[Result | ChamferError]:
         try:
@@ -211,6 +227,7 @@ class Batcher(Generic[Item, Result]):
 
     def _finish(self, batch: _Batch[Item, Result], results: Sequence[Result | ChamferError], elapsed: float) -> None:
         self._idle += 1
+        self._longest_seconds = max(elapsed, 0.97 * self._longest_seconds)
         self._seconds_per_item += 0.2 * (elapsed / len(batch) - self._seconds_per_item)
         self._dispatch()
         for waiting, result in zip(batch, results, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
@@ -35,11 +36,15 @@ class Work:
 
     def __init__(self) -> None:
         self.seen: list[list[str]] = []
+        self.threads: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
 
     def __call__(self, items: Sequence[str]) -> list[str | ChamferError]:
         self.seen.append(list(items))
+        self.threads.append(threading.get_ident())
+        if "nap" in items:
+            time.sleep(0.8)
         assert self.gate.wait(30)
         if "crash" in items:
             raise RuntimeError("secret")
@@ -51,7 +56,7 @@ class Work:
 Scenario = Callable[[Batcher[str, str], Work, Watcher], Awaitable[None]]
 
 
-def play(scenario: Scenario, **config: int) -> None:
+def play(scenario: Scenario, **config: float) -> None:
     async def body() -> None:
         work, watcher = Work(), Watcher()
         batcher: Batcher[str, str] = Batcher(work, BatchingConfig(**config), tokens=len, observer=watcher)
@@ -209,6 +214,42 @@ def test_two_workers_run_two_batches_at_once() -> None:
     play(scenario, workers=2)
 
 
+async def threads_of_batches(batcher: Batcher[str, str], work: Work, count: int) -> set[bool]:
+    """Whether batches ran on the event loop's own thread."""
+    work.threads.clear()
+    for n in range(count):
+        assert await batcher.submit([f"x{n}"])[0] == f"X{n}"
+    return {thread == threading.get_ident() for thread in work.threads}
+
+
+def test_batches_that_end_at_once_come_to_run_on_the_event_loop_until_one_is_slow() -> None:
+    async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
+        assert await threads_of_batches(batcher, work, 10) == {False}
+        assert await threads_of_batches(batcher, work, 400) == {False, True}
+        assert await threads_of_batches(batcher, work, 20) == {True}
+        assert await batcher.submit(["nap"])[0] == "NAP"
+        assert await threads_of_batches(batcher, work, 5) == {False}
+
+    play(scenario, inline_ms=500.0)
+
+
+def test_with_inline_ms_of_zero_every_batch_runs_in_a_worker_thread() -> None:
+    async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
+        assert await threads_of_batches(batcher, work, 500) == {False}
+
+    play(scenario, inline_ms=0.0)
+
+
+def test_a_batch_that_breaks_on_the_event_loop_is_an_internal_error() -> None:
+    async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
+        await threads_of_batches(batcher, work, 400)
+        with pytest.raises(Internal):
+            await batcher.submit(["crash"])[0]
+        assert await threads_of_batches(batcher, work, 1) == {True}
+
+    play(scenario, inline_ms=1000.0)
+
+
 def test_many_callers_all_get_their_own_answers() -> None:
     async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
         async def caller(n: int) -> None:
@@ -225,3 +266,9 @@ def test_many_callers_all_get_their_own_answers() -> None:
 def test_a_limit_below_one_is_refused_by_name(name: str) -> None:
     with pytest.raises(InvalidInput, match=f"batching.{name}"):
         BatchingConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("milliseconds", [-1.0, float("nan")])
+def test_a_negative_inline_time_is_refused(milliseconds: float) -> None:
+    with pytest.raises(InvalidInput, match=r"batching\.inline_ms"):
+        BatchingConfig(inline_ms=milliseconds)

@@ -140,7 +140,7 @@ def test_back_returns_to_the_search_before(visit: Callable[..., Any]) -> None:
     press(browser, " tail", Keys.ENTER)
     wait(browser, "location.search.includes('fox+tail')")
     browser.back()
-    wait(browser, "document.querySelector('#query').value === 'fox'")
+    assert wait(browser, "document.querySelector('#query').value === 'fox'")
 
 
 def test_keys_walk_through_the_hits_and_open_them(visit: Callable[..., Any]) -> None:

@@ -79,7 +79,8 @@ odd = st.recursive(
 @settings(deadline=None, max_examples=100)
 @given(odd)
 def test_any_value_becomes_json(value: Any) -> None:
-    orjson.loads(to_json(value))
+    parsed = orjson.loads(to_json(value))
+    assert isinstance(parsed, list | dict) == isinstance(value, list | dict)
 
 
 @settings(deadline=None, max_examples=50)

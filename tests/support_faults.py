@@ -62,5 +62,6 @@ def contents(path: Path) -> str:
 
 
 if __name__ == "__main__":
+    print("begins", flush=True)
     run(sys.argv[1], Path(sys.argv[2]), 0.005)
-    print("done")
+    print("ended", flush=True)

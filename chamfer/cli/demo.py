@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,14 @@ from chamfer.errors import NotFound
 
 COLLECTION = "fairytaleqa"
 QUESTION = "Why did the fox lose his tail?"
+# Test questions of the corpus that the console offers.
+EXAMPLES = (
+    "Why did Harold want to buy a love-potion from Snorro?",
+    "What did the wizard promise to the nurse and princess?",
+    "Where could John Nicholas see the trolls?",
+    "What did the fox do while the wolf was thinking?",
+    "How did the monkey feel when he was asked about his liver?",
+)
 
 
 def demo_corpus() -> Path:
@@ -44,8 +53,9 @@ def _demo(
     from chamfer.cli.searching import run_service
 
     settings = load_settings(config)
-    _announce(settings.service.host, port or settings.service.port)
-    run_service(settings, {COLLECTION: target}, None, port)
+    service = replace(settings.service, examples={COLLECTION: EXAMPLES, **settings.service.examples})
+    _announce(service.host, port or service.port)
+    run_service(replace(settings, service=service), {COLLECTION: target}, None, port)
 
 
 def _build(target: Path, config: Path | None) -> None:

@@ -38,7 +38,7 @@ def main() -> None:
     arguments.add_argument("--corpus", type=Path, default=demo_corpus())
     arguments.add_argument("--quality", type=Path, nargs="*", default=[])
     options = arguments.parse_args()
-    documents = list(islice(read_corpus(str(options.corpus)), 48 if options.quick else 384))
+    documents = list(islice(read_corpus(str(options.corpus)), 48 if options.quick else 192))
     rounds = 2 if options.quick else 5
     rows = throughput(documents, rounds)
     rows += query_latency(10 if options.quick else 60)

@@ -70,13 +70,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def emit(rows: Sequence[Row], as_json: bool) -> None:
     """Prints the rows: JSON, or a Markdown table under the machine's name."""
-    if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
-        return
-    print(f"{machine()}\n\n| what | value | unit | peer | ratio |\n| --- | --- | --- | --- | --- |")
+    print(json.dumps([asdict(row) for row in rows], indent=1) if as_json else f"{machine()}\n\n{markdown(rows)}")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a table."""
+    lines = ["| what | value | unit | peer | ratio |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        print(f"| {row.what} | {row.value:.4g} | {row.unit} | {row.peer} | {ratio} |")
+        lines.append(f"| {row.what} | {row.value:.4g} | {row.unit} | {row.peer} | {ratio} |")
+    return "\n".join([*lines, ""])
 
 
 def machine() -> str:

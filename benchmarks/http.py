@@ -251,7 +251,7 @@ def measure(*, quick: bool) -> list[Row]:
         servers = {name: stack.enter_context(Server(name)) for name in MAKERS}
         for server in servers.values():
             server.load(4, 1.0)
-        for connections in (1, 16):
+        for connections in (1, 16, 64):
             costs = _costs(servers, connections, rounds, seconds)
             what = f"server CPU per request, {connections} connection{'s' if connections > 1 else ''}"
             rows += [
@@ -299,7 +299,13 @@ def main() -> None:
     if options.serve:
         serve(options.serve, options.port)
         return
-    harness.emit(soak(options.soak) if options.soak else measure(quick=options.quick), options.json)
+    if options.soak:
+        rows = soak(options.soak)
+    elif options.quick:
+        rows = measure(quick=True)
+    else:
+        rows = measure(quick=False) + soak(60)
+    harness.emit(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -82,12 +82,12 @@ def seconds_of(operation: str, before: Path, folder: Path) -> float:
     for number in range(2):
         path = folder / f"timing-{operation}-{number}"
         shutil.copytree(before, path)
-        process = writer(operation, path)
-        begin = time.monotonic()
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ended\n"
-        took.append(time.monotonic() - begin)
-        assert process.wait() == 0
+        with writer(operation, path) as process:
+            begin = time.monotonic()
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ended\n"
+            took.append(time.monotonic() - begin)
+        assert process.returncode == 0
         shutil.rmtree(path)
     return min(took)
 

@@ -1,0 +1,84 @@
+"""Plans over whole collections: nDCG@10, R@100, latency of one caller, bytes a document, build rate; by corpus.
+
+    python -m benchmarks.quality [FOLDER ...] [--quick] [--json]
+
+Folders are BEIR collections; the shipped one if none is named. Each is built with the defaults, then every judged
+test query runs through `dense` alone and the presets (`fast` is BM25 alone). --quick takes 500 documents and 40
+queries of the shipped corpus: a check that it runs, no figure to quote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.harness import Row, demo_corpus, emit, parser
+from chamfer.api import build, open
+from chamfer.cli.evaluating import compare_plans
+from chamfer.evaluation import Qrel
+from chamfer.settings import load_settings
+from indexing.corpus import read_corpus, read_qrels, read_queries
+
+PLANS_FILE = """
+[plans.dense.channels]
+dense = {}
+"""
+PLANS = ["dense", "fast", "balanced", "best"]
+MEASURES = ["nDCG@10", "R@100"]
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folders", type=Path, nargs="*")
+    options = arguments.parse_args()
+    rows: list[Row] = []
+    for folder in options.folders or [demo_corpus()]:
+        with tempfile.TemporaryDirectory() as work:
+            source = _excerpt(folder, Path(work)) if options.quick else folder
+            rows += measure(source, folder.resolve().name, Path(work))
+    emit(rows, options.json)
+
+
+def measure(source: Path, name: str, work: Path) -> list[Row]:
+    """One corpus: build, then all plans."""
+    (work / "plans.toml").write_text(PLANS_FILE)
+    settings = load_settings(work / "plans.toml", {"HOME": os.path.expanduser("~")})
+    documents = list(read_corpus(str(source)))
+    begin = time.perf_counter()
+    build(documents, work / "collection", settings=settings).close()
+    rate = len(documents) / (time.perf_counter() - begin)
+    qrels = [Qrel(*judgement) for judgement in read_qrels(source, "test")]
+    judged = {qrel.query_id for qrel in qrels}
+    queries = [query for query in read_queries(source) if query.query_id in judged]
+    rows = [Row(f"{name}: build of {len(documents):,} documents", rate, "documents/s")]
+    with open(work / "collection", settings=settings) as searcher:
+        for result in compare_plans(searcher.pipeline, PLANS, queries, qrels, MEASURES):
+            title = f"{name} {result.plan}"
+            rows += [Row(f"{title}: {measure}", value, measure) for measure, value in result.evaluation.means.items()]
+            rows.append(Row(f"{title}: p50 [p95 {result.p95_ms:.1f}]", result.p50_ms, "ms"))
+            rows.append(Row(f"{title}: bytes a document", result.bytes_per_document, "B"))
+    return rows
+
+
+def _excerpt(folder: Path, work: Path) -> Path:
+    """A small collection whose queries have an answer in it."""
+    out = work / "excerpt"
+    (out / "qrels").mkdir(parents=True)
+    lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    qrels = list(read_qrels(folder, "test"))
+    wanted = {row[1] for row in qrels[:40]}
+    chosen = [line for line in lines if json.loads(line)["_id"] in wanted]
+    chosen += [line for line in lines if json.loads(line)["_id"] not in wanted][: 500 - len(chosen)]
+    (out / "corpus.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    (out / "queries.jsonl").write_bytes((folder / "queries.jsonl").read_bytes())
+    table = "".join(f"{query}\t{document}\t{grade}\n" for query, document, grade in qrels[:40])
+    (out / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + table, encoding="utf-8")
+    return out
+
+
+if __name__ == "__main__":
+    main()

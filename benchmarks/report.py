@@ -1,0 +1,158 @@
+"""docs/benchmarks.md: every benchmark in full, its table and a plot.
+
+    python -m benchmarks.report [SUBJECT ...] [--data DIR] [--draw-only]
+
+A subject's rows are kept in docs/benchmarks/SUBJECT.json, so that subjects can be measured again one by one; the page
+and the plots are drawn from those files. --data names a folder of BEIR collections for the subjects that take some;
+without it they run on the shipped corpus alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import SUBJECTS
+from benchmarks.harness import Row, machine, markdown
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+KEPT = DOCS / "benchmarks"
+QUALITY_SETS = ("fairytaleqa", "scifact", "cranfield", "nfcorpus-stopped", "npl", "cisi", "squad-dev")
+HEAD = """# Benchmarks
+
+Every figure comes from a program in `benchmarks/`; `python -m benchmarks.report` writes this page. Peers run on the
+same input in the same run, interleaved; medians, the spread in brackets; a ratio above 1 means that ours is better.
+Times are CPU time of one thread unless the subject says otherwise. Machines are shared: trust ratios, not times.
+"""
+
+
+def main() -> None:
+    """Measures the named subjects (all if none is named) and draws the page."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("subjects", nargs="*")
+    arguments.add_argument("--data", type=Path)
+    arguments.add_argument("--draw-only", action="store_true")
+    options = arguments.parse_args()
+    if unknown := set(options.subjects) - set(SUBJECTS):
+        arguments.error(f"unknown subjects {sorted(unknown)}; known: {', '.join(SUBJECTS)}")
+    KEPT.mkdir(exist_ok=True)
+    if not options.draw_only:
+        for subject in options.subjects or SUBJECTS:
+            measure(subject, options.data)
+    draw()
+
+
+def measure(subject: str, data: Path | None) -> None:
+    """Runs one subject in full and keeps its rows."""
+    named: list[str] = []
+    if data is not None and subject == "quality":
+        named = [str(data / name) for name in QUALITY_SETS if (data / name).is_dir()]
+    elif data is not None and subject == "encoder":
+        named = ["--quality", str(data / "scifact")]
+    print(f"measuring {subject}", file=sys.stderr)
+    command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *named]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    shown = " ".join(["python -m", f"benchmarks.{subject}", *(Path(word).name for word in named)])
+    record = {"machine": machine(), "command": shown, "rows": json.loads(done.stdout)}
+    (KEPT / f"{subject}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def draw() -> None:
+    """The page and one plot a subject, from the kept rows."""
+    parts = [HEAD]
+    for subject in SUBJECTS:
+        kept = KEPT / f"{subject}.json"
+        if not kept.exists():
+            continue
+        record = json.loads(kept.read_text(encoding="utf-8"))
+        rows = [Row(**row) for row in record["rows"]]
+        about = (import_module(f"benchmarks.{subject}").__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        plot, table = (plot_quality, quality_table) if subject == "quality" else (plot_ratios, markdown)
+        parts.append(f"## {subject}\n\n{about}\n\n`{record['command']}`, {record['machine']}\n")
+        if save(plot, rows, KEPT / f"{subject}.svg"):
+            parts.append(f"![{subject}]({KEPT.name}/{subject}.svg)\n")
+        parts.append(table(rows))
+    (DOCS / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def save(plot: Callable[[Any, list[Row]], bool], rows: list[Row], path: Path) -> bool:
+    """Draws into an SVG; False if there was nothing to draw."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "chamfer"  # the same rows give the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
+    drawn = plot(axes, rows)
+    if drawn:
+        figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    return drawn
+
+
+def plot_ratios(axes: Any, rows: list[Row]) -> bool:
+    """One bar a ratio, on a logarithmic scale around 1."""
+    chosen = [row for row in rows if row.ratio is not None]
+    names = [f"{row.what.partition(' [')[0]}  vs {row.peer}" for row in chosen]
+    ratios = [row.ratio or 1.0 for row in chosen]
+    axes.figure.set_size_inches(9, 0.8 + 0.32 * max(len(chosen), 1))
+    axes.barh(
+        names[::-1],
+        [r - 1 for r in ratios[::-1]],
+        left=1,
+        color=["#4c78a8" if r >= 1 else "#e45756" for r in ratios[::-1]],
+    )
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("times better than the peer")
+    axes.tick_params(axis="y", labelsize=7)
+    for place, ratio in enumerate(ratios[::-1]):
+        axes.annotate(f"{ratio:.2f}", (ratio, place), fontsize=7, va="center")
+    return bool(chosen)
+
+
+def plot_quality(axes: Any, rows: list[Row]) -> bool:
+    """nDCG@10 of every plan, grouped by corpus."""
+    cells = _cells(rows)
+    corpora = list(dict.fromkeys(corpus for corpus, _ in cells))
+    plans = list(dict.fromkeys(plan for _, plan in cells))
+    width = 0.8 / max(len(plans), 1)
+    for number, plan in enumerate(plans):
+        heights = [cells.get((corpus, plan), {}).get("nDCG@10", 0.0) for corpus in corpora]
+        axes.bar([place + number * width for place in range(len(corpora))], heights, width, label=plan)
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(corpora))], corpora, fontsize=8)
+    axes.set_ylabel("nDCG@10")
+    axes.legend(fontsize=8, ncols=len(plans))
+    return bool(cells)
+
+
+def quality_table(rows: list[Row]) -> str:
+    """One line a corpus and plan."""
+    lines = ["| corpus | plan | nDCG@10 | R@100 | p50 ms | bytes a document |", "| --- | --- | --- | --- | --- | --- |"]
+    for (corpus, plan), cell in _cells(rows).items():
+        figures = f"{cell['nDCG@10']:.4f} | {cell['R@100']:.4f} | {cell['p50']:.1f} | {cell['bytes']:,.0f}"
+        lines.append(f"| {corpus} | {plan} | {figures} |")
+    rates = [f"{row.what}: {row.value:.0f} {row.unit}" for row in rows if ": build of" in row.what]
+    return "\n".join([*lines, "", *(f"- {rate}" for rate in rates), ""])
+
+
+def _cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """(corpus, plan) -> measure, p50 and bytes."""
+    out: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        subject, _, measure = row.what.partition(": ")
+        corpus, _, plan = subject.partition(" ")
+        if plan:
+            out.setdefault((corpus, plan), {})[measure.split()[0]] = row.value
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -6,20 +6,30 @@ finished blocks and goes on; what it makes has the same bytes as an unbroken one
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from chamfer.artifact import MANIFEST, canonical_json, digest_of
+from chamfer.artifact import MANIFEST, canonical_json, digest_of, open_artifact, write_artifact
 from chamfer.errors import Conflict, InvalidInput
 from chamfer.protocols import Encoder
-from chamfer.types import Document, VectorKind
-from indexing.family import Family
+from chamfer.types import Document, Encoding, VectorKind
+from indexing.family import Codec, Family
 from indexing.segment import Segment, merge_segments, open_segment, write_segment
-from indexing.snapshot import BLOCKS, CURRENT, CollectionConfig, commit, current_name, writer_lock
+from indexing.snapshot import (
+    BLOCKS,
+    CURRENT,
+    CollectionConfig,
+    add_codecs,
+    commit,
+    current_name,
+    read_codecs,
+    writer_lock,
+)
 
 BuildConfig = CollectionConfig
 
@@ -73,8 +83,8 @@ def build(
         number = 1 + (int(current_name(out).rpartition("-")[2]) if exists else 0)
         blocks = BlockWriter(out / BLOCKS, settings, encoder, progress)
         kept = blocks.write(documents, total)
-        segments = merge_blocks(out, number, kept, settings, progress)
-        name = commit(out, number, settings, encoder_identity(encoder), segments)
+        segments = merge_blocks(out, number, kept, settings, blocks.families, progress)
+        name = commit(out, number, settings, encoder_identity(encoder), blocks.codecs, segments)
         shutil.rmtree(out / BLOCKS, ignore_errors=True)
     return BuildReport(
         name,
@@ -88,17 +98,28 @@ def build(
 
 
 class BlockWriter:
-    """Encodes documents block by block into a folder, reusing blocks that are already there."""
+    """Encodes documents block by block into a folder, reusing blocks that are already there.
+
+    Without `codecs` those of a new collection are learnt from the first block. After `write`, `families` and `codecs`
+    are what the blocks were packed with.
+    """
 
     def __init__(
-        self, folder: Path, config: CollectionConfig, encoder: Encoder | None, progress: Progress | None
+        self,
+        folder: Path,
+        config: CollectionConfig,
+        encoder: Encoder | None,
+        progress: Progress | None,
+        codecs: Mapping[str, Codec] | None = None,
     ) -> None:
         self.folder = folder
         self.reused = 0
+        self.families = config.families(codecs)
+        self.codecs: Mapping[str, Codec] = codecs or {}
+        self._codec_digest = "" if codecs is None else _codec_digest(codecs)
         self._config = config
-        self._families = config.families()
+        self._kinds = kinds_needed(self.families)
         self._encoder = encoder
-        self._kinds = kinds_needed(self._families)
         self._progress = progress
         if self._kinds and encoder is None:
             raise InvalidInput(
@@ -119,18 +140,39 @@ class BlockWriter:
             done += len(block)
             if self._progress is not None:
                 self._progress(BuildProgress("encode", done, total))
+        if not self._codec_digest:
+            self._learn(digest_of("no document"), None)
         return paths
 
     def _block(self, index: int, documents: Sequence[Document]) -> Path:
-        path = self.folder / f"{index:06d}-{self._digest(documents)[:40]}"
+        encoding = None
+        digest = self._digest(documents)
+        if not self._codec_digest:
+            encoding = self._learn(digest, documents)
+        path = self.folder / f"{index:06d}-{digest_of(digest, self._codec_digest)[:40]}"
         if (path / MANIFEST).exists():
             self.reused += 1
             return path
-        encoding = None
-        if self._encoder is not None and self._kinds:
-            encoding = self._encoder.encode_documents(documents, self._kinds)
-        write_segment(path, documents, encoding, self._families)
+        write_segment(path, documents, encoding or self._encode(documents), self.families)
         return path
+
+    def _encode(self, documents: Sequence[Document]) -> Encoding | None:
+        if self._encoder is None or not self._kinds:
+            return None
+        return self._encoder.encode_documents(documents, self._kinds)
+
+    def _learn(self, digest: str, documents: Sequence[Document] | None) -> Encoding | None:
+        """Codecs learnt from the first block, kept beside it so that a resumed build goes on with the same ones."""
+        path = self.folder / f"codecs-{digest[:40]}"
+        encoding = None
+        if not (path / MANIFEST).exists():
+            encoding = None if documents is None else self._encode(documents)
+            with write_artifact(path, "codecs", {}) as writer:
+                add_codecs(writer, {name: family.learn(encoding) for name, family in self.families.items()})
+        self.codecs = read_codecs(open_artifact(path, "codecs"), self._config.channels)
+        self._codec_digest = _codec_digest(self.codecs)
+        self.families = self._config.families(self.codecs)
+        return encoding
 
     def _digest(self, documents: Sequence[Document]) -> str:
         settings = asdict(self._config)
@@ -144,10 +186,14 @@ class BlockWriter:
 
 
 def merge_blocks(
-    out: Path, number: int, blocks: Sequence[Path], config: CollectionConfig, progress: Progress | None
+    out: Path,
+    number: int,
+    blocks: Sequence[Path],
+    config: CollectionConfig,
+    families: Mapping[str, Family],
+    progress: Progress | None,
 ) -> list[Segment]:
     """Segments of at most `segment_documents` documents, made from blocks in order."""
-    families = config.families()
     segments: list[Segment] = []
     opened = [open_segment(path) for path in blocks]
     total = sum(len(block) for block in opened)
@@ -172,6 +218,15 @@ def kinds_needed(families: dict[str, Family]) -> set[VectorKind]:
 def encoder_identity(encoder: Encoder | None) -> tuple[str, str] | None:
     """(name, fingerprint)."""
     return None if encoder is None else (encoder.spec.name, encoder.spec.fingerprint)
+
+
+def _codec_digest(codecs: Mapping[str, Codec]) -> str:
+    parts = [
+        [channel, name, str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+        for channel, codec in sorted(codecs.items())
+        for name, array in sorted(codec.items())
+    ]
+    return digest_of(parts)
 
 
 def _cut(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:

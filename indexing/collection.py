@@ -36,7 +36,7 @@ class Collection:
         self._segments: tuple[Segment, ...] = snapshot.segments
         self._starts = np.zeros(len(self._segments) + 1, dtype=np.int64)
         np.cumsum([len(segment) for segment in self._segments], out=self._starts[1:])
-        families = snapshot.config.families()
+        families = snapshot.families()
         self.channels: Mapping[str, Channel] = {
             name: Channel(name, family, family.open([segment.part(name) for segment in self._segments]))
             for name, family in families.items()

@@ -11,7 +11,7 @@ import numpy as np
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, DenseVectors, Document, Encoding, VectorKind
-from indexing.family import SegmentPart, allowed_rows, locate, starts_of
+from indexing.family import SegmentPart, WithoutCodec, allowed_rows, locate, starts_of
 from indexing.kernels.dot import dot_rows, margin, products
 from indexing.kernels.topk import as_candidates, best, check_depth, near_best
 
@@ -25,7 +25,7 @@ class DenseConfig:
     storage: Literal["float32", "float16"] = "float32"
 
 
-class DenseFamily:
+class DenseFamily(WithoutCodec):
     """See indexing.family.Family. Arrays: values [N, D], largest_norm f64 [1]."""
 
     name: ClassVar[str] = "dense"

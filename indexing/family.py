@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
 from chamfer.artifact import ArrayStream
-from chamfer.errors import InvalidInput
+from chamfer.errors import Incompatible, InvalidInput
 from chamfer.protocols import Retriever
 from chamfer.types import I64, Array, Bool, Document, Encoding, VectorKind
 
@@ -44,6 +44,11 @@ class SegmentPart:
             yield rows[start : start + step]
 
 
+Codec = Mapping[str, Array]
+"""What the scores of a family depend on beyond its configuration: drawn matrices, means, codebooks. It belongs to the
+collection and is kept in its snapshots, so that the scores of all segments compare. Empty for most families."""
+
+
 class Family(Protocol):
     """One index family; configured by its own frozen dataclass, stored in the collection's configuration."""
 
@@ -52,6 +57,14 @@ class Family(Protocol):
 
     @property
     def config(self) -> Any: ...
+
+    def learn(self, encoding: Encoding | None) -> Codec:
+        """The codec of a new collection, from the encoding of its first block. Equal inputs give equal bytes."""
+        ...
+
+    def with_codec(self, codec: Codec) -> Self:
+        """The family that packs and searches with this codec."""
+        ...
 
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
         """The arrays of one new segment, rows in the order of `documents`. Equal inputs give equal bytes."""
@@ -68,6 +81,19 @@ class Family(Protocol):
         that scores do not depend on how documents lie in segments.
         """
         ...
+
+
+class WithoutCodec:
+    """The codec's part of a family that has none."""
+
+    def learn(self, encoding: Encoding | None) -> Codec:
+        del encoding
+        return {}
+
+    def with_codec(self, codec: Codec) -> Self:
+        if codec:
+            raise Incompatible(f"{type(self).__name__} has no codec, the collection brings {sorted(codec)}")
+        return self
 
 
 def starts_of(parts: Sequence[SegmentPart]) -> I64:

@@ -11,7 +11,7 @@ import numpy as np
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind, join_offsets
-from indexing.family import SegmentPart, allowed_rows, locate, starts_of
+from indexing.family import SegmentPart, WithoutCodec, allowed_rows, locate, starts_of
 from indexing.kernels.maxsim import maxsim_rows
 from indexing.kernels.topk import as_candidates, best, check_depth
 
@@ -25,7 +25,7 @@ class MultivectorConfig:
     storage: Literal["float16", "float32"] = "float16"
 
 
-class MultivectorFamily:
+class MultivectorFamily(WithoutCodec):
     """See indexing.family.Family. Arrays: values [T, D], offsets i64 [N+1]."""
 
     name: ClassVar[str] = "multivector"

@@ -10,12 +10,14 @@ from typing import Any, get_type_hints
 from chamfer.errors import InvalidInput
 from indexing.dense import DenseConfig, DenseFamily
 from indexing.family import Family
+from indexing.fde import FdeConfig, FdeFamily
 from indexing.multivector import MultivectorConfig, MultivectorFamily
 from indexing.sparse.lexical import LexicalConfig, LexicalFamily
 
 FAMILIES: dict[str, tuple[Callable[[Any], Family], type[Any]]] = {
     "dense": (DenseFamily, DenseConfig),
     "multivector": (MultivectorFamily, MultivectorConfig),
+    "fde": (FdeFamily, FdeConfig),
     "lexical": (LexicalFamily, LexicalConfig),
 }
 

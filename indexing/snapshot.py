@@ -16,9 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.artifact import discard_temporaries, open_artifact, replace_file, write_artifact
+from chamfer.artifact import (
+    Artifact,
+    ArtifactWriter,
+    discard_temporaries,
+    open_artifact,
+    replace_file,
+    write_artifact,
+)
 from chamfer.errors import Conflict, Corrupt, Incompatible, InvalidInput, NotFound
-from indexing.family import Family
+from indexing.family import Codec, Family
 from indexing.registry import make_family
 from indexing.segment import Segment, open_segment
 
@@ -52,9 +59,12 @@ class CollectionConfig:
         if stray := set(self.parameters) - set(self.channels):
             raise InvalidInput(f"parameters are given for {sorted(stray)}, which are not among the channels")
 
-    def families(self) -> dict[str, Family]:
-        """The families by channel; InvalidInput for an unknown name or parameter."""
-        return {name: make_family(name, self.parameters.get(name)) for name in self.channels}
+    def families(self, codecs: Mapping[str, Codec] | None = None) -> dict[str, Family]:
+        """The families by channel, with their codecs if given; InvalidInput for an unknown name or parameter."""
+        plain = {name: make_family(name, self.parameters.get(name)) for name in self.channels}
+        if codecs is None:
+            return plain
+        return {name: family.with_codec(codecs.get(name, {})) for name, family in plain.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,12 @@ class Snapshot:
     config: CollectionConfig
     encoder_name: str | None
     encoder_fingerprint: str | None
+    codecs: Mapping[str, Codec]
     segments: tuple[Segment, ...]
+
+    def families(self) -> dict[str, Family]:
+        """The families by channel, with the collection's codecs."""
+        return self.config.families(self.codecs)
 
     @property
     def number(self) -> int:
@@ -122,6 +137,7 @@ def commit(
     number: int,
     config: CollectionConfig,
     encoder: tuple[str, str] | None,
+    codecs: Mapping[str, Codec],
     segments: Sequence[Segment],
 ) -> str:
     """Writes snapshot `number` over finished segments, and swaps CURRENT: the moment at which it all counts."""
@@ -138,12 +154,25 @@ def commit(
         ],
     }
     with write_artifact(target, KIND, body) as writer:
+        add_codecs(writer, codecs)
         for segment in segments:
             if segment.live is not None:
                 writer.add_array(f"live.{segment.name}", np.packbits(segment.live))
     replace_file(path / CURRENT, name + "\n")
     _remove_unreferenced(path)
     return name
+
+
+def add_codecs(writer: ArtifactWriter, codecs: Mapping[str, Codec]) -> None:
+    """Writes codecs into an artifact; `read_codecs` reads them."""
+    for channel, codec in codecs.items():
+        for name, array in codec.items():
+            writer.add_array(f"codec.{channel}.{name}", array)
+
+
+def read_codecs(artifact: Artifact, channels: Sequence[str]) -> dict[str, Codec]:
+    """The codec of every channel, empty where it has none."""
+    return {channel: artifact.arrays(f"codec.{channel}.") for channel in channels}
 
 
 def _open(path: Path, name: str, encoder_fingerprint: str | None, verify: bool) -> Snapshot:
@@ -168,7 +197,9 @@ def _open(path: Path, name: str, encoder_fingerprint: str | None, verify: bool) 
                 f"(digest {segment.artifact.digest[:12]}…, expected {entry['digest'][:12]}…); restore it from a copy"
             )
         segments.append(segment)
-    return Snapshot(name, _config(body["config"], path), encoder.get("name"), found, tuple(segments))
+    config = _config(body["config"], path)
+    codecs = read_codecs(artifact, config.channels)
+    return Snapshot(name, config, encoder.get("name"), found, codecs, tuple(segments))
 
 
 def _config(stored: Mapping[str, Any], path: Path) -> CollectionConfig:

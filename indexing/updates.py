@@ -43,7 +43,7 @@ def add(
     with writer_lock(path):
         snapshot = open_snapshot(path)
         _check_encoder(snapshot, encoder)
-        blocks = BlockWriter(path / BLOCKS, snapshot.config, encoder, progress).write(documents, None)
+        blocks = BlockWriter(path / BLOCKS, snapshot.config, encoder, progress, snapshot.codecs).write(documents, None)
         ids = [i for block in map(open_segment, blocks) for i in block.table.doc_ids(np.arange(len(block)))]
         older, deleted = _without(snapshot.segments, ids)
         if deleted and on_existing == "error":
@@ -52,7 +52,7 @@ def add(
                 f"{deleted} of {len(ids)} ids are in {path} already, the first is {first!r}; --replace replaces them"
             )
         number = snapshot.number + 1
-        newer = merge_blocks(path, number, blocks, snapshot.config, progress)
+        newer = merge_blocks(path, number, blocks, snapshot.config, snapshot.families(), progress)
         name = _commit(path, number, snapshot, [*older, *newer])
         shutil.rmtree(path / BLOCKS, ignore_errors=True)
     return UpdateReport(name, len(ids), deleted)
@@ -78,7 +78,7 @@ def compact(path: Path) -> UpdateReport:
         if all(len(group) == 1 and group[0].live is None for group in groups):
             return UpdateReport(snapshot.name, 0, 0)
         number = snapshot.number + 1
-        families = snapshot.config.families()
+        families = snapshot.families()
         segments: list[Segment] = []
         for place, group in enumerate(groups):
             if len(group) == 1 and group[0].live is None:
@@ -103,7 +103,7 @@ def _commit(path: Path, number: int, snapshot: Snapshot, segments: Sequence[Segm
     encoder = None
     if snapshot.encoder_name is not None and snapshot.encoder_fingerprint is not None:
         encoder = (snapshot.encoder_name, snapshot.encoder_fingerprint)
-    return commit(path, number, snapshot.config, encoder, segments)
+    return commit(path, number, snapshot.config, encoder, snapshot.codecs, segments)
 
 
 def _check_encoder(snapshot: Snapshot, encoder: Encoder | None) -> None:

@@ -50,8 +50,15 @@ _HOW = "a catalogue name, or KIND:NAME with KIND one of dense, multivector, spar
 def load_encoder(name: str, config: DeviceConfig) -> Encoder:
     """The encoder of this name. The kind of a foreign model is said by its prefix, never guessed.
 
-    Raises InvalidInput for a name that means nothing, NotFound where the weights are not at hand.
+    `NAME+POOLING` pools its token vectors (models.clustering). Raises InvalidInput for a name that means nothing,
+    NotFound where the weights are not at hand.
     """
+    inner, plus, pooling = name.rpartition("+")
+    if plus and "/" not in pooling:
+        from models.clustering import parse_pooling
+        from models.pooled import PooledEncoder
+
+        return PooledEncoder(load_encoder(inner, config), parse_pooling(pooling))
     if name in CATALOGUE:
         return CATALOGUE[name].load(config)
     family, separator, model = name.partition(":")

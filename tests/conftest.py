@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,8 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real collections beside the checkout (set RETRIEVAL_TEST_DATA)")
     return folder
+
+
+# Compilation and shared machines make the time of one example meaningless.
+settings.register_profile("chamfer", deadline=None)
+settings.load_profile("chamfer")

@@ -115,3 +115,34 @@ def add_impacts(scores: Any, documents: Any, impacts: Any, weight: Any) -> None:
     """scores[d] += weight * impact over one posting list (documents i32, impacts f32)."""
     for i in range(len(documents)):
         scores[documents[i]] += weight * impacts[i]
+
+
+@njit(nogil=True, cache=True)
+def scan_int8(codes: Any, scales: Any, query: Any) -> Any:
+    """f32 [N]: scales f32 [N] times the integer inner products of codes i8 [N, D] with query i16 [D]."""
+    out = np.empty(len(codes), np.float32)
+    for row in range(len(codes)):
+        total = np.int32(0)
+        for d in range(codes.shape[1]):
+            total += np.int32(codes[row, d]) * np.int32(query[d])
+        out[row] = np.float32(total) * scales[row]
+    return out
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _dot(a: Any, b: Any) -> Any:
+    total = np.float32(0.0)
+    for d in range(len(a)):
+        total += a[d] * b[d]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def scan_half(halves: Any, query: Any) -> Any:
+    """f32 [N]: inner products of float16 rows, bit patterns u16 [N, D], with query f32 [D]."""
+    out = np.empty(len(halves), np.float32)
+    wide = np.empty(halves.shape[1], np.float32)
+    for row in range(len(halves)):
+        half_to_float(halves[row], wide)
+        out[row] = _dot(wide, query)
+    return out

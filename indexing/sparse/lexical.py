@@ -16,7 +16,7 @@ import numpy as np
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
-from indexing.family import SegmentPart, allowed_rows, starts_of
+from indexing.family import SegmentPart, WithoutCodec, allowed_rows, starts_of
 from indexing.kernels.inverted import add_bm25, invert
 from indexing.kernels.topk import as_candidates, best, check_depth
 from indexing.sparse.analysis import U64, AnalysisConfig, Analyzer, term_hashes
@@ -41,7 +41,7 @@ class LexicalConfig:
             )
 
 
-class LexicalFamily:
+class LexicalFamily(WithoutCodec):
     """See indexing.family.Family.
 
     Arrays: terms u64 [V] (hashes, ascending), offsets i64 [V+1], documents i32 [Z], frequencies u16 [Z] (capped),

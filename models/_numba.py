@@ -1,0 +1,81 @@
+"""Compiled k-means over one text's token vectors; see models.clustering."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True, cache=True)
+def lloyd(products: Any, k: int, iterations: int) -> Any:
+    """Labels i64 [L] from inner products f64 [L, L], by greedy centres and then Lloyd's iterations."""
+    labels, count = _choose_centres(products, k)
+    sums = np.empty((count, len(products)), np.float64)
+    sizes = np.empty(count, np.float64)
+    norms = np.empty(count, np.float64)
+    for _ in range(iterations):
+        _measure(products, labels, sums, sizes, norms)
+        if not _move(labels, sums, sizes, norms):
+            break
+    return labels
+
+
+@njit(nogil=True, cache=True)
+def _choose_centres(products: Any, k: int) -> Any:
+    """(the nearest centre of every token i64 [L], their number <= k); a centre is a token."""
+    n = len(products)
+    nearest = np.full(n, np.inf)
+    labels = np.zeros(n, np.int64)
+    count = 0
+    while count < k:
+        best, lowest = 0, np.inf
+        for candidate in range(n):
+            total = 0.0
+            for i in range(n):
+                distance = products[i, i] + products[candidate, candidate] - 2 * products[candidate, i]
+                total += min(distance, nearest[i])
+            if total < lowest:
+                best, lowest = candidate, total
+        if count > 0 and nearest.sum() - lowest <= 1e-9:  # every token is at a centre
+            break
+        for i in range(n):
+            distance = products[i, i] + products[best, best] - 2 * products[best, i]
+            if distance < nearest[i]:
+                nearest[i] = distance
+                labels[i] = count
+        count += 1
+    return labels, count
+
+
+@njit(nogil=True, cache=True)
+def _measure(products: Any, labels: Any, sums: Any, sizes: Any, norms: Any) -> None:
+    """Of each cluster: inner products of its sum with every token, its size, its sum's squared length."""
+    sums[:] = 0.0
+    sizes[:] = 0.0
+    norms[:] = 0.0
+    for j in range(len(products)):
+        sizes[labels[j]] += 1
+        for i in range(len(products)):
+            sums[labels[j], i] += products[j, i]
+    for j in range(len(products)):
+        norms[labels[j]] += sums[labels[j], j]
+
+
+@njit(nogil=True, cache=True)
+def _move(labels: Any, sums: Any, sizes: Any, norms: Any) -> bool:
+    """Every token to the nearest mean; a tie keeps its cluster. Whether one moved."""
+    changed = False
+    for i in range(len(labels)):
+        own = labels[i]
+        least = norms[own] / sizes[own] ** 2 - 2 * sums[own, i] / sizes[own]
+        for c in range(len(sizes)):
+            if sizes[c] > 0:
+                distance = norms[c] / sizes[c] ** 2 - 2 * sums[c, i] / sizes[c]
+                if distance < least - 1e-12:
+                    own, least = c, distance
+        if own != labels[i]:
+            labels[i] = own
+            changed = True
+    return changed

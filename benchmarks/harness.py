@@ -78,7 +78,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["| what | value | unit | peer | ratio |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        lines.append(f"| {row.what} | {row.value:.4g} | {row.unit} | {row.peer} | {ratio} |")
+        lines.append(f"| {row.what} | {row.value:.5g} | {row.unit} | {row.peer} | {ratio} |")
     return "\n".join([*lines, ""])
 
 

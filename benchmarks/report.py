@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from benchmarks.__main__ import SUBJECTS
@@ -99,23 +100,26 @@ def save(plot: Callable[[Any, list[Row]], bool], rows: list[Row], path: Path) ->
 
 def plot_ratios(axes: Any, rows: list[Row]) -> bool:
     """One bar a ratio, on a logarithmic scale around 1."""
-    chosen = [row for row in rows if row.ratio is not None]
-    names = [f"{row.what.partition(' [')[0]}  vs {row.peer}" for row in chosen]
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    chosen = [row for row in rows if row.ratio is not None][::-1]
+    names = [fill(f"{row.what.partition(' [')[0]} vs {row.peer}", 56) for row in chosen]
     ratios = [row.ratio or 1.0 for row in chosen]
-    axes.figure.set_size_inches(9, 0.8 + 0.32 * max(len(chosen), 1))
-    axes.barh(
-        names[::-1],
-        [r - 1 for r in ratios[::-1]],
-        left=1,
-        color=["#4c78a8" if r >= 1 else "#e45756" for r in ratios[::-1]],
-    )
+    if not chosen:
+        return False
+    axes.figure.set_size_inches(9, 1 + 0.42 * len(chosen))
+    axes.barh(names, [r - 1 for r in ratios], left=1, color=["#4c78a8" if r >= 1 else "#e45756" for r in ratios])
     axes.set_xscale("log")
+    axes.set_xlim(min([*ratios, 0.8]) / 1.3, max([*ratios, 1.25]) * 1.3)
+    axes.set_xticks([t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if min(ratios) / 1.3 < t < max(ratios) * 1.3])
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times better than the peer")
     axes.tick_params(axis="y", labelsize=7)
-    for place, ratio in enumerate(ratios[::-1]):
-        axes.annotate(f"{ratio:.2f}", (ratio, place), fontsize=7, va="center")
-    return bool(chosen)
+    for place, ratio in enumerate(ratios):
+        axes.annotate(f" {ratio:.2f}", (max(ratio, 1), place), fontsize=7, va="center")
+    return True
 
 
 def plot_quality(axes: Any, rows: list[Row]) -> bool:

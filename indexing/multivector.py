@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,8 +12,8 @@ from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind, join_offsets
 from indexing.family import SegmentPart, WithoutCodec, allowed_rows, locate, starts_of
-from indexing.kernels.maxsim import maxsim_rows
-from indexing.kernels.topk import as_candidates, best, check_depth
+from indexing.kernels.maxsim import fast_error, maxsim_fast, maxsim_rows
+from indexing.kernels.topk import as_candidates, best, check_depth, near_best
 
 _BLOCK_BYTES = 32 << 20
 
@@ -26,7 +26,7 @@ class MultivectorConfig:
 
 
 class MultivectorFamily(WithoutCodec):
-    """See indexing.family.Family. Arrays: values [T, D], offsets i64 [N+1]."""
+    """See indexing.family.Family. Arrays: values [T, D], offsets i64 [N+1], largest_norm f64 [1]."""
 
     name: ClassVar[str] = "multivector"
     kind: ClassVar[VectorKind | None] = VectorKind.TOKENS
@@ -40,7 +40,12 @@ class MultivectorFamily(WithoutCodec):
         values = encoding.tokens.values.astype(self.config.storage)
         if not np.isfinite(values).all():
             raise InvalidInput(f"a token vector is not finite as {self.config.storage}")
-        return {"values": values, "offsets": encoding.tokens.offsets}
+        norms = np.linalg.norm(values.astype(np.float32), axis=1)
+        return {
+            "values": values,
+            "offsets": encoding.tokens.offsets,
+            "largest_norm": np.array([norms.max(initial=0.0)], dtype=np.float64),
+        }
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
         first = parts[0].arrays["values"]
@@ -52,7 +57,11 @@ class MultivectorFamily(WithoutCodec):
                 for start, stop in _runs(part, _BLOCK_BYTES // (first.shape[1] * first.itemsize)):
                     yield part.arrays["values"][start:stop]
 
-        return {"values": ArrayStream(first.dtype, (int(offsets[-1]), first.shape[1]), chunks()), "offsets": offsets}
+        return {
+            "values": ArrayStream(first.dtype, (int(offsets[-1]), first.shape[1]), chunks()),
+            "offsets": offsets,
+            "largest_norm": np.array([max(float(part.arrays["largest_norm"][0]) for part in parts)]),
+        }
 
     def open(self, parts: Sequence[SegmentPart]) -> MultivectorRetriever:
         return MultivectorRetriever(parts)
@@ -66,6 +75,7 @@ class MultivectorRetriever:
         self._starts = starts_of(parts)
         # Views, not copies: numba takes plain arrays, and offsets are read often.
         self._arrays = [(np.asarray(p.arrays["values"]), np.array(p.arrays["offsets"])) for p in parts]
+        self._largest_norm = max((float(p.arrays["largest_norm"][0]) for p in parts), default=0.0)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -77,17 +87,18 @@ class MultivectorRetriever:
         rows = np.arange(len(self), dtype=np.int64) if usable is None else np.flatnonzero(usable).astype(np.int64)
         ranked: list[tuple[Array, Array]] = []
         for query in _matrices(queries):
-            scores = self._score(query, rows)
+            near = rows[near_best(self._score(query, rows, maxsim_fast), k, fast_error(query, self._largest_norm))]
+            scores = self._score(query, near, maxsim_rows)
             places = best(scores, k)
-            ranked.append((rows[places], scores[places]))
+            ranked.append((near[places], scores[places]))
         return as_candidates(ranked, k)
 
     def score(self, queries: TokenVectors, rows: I64) -> F32:
-        """MaxSim f32 [Q, K] of rows i64 [Q, K]; padding rows (-1) score -inf."""
+        """MaxSim f32 [Q, K] of rows i64 [Q, K], by `maxsim_fast`; padding rows (-1) score -inf."""
         out = np.full(rows.shape, -np.inf, dtype=np.float32)
         for q, query in enumerate(_matrices(queries)):
             real = rows[q] >= 0
-            out[q, real] = self._score(query, rows[q, real])
+            out[q, real] = self._score(query, rows[q, real], maxsim_fast)
         return out
 
     def with_params(self, **params: Any) -> Self:
@@ -95,7 +106,7 @@ class MultivectorRetriever:
             raise InvalidInput(f"exact MaxSim has no parameters, got {sorted(params)}")
         return self
 
-    def _score(self, query: F32, rows: I64) -> F32:
+    def _score(self, query: F32, rows: I64, kernel: Callable[[F32, Array, I64, I64], F32]) -> F32:
         if not np.isfinite(query).all():
             raise InvalidInput("a query token vector is not finite")
         part_of, local = locate(self._starts, rows)
@@ -103,7 +114,7 @@ class MultivectorRetriever:
         for number in np.unique(part_of):
             here = part_of == number
             values, offsets = self._arrays[number]
-            out[here] = maxsim_rows(query, values, offsets, local[here])
+            out[here] = kernel(query, values, offsets, local[here])
         return out
 
 

@@ -36,7 +36,9 @@ def _choose_centres(products: Any, k: int) -> Any:
             for i in range(n):
                 distance = products[i, i] + products[candidate, candidate] - 2 * products[candidate, i]
                 total += min(distance, nearest[i])
-            if total < lowest:
+            # Of two tokens near each other alone either lowers the sum as much: then the one farther from the rest.
+            tie = abs(total - lowest) <= 1e-9
+            if total < lowest - 1e-9 or (tie and nearest[candidate] > nearest[best]):
                 best, lowest = candidate, total
         if count > 0 and nearest.sum() - lowest <= 1e-9:  # every token is at a centre
             break

@@ -81,9 +81,9 @@ def run_service(settings: Settings, served: dict[str, Path], host: str | None, p
     from dataclasses import replace
 
     import uvicorn
-    from service.app import create_app
 
     from chamfer.api import pipeline_loader
+    from service.app import create_app
 
     config = replace(
         settings.service, host=host or settings.service.host, port=port if port is not None else settings.service.port

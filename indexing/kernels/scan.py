@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from chamfer.types import F32, Array
-from indexing.kernels import _numba
+from indexing.kernels import _native, _numba
 
 _LARGEST_SUM = 2**31 - 1
 
@@ -29,7 +29,9 @@ def scan_int8(codes: Array, scales: F32, query: F32) -> F32:
     # |sum| <= 127 * (total / step + D / 2), the second term for rounding.
     step = max(total / (_LARGEST_SUM / 127 - len(query)), float(magnitude.max()) / 32767)
     rounded = np.rint(query / step).astype(np.int16)
-    out: F32 = _numba.scan_int8(codes, scales * np.float32(step), rounded)
+    scales = scales * np.float32(step)
+    found = _native.scan_int8(codes, scales, rounded)
+    out: F32 = _numba.scan_int8(codes, scales, rounded) if found is None else found
     return out
 
 

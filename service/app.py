@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from random import getrandbits
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -98,7 +99,8 @@ def create_app(
             for collection in served.values():
                 await collection.close()
 
-    app = FastAPI(
+    app = _Application(
+        telemetry,
         title="Chamfer",
         version=chamfer.__version__,
         description=DESCRIPTION,
@@ -112,8 +114,22 @@ def create_app(
     add_console(app.router)
     app.openapi = partial(_openapi, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     _add_error_answers(app, telemetry)
-    app.add_middleware(RequestScope, telemetry=telemetry)
     return app
+
+
+class _Application(FastAPI):
+    """FastAPI with nothing around its router but our own middleware and the table of error answers.
+
+    The framework's layers serve form files, dependencies and its tracing, which no route here has, on every request.
+    """
+
+    def __init__(self, telemetry: Telemetry, **options: Any) -> None:
+        super().__init__(**options, telemetry={"tracing": False, "metrics": False, "logs": False})
+        self._own_telemetry = telemetry
+
+    def build_middleware_stack(self) -> ASGIApp:
+        answers: Mapping[Any, Any] = self.exception_handlers
+        return RequestScope(ExceptionMiddleware(self.router, handlers=answers), self._own_telemetry)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -194,7 +210,7 @@ def _request_id(scope: Scope) -> str:
             if _SANE_REQUEST_ID.fullmatch(given):
                 return str(given)
             break
-    return secrets.token_hex(8)
+    return f"{getrandbits(64):016x}"
 
 
 def _method(scope: Scope) -> str:

@@ -127,10 +127,7 @@ class Batcher(Generic[Item, Result]):
             future: asyncio.Future[Result] = self._loop.create_future()
             self._waiting.append(_Waiting(item, self._tokens(item), future))
             futures.append(future)
-        if self._idle and not self._dispatch_is_due:
-            # At the end of this turn of the loop, so that requests that were read in the same turn share a batch.
-            self._dispatch_is_due = True
-            self._loop.call_soon(self._dispatch)
+        self._dispatch_soon()
         return futures
 
     async def close(self) -> None:
@@ -163,17 +160,27 @@ class Batcher(Generic[Item, Result]):
             self._observer.dropped(len(self._waiting) - len(kept))
         self._waiting = kept
 
+    def _dispatch_soon(self) -> None:
+        """At the end of this turn of the loop, so that requests that were read in the same turn share a batch."""
+        if self._idle and self._waiting and not self._dispatch_is_due:
+            self._dispatch_is_due = True
+            self._loop.call_soon(self._dispatch)
+
     def _dispatch(self) -> None:
         self._dispatch_is_due = False
         while self._idle and self._waiting:
             batch = self._next_batch()
-            if batch:
-                self._idle -= 1
-                self._observer.batch_started(len(batch))
-                if self._longest_seconds * 1e3 < self._config.inline_ms:
-                    self._run_inline(batch)
-                else:
-                    self._work.put(batch)
+            if not batch:
+                continue
+            self._idle -= 1
+            self._observer.batch_started(len(batch))
+            if self._longest_seconds * 1e3 < self._config.inline_ms:
+                results, elapsed = self._timed(batch)
+                self._account(batch, elapsed)
+                _deliver(batch, results)
+                break  # the rest in another turn of the loop: the sockets come first
+            self._work.put(batch)
+        self._dispatch_soon()
         self._end_if_drained()
 
     def _next_batch(self) -> _Batch[Item, Result]:
@@ -203,10 +210,6 @@ class Batcher(Generic[Item, Result]):
             self._loop.call_soon_threadsafe(self._finish, batch, *self._timed(batch))
             del batch
 
-    def _run_inline(self, batch: _Batch[Item, Result]) -> None:
-        results, elapsed = self._timed(batch)
-        self._loop.call_soon(self._finish, batch, results, elapsed)
-
     def _timed(self, batch: _Batch[Item, Result]) -> tuple[Sequence[Result | ChamferError], float]:
         started = perf_counter()
         results = self._results(batch)
@@ -226,15 +229,23 @@ class Batcher(Generic[Item, Result]):
             return [failure] * len(batch)
 
     def _finish(self, batch: _Batch[Item, Result], results: Sequence[Result | ChamferError], elapsed: float) -> None:
+        """What follows a batch in a worker thread; its next batch is on the way before this one's results are."""
+        self._account(batch, elapsed)
+        self._dispatch()
+        _deliver(batch, results)
+
+    def _account(self, batch: _Batch[Item, Result], elapsed: float) -> None:
         self._idle += 1
         self._longest_seconds = max(elapsed, 0.97 * self._longest_seconds)
         self._seconds_per_item += 0.2 * (elapsed / len(batch) - self._seconds_per_item)
-        self._dispatch()
-        for waiting, result in zip(batch, results, strict=True):
-            if waiting.future.done():
-                continue
-            if isinstance(result, ChamferError):
-                waiting.future.set_exception(result)
-                waiting.future.exception()  # marks it as seen: a caller who left must not end up in the log
-            else:
-                waiting.future.set_result(result)
+
+
+def _deliver(batch: _Batch[Item, Result], results: Sequence[Result | ChamferError]) -> None:
+    for waiting, result in zip(batch, results, strict=True):
+        if waiting.future.done():
+            continue
+        if isinstance(result, ChamferError):
+            waiting.future.set_exception(result)
+            waiting.future.exception()  # marks it as seen: a caller who left must not end up in the log
+        else:
+            waiting.future.set_result(result)

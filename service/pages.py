@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 FOLDER = Path(__file__).parent / "console"
@@ -33,11 +34,11 @@ def add_console(router: APIRouter) -> None:
     """Adds the console's files."""
     for path, (name, media_type) in PAGES.items():
         page = _page((FOLDER / name).read_bytes(), media_type)
-        router.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
+        router.add_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
 
 
-def _page(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
-    async def page() -> Response:
+def _page(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    async def page(_request: Request) -> Response:
         return Response(content, headers=HEADERS, media_type=media_type)
 
     return page

@@ -1,17 +1,17 @@
 """The HTTP surface. Every endpoint is a coroutine that reads its body and writes its answer itself: the framework's
-own conversions, and its thread pool for plain functions, cost more than all the rest of a request."""
+own conversions, its exit stacks and its thread pool for plain functions cost more than all the rest of a request."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic, perf_counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
-from starlette.types import Receive
+from starlette.types import Receive, Scope, Send
 
 from chamfer.errors import ChamferError, NotFound, Unavailable
 from service.loading import Answer, ServedCollection
@@ -40,16 +40,14 @@ class DirectRoute(APIRoute):
     The signature still documents the route; what the framework would do with it on every request is left out.
     """
 
-    def _direct(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = self.endpoint
+    def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **documentation: Any) -> None:
+        super().__init__(path, endpoint, **documentation)
 
-        async def answer(request: Request) -> Response:
-            response: Response = await endpoint(request=request, **request.path_params)
-            return response
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(request=Request(scope, receive), **scope["path_params"])
+            await response(scope, receive, send)
 
-        return answer
-
-    get_route_handler = _direct  # the framework's name for what makes a route's coroutine
+        self.app = answer  # what the framework's route calls once it has matched
 
 
 class Api:
@@ -71,21 +69,17 @@ class Api:
     def add_routes(self, router: APIRouter) -> None:
         """Adds all routes with their documentation."""
         collection = "/v1/collections/{name}"
-        for path, search, answer, body in (  # first, since routes are tried in order
-            (f"{collection}/search", self.search, "SearchAnswer", "SearchBody"),
-            (f"{collection}/search:batch", self.search_batch, "BatchAnswer", "BatchBody"),
+        for path, endpoint, method, documentation in (  # the search first, since routes are tried in order
+            (f"{collection}/search", self.search, "POST", _documentation("SearchAnswer", "SearchBody")),
+            (f"{collection}/search:batch", self.search_batch, "POST", _documentation("BatchAnswer", "BatchBody")),
+            ("/v1/collections", self.list_collections, "GET", _documentation()),
+            (collection, self.describe, "GET", _documentation()),
+            (f"{collection}/reload", self.reload, "POST", _documentation()),
+            ("/healthz", self.healthz, "GET", _documentation()),
+            ("/readyz", self.readyz, "GET", _documentation()),
+            ("/metrics", self.metrics, "GET", _documentation()),
         ):
-            documentation = _documentation(answer, body)
-            router.add_api_route(path, search, methods=["POST"], route_class_override=DirectRoute, **documentation)
-        for path, endpoint, method in (
-            ("/v1/collections", self.list_collections, "GET"),
-            (collection, self.describe, "GET"),
-            (f"{collection}/reload", self.reload, "POST"),
-            ("/healthz", self.healthz, "GET"),
-            ("/readyz", self.readyz, "GET"),
-            ("/metrics", self.metrics, "GET"),
-        ):
-            router.add_api_route(path, endpoint, methods=[method], **_documentation())
+            router.add_api_route(path, endpoint, methods=[method], route_class_override=DirectRoute, **documentation)
 
     async def search(self, name: CollectionName, request: Request) -> Response:
         """Search one collection."""
@@ -96,7 +90,7 @@ class Api:
         [answer] = await _answers(request.receive, served.submit([search]))
         if isinstance(answer, ChamferError):
             raise answer
-        return _json(_answer(answer, name, request, received))
+        return Json(_answer(answer, name, request, received))
 
     async def search_batch(self, name: CollectionName, request: Request) -> Response:
         """Search one collection with several queries; each has its own answer or error."""
@@ -110,7 +104,7 @@ class Api:
             for result in await self._batch(request, served, items)
         ]
         failed = sum("error" in body for body in bodies)
-        return _json({"request_id": request.scope[REQUEST_ID], "results": bodies, "failed": failed})
+        return Json({"request_id": request.scope[REQUEST_ID], "results": bodies, "failed": failed})
 
     async def _batch(
         self, request: Request, served: ServedCollection, items: Sequence[Any]
@@ -121,32 +115,32 @@ class Api:
         )
         return [result if isinstance(result, ChamferError) else next(answers) for result in read]
 
-    async def list_collections(self) -> Response:
+    async def list_collections(self, request: Request) -> Response:
         """The collections that are served, and which of them are ready."""
-        return _json({"collections": [self._state(name) for name in self._collections]})
+        return Json({"collections": [self._state(name) for name in self._collections]})
 
-    async def describe(self, name: CollectionName) -> Response:
+    async def describe(self, name: CollectionName, request: Request) -> Response:
         """What a collection holds: documents, channels, bytes, encoder, snapshot, plans."""
         pipeline = self._served(name).pipeline
-        return _json(collection_answer(name, pipeline, self._examples.get(name, ())))
+        return Json(collection_answer(name, pipeline, self._examples.get(name, ())))
 
-    async def reload(self, name: CollectionName) -> Response:
+    async def reload(self, name: CollectionName, request: Request) -> Response:
         """Open the newest snapshot now instead of at the next poll."""
         served = self._served(name)
         changed = await served.reload()
-        return _json({"snapshot": served.pipeline.snapshot, "changed": changed})
+        return Json({"snapshot": served.pipeline.snapshot, "changed": changed})
 
-    async def healthz(self) -> Response:
+    async def healthz(self, request: Request) -> Response:
         """Whether the process answers."""
-        return _json({"status": "ok"})
+        return Json({"status": "ok"})
 
-    async def readyz(self) -> Response:
+    async def readyz(self, request: Request) -> Response:
         """Whether every collection has been opened and warmed up by real searches."""
         states = [self._state(name) for name in self._collections]
         ready = all(state["ready"] for state in states)
-        return _json({"ready": ready, "collections": states}, status=200 if ready else 503)
+        return Json({"ready": ready, "collections": states}, status=200 if ready else 503)
 
-    async def metrics(self) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Metrics in Prometheus' text format."""
         return Response(self._telemetry.render(), headers={"Content-Type": METRICS_MEDIA_TYPE})
 
@@ -190,15 +184,15 @@ def _reference(schema: str) -> dict[str, str]:
 
 async def _read_body(request: Request, limits: Limits) -> bytes:
     """The whole body; TooLarge as soon as it is known to be, before it is read if its length is announced."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced[:20]) > limits.max_body_bytes:
-        raise _too_large(limits)
+    for name, value in request.scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value[:20]) > limits.max_body_bytes:
+            raise _too_large(limits)
     body = b""
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        body += bytes(message.get("body", b""))
+        body += message.get("body", b"")
         if len(body) > limits.max_body_bytes:
             raise _too_large(limits)
         if not message.get("more_body", False):
@@ -212,8 +206,14 @@ def _too_large(limits: Limits) -> TooLarge:
 async def _answers(receive: Receive, futures: Sequence[asyncio.Future[Answer]]) -> list[Answer | ChamferError]:
     """What the futures give, in order. If the client leaves before, they are cancelled; raises ClientLeft then."""
     watch = _DisconnectWatch(receive, futures)
+    answers: list[Answer | ChamferError] = []
     try:
-        return [await _settled(future) for future in futures]
+        for future in futures:
+            try:
+                answers.append(await future)
+            except ChamferError as error:
+                answers.append(error)
+        return answers
     except asyncio.CancelledError:
         if watch.client_left:
             raise ClientLeft from None
@@ -222,13 +222,6 @@ async def _answers(receive: Receive, futures: Sequence[asyncio.Future[Answer]]) 
         watch.stop()
         for future in futures:
             future.cancel()
-
-
-async def _settled(future: asyncio.Future[Answer]) -> Answer | ChamferError:
-    try:
-        return await future
-    except ChamferError as error:
-        return error
 
 
 class _DisconnectWatch:
@@ -267,5 +260,11 @@ def _answer(answer: Answer, collection: str, request: Request, received: float) 
     )
 
 
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(to_json(value), status_code=status, media_type="application/json")
+class Json(Response):
+    """JSON, without the general response's look through headers that nobody gave."""
+
+    def __init__(self, value: Any, status: int = 200) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = to_json(value)
+        self.raw_headers = [(b"content-length", b"%d" % len(self.body)), (b"content-type", b"application/json")]

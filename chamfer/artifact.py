@@ -1,9 +1,11 @@
 """A directory with a manifest: the one way in which Chamfer writes to disk, and opens what it wrote.
 
 Writing goes to a sibling temporary directory; every file is synced; `manifest.json` comes last; one rename
-publishes the whole. A directory without a manifest does not exist. Opening checks format version, kind, names and
-sizes always, SHA-256 on request. Nothing in a published artifact is ever edited. Manifests hold no clock time, so
-that equal inputs give equal bytes.
+publishes the whole. A directory without a manifest does not exist. Opening checks format version, kind, names, sizes
+and the manifest's own SHA-256 always, that of the files on request. Nothing in a published artifact is ever edited.
+Manifests hold no clock time, so that equal inputs give equal bytes.
+
+Format 1 had no SHA-256 of the manifest itself; it is still read.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 from chamfer.errors import Conflict, Corrupt, Incompatible, InvalidInput, NotFound
 from chamfer.types import Array
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TEMPORARY_PREFIX = ".writing-"
 
@@ -156,11 +158,18 @@ def open_artifact(path: Path, kind: str, *, verify: bool = False) -> Artifact:
     try:
         manifest = json.loads(raw)
         found_format, found_kind = int(manifest["format"]), str(manifest["kind"])
+        if found_format < 1:
+            raise ValueError(f"format version {found_format}")
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{manifest_path} is not a Chamfer manifest: {error}") from error
     if found_format > FORMAT_VERSION:
         raise Incompatible(
             f"{path} has format version {found_format}, this Chamfer reads up to {FORMAT_VERSION}; update Chamfer"
+        )
+    if found_format > 1 and manifest.pop("sha256", None) != _manifest_digest(manifest):
+        raise Corrupt(
+            f"{manifest_path} does not have the SHA-256 that it gives for itself: it changed after it was written; "
+            "restore it from a copy or build again"
         )
     if found_kind != kind:
         raise Incompatible(f"{path} is a {found_kind}, expected a {kind}")
@@ -223,12 +232,18 @@ def _write_manifest(directory: Path, kind: str, body: Mapping[str, Any]) -> None
         finally:
             os.close(descriptor)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-    manifest = {"format": FORMAT_VERSION, "kind": kind, "body": body, "files": files}
+    manifest: dict[str, Any] = {"format": FORMAT_VERSION, "kind": kind, "body": body, "files": files}
+    manifest["sha256"] = _manifest_digest(manifest)
     with (directory / MANIFEST).open("w", encoding="utf-8") as file:
         file.write(json.dumps(manifest, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     sync_directory(directory)
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of everything else that a manifest says, as it comes back from JSON."""
+    return digest_of(json.loads(json.dumps(manifest)))
 
 
 def _check_sizes(artifact: Artifact) -> None:

@@ -22,11 +22,11 @@ from indexing.family import Codec, Family
 from indexing.segment import Segment, merge_segments, open_segment, write_segment
 from indexing.snapshot import (
     BLOCKS,
-    CURRENT,
     CollectionConfig,
     add_codecs,
     commit,
     current_name,
+    has_snapshot,
     read_codecs,
     writer_lock,
 )
@@ -77,7 +77,7 @@ def build(
     started = time.monotonic()
     settings = config or BuildConfig()
     with writer_lock(out):
-        exists = (out / CURRENT).exists()
+        exists = has_snapshot(out)
         if exists and not replace:
             raise Conflict(f"{out} holds a collection already; add to it, or replace it (--replace)")
         number = 1 + (int(current_name(out).rpartition("-")[2]) if exists else 0)

@@ -15,7 +15,7 @@ from chamfer.types import I64, Bool, Document
 from indexing.family import Family, locate
 from indexing.filters import Condition
 from indexing.segment import Segment
-from indexing.snapshot import CollectionConfig, Snapshot, open_snapshot
+from indexing.snapshot import CollectionConfig, Snapshot, naming_corruption, open_snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,9 @@ class Collection:
         Raises NotFound (nothing finished there), Corrupt (missing, truncated or, with verify, altered files),
         Incompatible (newer format, or built with another encoder).
         """
-        return cls(Path(path), open_snapshot(Path(path), encoder_fingerprint=encoder_fingerprint, verify=verify))
+        snapshot = open_snapshot(Path(path), encoder_fingerprint=encoder_fingerprint, verify=verify)
+        with naming_corruption(Path(path)):
+            return cls(Path(path), snapshot)
 
     def __len__(self) -> int:
         """Live documents."""

@@ -24,7 +24,7 @@ from chamfer.artifact import (
     replace_file,
     write_artifact,
 )
-from chamfer.errors import Conflict, Corrupt, Incompatible, InvalidInput, NotFound
+from chamfer.errors import ChamferError, Conflict, Corrupt, Incompatible, InvalidInput, NotFound
 from indexing.family import Codec, Family
 from indexing.registry import make_family
 from indexing.segment import Segment, open_segment
@@ -32,6 +32,7 @@ from indexing.segment import Segment, open_segment
 KIND = "snapshot"
 CURRENT = "CURRENT"
 BLOCKS = ".building"
+POINTER_DIGITS = 16  # of the digest, in CURRENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +88,38 @@ class Snapshot:
         return int(self.name.rpartition("-")[2])
 
 
+def has_snapshot(path: Path) -> bool:
+    """Whether there is a finished collection. Corrupt if there was one, and the pointer to it is lost."""
+    if (path / CURRENT).exists():
+        return True
+    names = sorted(p.name for p in (path / "snapshots").glob("snapshot-*"))
+    if names and not (path / BLOCKS).is_dir():  # with blocks beside it, a first build was about to write the pointer
+        raise Corrupt(
+            f"{path / CURRENT} is missing, and there are snapshots; `echo {names[-1]} > {path / CURRENT}` points to "
+            "the newest"
+        )
+    return False
+
+
 def current_name(path: Path) -> str:
-    """What CURRENT says. NotFound if there is no finished collection at `path`."""
+    """What CURRENT names. NotFound if there is no finished collection at `path`."""
+    return _pointer(path)[0]
+
+
+def _pointer(path: Path) -> tuple[str, str]:
+    """(name, beginning of the digest of its manifest, "" where the pointer was written by hand)."""
     try:
-        name = (path / CURRENT).read_text(encoding="utf-8").strip()
+        text = (path / CURRENT).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
+        has_snapshot(path)
         hint = "; a build was begun here and not finished: run it again" if (path / BLOCKS).is_dir() else ""
         raise NotFound(f"{path} holds no collection (no {CURRENT}){hint}") from None
     except UnicodeDecodeError:
-        name = "?"
+        text = "?"
+    name, _, digest = text.strip().partition(" ")
     if not name.startswith("snapshot-") or not name[9:].isdigit():
-        raise Corrupt(f"{path / CURRENT} holds {name[:40]!r}, expected a name such as snapshot-000001")
-    return name
+        raise Corrupt(f"{path / CURRENT} holds {text[:60]!r}, expected a name such as snapshot-000001")
+    return name, digest
 
 
 def open_snapshot(path: Path, *, encoder_fingerprint: str | None = None, verify: bool = False) -> Snapshot:
@@ -108,12 +129,26 @@ def open_snapshot(path: Path, *, encoder_fingerprint: str | None = None, verify:
     """
     name = current_name(path)
     try:
-        return _open(path, name, encoder_fingerprint, verify)
+        with naming_corruption(path):
+            return _open(path, name, encoder_fingerprint, verify)
     except (NotFound, Corrupt) as error:
         newer = current_name(path)
         if newer == name:
             raise Corrupt(error.detail) if isinstance(error, NotFound) else error from None
         return open_snapshot(path, encoder_fingerprint=encoder_fingerprint, verify=verify)
+
+
+@contextmanager
+def naming_corruption(path: Path) -> Iterator[None]:
+    """Around whatever reads the files of the current snapshot: when that fails in a way nobody foresaw, all bytes are
+    compared with their SHA-256, and Corrupt names the file that changed. If none did, the failure is what it was."""
+    try:
+        yield
+    except ChamferError:
+        raise
+    except Exception:
+        _open(path, current_name(path), None, verify=True)
+        raise
 
 
 @contextmanager
@@ -158,7 +193,7 @@ def commit(
         for segment in segments:
             if segment.live is not None:
                 writer.add_array(f"live.{segment.name}", np.packbits(segment.live))
-    replace_file(path / CURRENT, name + "\n")
+    replace_file(path / CURRENT, f"{name} {open_artifact(target, KIND).digest[:POINTER_DIGITS]}\n")
     _remove_unreferenced(path)
     return name
 
@@ -177,6 +212,13 @@ def read_codecs(artifact: Artifact, channels: Sequence[str]) -> dict[str, Codec]
 
 def _open(path: Path, name: str, encoder_fingerprint: str | None, verify: bool) -> Snapshot:
     artifact = open_artifact(path / "snapshots" / name, KIND, verify=verify)
+    pointed, digest = _pointer(path)
+    if pointed == name and digest and digest != artifact.digest[:POINTER_DIGITS]:
+        raise Corrupt(
+            f"{path / CURRENT} points to {name} with digest {digest[:40]}, and that has "
+            f"{artifact.digest[:POINTER_DIGITS]}: one of both changed; `chamfer inspect --verify` after writing "
+            "the name alone tells which"
+        )
     body = artifact.body
     encoder = body["encoder"] or {}
     found = encoder.get("fingerprint")

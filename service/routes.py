@@ -192,7 +192,7 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        body += message.get("body", b"")
+        body += bytes(message.get("body", b""))
         if len(body) > limits.max_body_bytes:
             raise _too_large(limits)
         if not message.get("more_body", False):

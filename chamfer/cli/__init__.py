@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
@@ -41,3 +42,12 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        hint = "; what was finished is kept, run the same command again once there is room" if _full(error) else ""
+        typer.secho(f"chamfer: {place}{error.strerror or error}{hint}", err=True, fg="red")
+        sys.exit(1)
+
+
+def _full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

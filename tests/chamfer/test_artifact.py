@@ -115,7 +115,9 @@ def test_a_folder_without_manifest_is_not_an_artifact(artifact: Path) -> None:
         open_artifact(artifact, "thing")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "x"}', '{"format": 1}', "\x00\x01"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": "x"}', '{"format": 1}', '{"format": 0, "kind": "thing"}', "\x00\x01"]
+)
 def test_a_garbled_manifest_is_corruption(artifact: Path, text: str) -> None:
     (artifact / "manifest.json").write_text(text)
     with pytest.raises(Corrupt, match="not a Chamfer manifest"):
@@ -126,9 +128,32 @@ def test_a_newer_format_and_another_kind_are_incompatible(artifact: Path) -> Non
     with pytest.raises(Incompatible, match="is a thing, expected a snapshot"):
         open_artifact(artifact, "snapshot")
     manifest = json.loads((artifact / "manifest.json").read_text())
-    (artifact / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
-    with pytest.raises(Incompatible, match="format version 2, this Chamfer reads up to 1"):
+    (artifact / "manifest.json").write_text(json.dumps(manifest | {"format": 3}))
+    with pytest.raises(Incompatible, match="format version 3, this Chamfer reads up to 2"):
         open_artifact(artifact, "thing")
+
+
+def test_no_byte_of_a_manifest_can_change_unnoticed(artifact: Path) -> None:
+    path = artifact / "manifest.json"
+    written = path.read_bytes()
+    same = json.loads(written)
+    for place in range(len(written)):
+        data = bytearray(written)
+        data[place] ^= 1 << place % 7
+        path.write_bytes(data)
+        try:
+            open_artifact(artifact, "thing")
+        except (Corrupt, Incompatible):
+            continue
+        assert json.loads(bytes(data)) == same, place  # white space
+
+
+def test_a_manifest_of_format_1_has_no_digest_of_itself_and_is_read(artifact: Path) -> None:
+    path = artifact / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest | {"format": 1}))
+    assert open_artifact(artifact, "thing", verify=True).body == {"n": 3}
 
 
 def test_sizes_are_checked_always_and_bytes_on_request(artifact: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -294,6 +297,48 @@ def test_a_segment_of_another_build_is_not_mixed_in(collection: Path, tmp_path: 
     shutil.rmtree(collection / "segments" / name)
     shutil.copytree(other / "segments" / name, collection / "segments" / name)
     with pytest.raises(Corrupt, match="not the one that snapshot-000001 was made with"):
+        Collection.open(collection)
+
+
+def test_whatever_happens_to_a_file_is_an_error_that_names_it(collection: Path, tmp_path: Path) -> None:
+    chance = random.Random(5)
+    first, *_ = sorted((collection / "segments").iterdir())
+    folders = (collection, first, collection / "snapshots" / "snapshot-000001")
+    files = [p for folder in folders for p in sorted(folder.iterdir()) if p.is_file() and p.name != ".lock"]
+    for file in (p.relative_to(collection) for p in files):
+        written = (collection / file).read_bytes()
+        flipped = bytearray(written)
+        flipped[chance.randrange(len(written))] ^= 1 << chance.randrange(8)
+        for damaged in (bytes(flipped), bytes(len(written)), written[: chance.randrange(len(written))], None):
+            path = tmp_path / "damaged"
+            shutil.copytree(collection, path)
+            (path / file).unlink()
+            if damaged is not None:
+                (path / file).write_bytes(damaged)
+            with contextlib.suppress(Corrupt, Incompatible):  # and nothing else
+                Collection.open(path).close()
+            with pytest.raises((Corrupt, Incompatible), match=re.escape(file.parent.name or file.name)):
+                verify(path)
+            shutil.rmtree(path)
+
+
+def test_a_lost_pointer_is_not_an_empty_folder(collection: Path) -> None:
+    (collection / "CURRENT").unlink()
+    with pytest.raises(Corrupt, match=r"CURRENT is missing.*echo snapshot-000001"):
+        Collection.open(collection)
+    with pytest.raises(Corrupt, match="CURRENT is missing"):  # and does not build over it
+        build(make_documents(3), collection, encoder=ENCODER, config=CONFIG)
+    (collection / "CURRENT").write_text("snapshot-000001\n")  # as its message says
+    with Collection.open(collection) as opened:
+        assert len(opened) == 60
+
+
+def test_a_pointer_that_changed_to_an_older_snapshot_is_noticed(collection: Path) -> None:
+    delete(collection, ["d0"])
+    text = (collection / "CURRENT").read_text()
+    assert text.startswith("snapshot-000002 ")
+    (collection / "CURRENT").write_text(text.replace("000002", "000001"))
+    with pytest.raises(Corrupt, match="points to snapshot-000001 with digest"):
         Collection.open(collection)
 
 

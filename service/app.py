@@ -198,8 +198,7 @@ class RequestScope:
                 answer = problem_response(Internal("unhandled"), request_id, scope["path"])
                 await answer(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self._telemetry.answered(_method(scope), route, status, perf_counter() - started)
+            self._telemetry.answered(_method(scope), _route(scope), status, perf_counter() - started)
 
 
 def _request_id(scope: Scope) -> str:
@@ -211,6 +210,13 @@ def _request_id(scope: Scope) -> str:
                 return str(given)
             break
     return f"{getrandbits(64):016x}"
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of the route for metrics, never what a caller made up."""
+    if "route" in scope:
+        return str(scope["route"].path)
+    return scope["path"] if "endpoint" in scope and not scope["path_params"] else "unmatched"  # a page
 
 
 def _method(scope: Scope) -> str:

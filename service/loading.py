@@ -219,7 +219,14 @@ class ServedCollection:
         self._failure = error if isinstance(error, ChamferError) else Internal(str(error))
         serving = self._generation.pipeline.snapshot if self._generation else None
         self._telemetry.reloaded(succeeded=False)
-        self._telemetry.log.error("snapshot cannot be opened", serving=serving, exc_info=error)
+        unforeseen = None if isinstance(error, ChamferError) else error  # the others say all in a sentence
+        self._telemetry.log.error(
+            "snapshot cannot be opened",
+            serving=serving,
+            code=self._failure.code,
+            detail=self._failure.detail,
+            exc_info=unforeseen,
+        )
         return Unavailable(
             f"the newest snapshot of {self.name!r} cannot be opened ({self._failure.code}); "
             f"{f'{serving} keeps answering' if serving else 'nothing answers yet'}; the log has more"

@@ -168,3 +168,13 @@ def test_three_lines_of_python_do_what_the_readme_says(folder: Path, tmp_path: P
         assert again.search("Who lost his tail?", k=2, plan="best") == hits
         custom = {"channels": {"lexical": {"depth": 5}}}
         assert [h.doc_id for h in again.search("cheese", plan=custom)] == ["crow"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_said_in_a_sentence(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"_id": "a", "text": "x"}\nnot JSON\n')
+    options = ("--channels", "lexical", "--on-error", "skip", "--rejects", "/dev/full")
+    done = chamfer("build", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "c"), *options)
+    assert done.returncode == 1
+    assert "No space left on device; what was finished is kept" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 import signal
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import support_faults
 from support_faults import contents, fingerprint, run
 
+from chamfer.artifact import ArtifactWriter
 from chamfer.errors import NotFound
 from indexing.collection import Collection
 
@@ -146,6 +149,34 @@ def test_a_build_dies_after_every_block_and_ends_with_the_same_bytes(
             break
     run("build", path)
     assert fingerprint(path) == fingerprint(stages["build"][1])
+
+
+def test_a_disk_that_fills_up_costs_nothing_that_was_there(
+    stages: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = ArtifactWriter.add_array
+    for operation in ("build", "add", "compact"):
+        before, after = stages[operation]
+        for room in (0, 9, 40):
+            path = tmp_path / f"{operation}-{room}"
+            shutil.copytree(before, path)
+            left = room
+
+            def add_array(self: ArtifactWriter, name: str, array: Any) -> None:
+                nonlocal left
+                if not left:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                left -= 1
+                written(self, name, array)
+
+            monkeypatch.setattr(ArtifactWriter, "add_array", add_array)
+            with pytest.raises(OSError, match="No space left"):
+                run(operation, path)
+            monkeypatch.undo()
+            assert state(path) == state(before)
+            assert not list(path.rglob(".writing-*"))
+            run(operation, path)
+            assert fingerprint(path) == fingerprint(after)
 
 
 def test_a_reader_that_opened_before_keeps_its_snapshot(stages: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import CapturingLogger
 
-from service.telemetry import CollectionTelemetry, Telemetry, json_logger
+from service.telemetry import CollectionTelemetry, Tallies, Telemetry, json_logger
 
 
 def test_two_services_in_one_process_do_not_share_metrics() -> None:
@@ -44,3 +44,20 @@ def test_the_log_is_json_with_the_error_in_it() -> None:
     entry = json.loads(line)
     assert (entry["event"], entry["request_id"], entry["level"]) == ("failed", "r-1", "error")
     assert "what went wrong" in entry["exception"]
+
+
+def test_histograms_agree_with_the_client_librarys_own() -> None:
+    bounds = (0.001, 0.01, 0.1)
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    tallies = Tallies("seconds", "Wall time", ["stage"], bounds)
+    ours.register(tallies)
+    histogram = Histogram("seconds", "Wall time", ["stage"], registry=theirs, buckets=bounds)
+    for stage, value in (("a", 0.0), ("a", 0.001), ("a", 0.002), ("b", 0.1), ("b", 7.0), ("a", -1.0)):
+        tallies.labels(stage).observe(value)
+        histogram.labels(stage).observe(value)
+
+    def rendered(registry: CollectorRegistry) -> list[str]:
+        return [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
+
+    assert rendered(ours) == rendered(theirs)
+    assert len(rendered(ours)) > 12

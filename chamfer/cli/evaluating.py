@@ -29,6 +29,7 @@ from chamfer.evaluation import (
 
 if TYPE_CHECKING:
     from chamfer.types import Query
+    from indexing.collection import Collection
     from service.pipeline import Pipeline
 
 
@@ -162,6 +163,7 @@ def _evaluate(
             f"none of the {len(judged)} judged queries of split {split!r} is among the queries of {queries}"
         )
     with open_searcher(collection, config=config) as searcher:
+        _warn_of_other_corpus(searcher.collection, qrels)
         plans = plan or [DEFAULT_PRESET]
         results = compare_plans(searcher.pipeline, plans, asked, qrels, names)
     if run_out is not None:
@@ -172,6 +174,16 @@ def _evaluate(
         typer.echo(json.dumps([result.as_json() for result in results], indent=1))
     else:
         show(results, names)
+
+
+def _warn_of_other_corpus(collection: Collection, qrels: list[Qrel]) -> None:
+    relevant = sorted({qrel.doc_id for qrel in qrels if qrel.relevance > 0})
+    missing = int(np.count_nonzero(collection.rows(relevant) < 0))
+    if 2 * missing > len(relevant):
+        printing.messages.print(
+            f"{missing:,} of {len(relevant):,} relevant documents are not in the collection: is it of another corpus?",
+            style="yellow",
+        )
 
 
 def register(app: typer.Typer) -> None:

@@ -83,6 +83,15 @@ def test_evaluate_prints_json_of_the_stated_form(folder: Path) -> None:
     assert first[5] == "chamfer-balanced"
 
 
+def test_evaluate_says_when_the_judgements_are_of_another_corpus(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "queries.jsonl").write_text((folder / "queries.jsonl").read_text())
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tP1\t1\nq2\tfox\t0\n")
+    done = chamfer("evaluate", str(folder / "c"), str(tmp_path), "--plan", "fast", "--json")
+    assert json.loads(done.stdout)[0]["measures"]["nDCG@10"] == 0.0
+    assert "1 of 1 relevant documents are not in the collection" in " ".join(done.stderr.split())
+
+
 def test_evaluate_prints_a_table_with_a_paired_test(folder: Path) -> None:
     done = chamfer("evaluate", str(folder / "c"), str(folder), "--plan", "fast", "--plan", "best")
     assert "nDCG@10" in done.stdout

@@ -1,0 +1,42 @@
+"""Collections that earlier versions wrote: kept here, one folder a format version, and read by this version."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chamfer.artifact import FORMAT_VERSION
+from chamfer.types import Document
+from indexing.collection import Collection
+from indexing.filters import parse_condition
+from indexing.updates import add, compact
+
+STORED = sorted(path for path in Path(__file__).parent.iterdir() if path.name.isdigit())
+
+
+def test_every_format_version_is_kept() -> None:
+    assert [int(path.name) for path in STORED] == list(range(1, FORMAT_VERSION + 1))
+
+
+@pytest.mark.parametrize("stored", STORED, ids=lambda path: f"format {path.name}")
+def test_a_stored_collection_is_read_verified_and_written_on(stored: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    shutil.copytree(stored, path)
+    with Collection.open(path, verify=True) as opened:
+        assert opened.snapshot == "snapshot-000002"
+        assert (len(opened), opened.n_rows) == (2, 3)  # one was deleted
+        retriever = opened.channels["lexical"].retriever
+        found = retriever.search(retriever.encode_queries(["cheese of the heron"]), 3)  # type: ignore[attr-defined]
+        [document] = opened.documents(found.of(0)[0])
+        assert document == Document(
+            "crow", "A crow dropped a piece of cheese.", "The crow", {"lang": "en", "year": 1901}
+        )
+        allowed = opened.allowed(parse_condition({"field": "year", "lt": 1900}))
+        assert allowed is not None
+        assert opened.doc_ids(allowed.nonzero()[0]) == ["fox"]
+    add(path, [Document("wolf", "The wolf saw a cheese in the water.")], encoder=None)
+    compact(path)
+    with Collection.open(path, verify=True) as opened:
+        assert len(opened) == opened.n_rows == 3

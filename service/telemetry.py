@@ -54,8 +54,8 @@ class Tally:
 
 
 class Tallies(Collector):
-    """A histogram with labels. The client library's own takes 1.1 us a value, a third of what a request costs beside
-    its search when every stage is counted; this one takes a quarter of that and is rendered by the same library."""
+    """A histogram with labels, rendered by the client library. Its own takes 0.8 us a value, a fifth of what the
+    application spends on a request beside the search when every stage is counted; this one takes 0.35 (experiments)."""
 
     def __init__(self, name: str, what: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
         self._name, self._what, self._labels, self._bounds = name, what, labels, tuple(bounds)

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The build backend warns at length of things that are as they should be, which --quiet does not stop.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 DEMO := var/demo
 PORT ?= 8000
 FAISS ?= cpu
@@ -36,17 +38,17 @@ $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
 	  "Chamfer runs on Python 3.11 and 3.12, this is %d.%d: say make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP) --upgrade pip
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "Installing Chamfer into $(VENV): a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS)]"
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable ".[$(FAISS)]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS),dev]"
+	$(PIP) --constraint constraints.txt --editable ".[$(FAISS),dev]"
 	@touch $@
 
 clean:

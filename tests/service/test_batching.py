@@ -250,6 +250,20 @@ def test_a_batch_that_breaks_on_the_event_loop_is_an_internal_error() -> None:
     play(scenario, inline_ms=1000.0)
 
 
+def test_between_two_batches_on_the_event_loop_others_have_their_turn() -> None:
+    async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
+        await threads_of_batches(batcher, work, 400)
+        work.seen.clear()
+        futures = batcher.submit(["a", "b", "c"])
+        seen = []
+        while not all(future.done() for future in futures):
+            await asyncio.sleep(0)
+            seen.append(len(work.seen))
+        assert {1, 2, 3} <= set(seen)
+
+    play(scenario, inline_ms=1000.0, max_batch=1)
+
+
 def test_many_callers_all_get_their_own_answers() -> None:
     async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
         async def caller(n: int) -> None:

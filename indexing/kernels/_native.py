@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,10 @@ def library() -> Any | None:
     loaded.chamfer_maxsim_half.restype = None
     loaded.chamfer_scan_int8.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, _POINTER]
     loaded.chamfer_scan_int8.restype = None
+    loaded.chamfer_fde_space.argtypes = [_COUNT] * 4
+    loaded.chamfer_fde_space.restype = _COUNT
+    loaded.chamfer_fde.argtypes = [_POINTER] * 3 + [_COUNT] * 2 + [ctypes.c_int] * 2 + [_POINTER] * 2
+    loaded.chamfer_fde.restype = None
     return loaded
 
 
@@ -65,8 +69,56 @@ def scan_int8(codes: Array, scales: F32, query: Array) -> F32 | None:
 
 def pack_query(query: F32) -> Array:
     """Query tokens f32 [Tq, D] as bf16 pairs u32 [D / 2, 32 ceil(Tq / 32)], nearest even; beyond the query zeros."""
-    bits = np.ascontiguousarray(query, dtype=np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    rounded = _bf16(query)
     out = np.zeros((query.shape[1] // 2, -(-len(query) // 32) * 32), dtype=np.uint32)
     out[:, : len(query)] = (rounded[:, 0::2] | (rounded[:, 1::2] << 16)).T
     return out
+
+
+class FdeTables(ctypes.Structure):
+    """The matrices of an encoding as fast_fde.c reads them; keeps the arrays that it points into."""
+
+    _fields_: ClassVar = [  # type: ignore[misc]
+        *((name, _COUNT) for name in ("dim", "repetitions", "k", "p", "columns")),
+        *((name, _POINTER) for name in ("pairs", "planes", "lengths", "roundings", "projections")),
+    ]
+
+    def __init__(self, planes: F32, projections: F32) -> None:
+        """planes f32 [d, R k], projections f32 [R, d, p]."""
+        repetitions, dim, p = projections.shape
+        real = planes.shape[1]
+        columns = -(-real // 32) * 32
+        rows = np.ascontiguousarray(planes.T)
+        twins = (_bf16(rows) << 16).view(np.float32)
+        sizes = np.zeros((2, columns), dtype=np.float32)
+        lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+        # A sum of d products in float32, in any order, is within d 2^-24 |x| |g| of the exact one; doubled for safety.
+        sizes[0, :real] = 1.001 * lengths + 1e-30
+        sizes[1, :real] = 1.001 * np.linalg.norm(rows.astype(np.float64) - twins, axis=1) + dim * 2.0**-23 * lengths
+        padded = np.zeros((columns, dim), dtype=np.float32)
+        padded[:real] = rows
+        identity = p == dim and all(np.array_equal(each, np.eye(dim, dtype=np.float32)) for each in projections)
+        self._kept = (pack_query(padded), rows, sizes[0], sizes[1], np.ascontiguousarray(projections))
+        addresses = [array.ctypes.data for array in self._kept]
+        if identity:
+            addresses[-1] = 0
+        super().__init__(dim, repetitions, real // repetitions, p, columns, *addresses)
+
+
+def encode_fde(tables: FdeTables, values: F32, offsets: I64, *, is_query: bool, fill: bool) -> F32 | None:
+    """Encodings f32 [N, R, 2^k, p] of token vectors f32 [T, d]; None where it cannot be had (d no multiple of 32)."""
+    fast = library()
+    if fast is None or tables.dim % 32:
+        return None
+    n, longest = len(offsets) - 1, int(np.diff(offsets).max(initial=0))
+    out = np.empty((n, tables.repetitions, 1 << tables.k, tables.p), dtype=np.float32)
+    memory = np.empty(fast.chamfer_fde_space(longest, tables.dim, tables.columns, 1 << tables.k), dtype=np.uint8)
+    at = [array.ctypes.data for array in (values, offsets, memory, out)]
+    fast.chamfer_fde(ctypes.byref(tables), at[0], at[1], n, longest, is_query, fill, at[2], at[3])
+    return out
+
+
+def _bf16(values: F32) -> Array:
+    """The nearest bfloat16 of finite values, ties to even: its bits in u32."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

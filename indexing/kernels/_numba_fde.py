@@ -9,11 +9,14 @@ from numba import njit
 
 
 @njit(nogil=True, cache=True)
-def encode_documents(values: Any, offsets: Any, planes: Any, projections: Any, fill: bool, out: Any) -> None:
-    """Document encodings into out f32 [N, R, B, p]."""
+def encode_documents(
+    values: Any, offsets: Any, planes: Any, margins: Any, projections: Any, fill: bool, out: Any
+) -> None:
+    """Document encodings into out f32 [N, R, B, p]; planes f32 [R k, d]."""
     n_reps, dim, _ = projections.shape
     n_cells = out.shape[2]
-    k = planes.shape[1] // n_reps
+    k = len(planes) // n_reps
+    keys = np.empty(n_cells, np.int64)
     rows = np.empty((n_cells, dim), np.float32)
     counts = np.empty(n_cells, np.int64)
     first = np.empty(n_cells, np.int64)
@@ -23,12 +26,12 @@ def encode_documents(values: Any, offsets: Any, planes: Any, projections: Any, f
         if len(tokens) == 0:
             out[n] = 0.0
             continue
-        _cells_of(tokens, planes, k, cells)
+        cells_of(tokens, planes, margins, k, cells)
         for r in range(n_reps):
             _add_up(tokens, cells[r], rows, counts, first)
             _divide(rows, counts)
             if fill:
-                nearest_tokens(counts, first, k)
+                nearest_tokens(counts, first, keys)
             for cell in range(n_cells):
                 if counts[cell] == 0:
                     if fill:
@@ -39,10 +42,10 @@ def encode_documents(values: Any, offsets: Any, planes: Any, projections: Any, f
 
 
 @njit(nogil=True, cache=True)
-def encode_queries(values: Any, offsets: Any, planes: Any, projections: Any, out: Any) -> None:
-    """Query encodings into out f32 [N, R, B, p], which holds zeros."""
+def encode_queries(values: Any, offsets: Any, planes: Any, margins: Any, projections: Any, out: Any) -> None:
+    """Query encodings into out f32 [N, R, B, p], which holds zeros; planes f32 [R k, d]."""
     n_reps, dim, _ = projections.shape
-    k = planes.shape[1] // n_reps
+    k = len(planes) // n_reps
     longest = _longest(offsets)
     cells = np.empty((n_reps, longest), np.int64)
     rows = np.empty((longest, dim), np.float32)
@@ -52,7 +55,7 @@ def encode_queries(values: Any, offsets: Any, planes: Any, projections: Any, out
         tokens = values[offsets[n] : offsets[n + 1]]
         if len(tokens) == 0:
             continue
-        _cells_of(tokens, planes, k, cells)
+        cells_of(tokens, planes, margins, k, cells)
         for r in range(n_reps):
             n_used = _add_up_used(tokens, cells[r], rows, place, used)
             projected = np.dot(rows[:n_used], projections[r])
@@ -69,18 +72,46 @@ def _longest(offsets: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _cells_of(tokens: Any, planes: Any, k: int, cells: Any) -> None:
-    """The cell of every token in every repetition, into cells i64 [R, >= L]."""
+def cells_of(tokens: Any, rows: Any, margins: Any, k: int, cells: Any) -> None:
+    """The cell of every token in every repetition, into cells i64 [R, >= L]; rows f32 [R k, d] are the planes.
+
+    A product decides where it is farther than margins f32 [R k] |x| from 0, which is more than it can be wrong; else
+    `side` does: the same cells from any matrix product.
+    """
     if k == 0:
         cells[:] = 0
         return
-    sides = np.dot(tokens, planes)
-    for r in range(len(cells)):
-        for t in range(len(tokens)):
+    products = np.dot(tokens, rows.T)
+    for t in range(len(tokens)):
+        square = np.float32(0.0)
+        for d in range(tokens.shape[1]):
+            square += tokens[t, d] * tokens[t, d]
+        length = np.float32(1.001) * np.sqrt(square) + np.float32(1e-17)
+        for r in range(len(cells)):
             cell = np.int64(0)
             for bit in range(k):
-                cell |= np.int64(sides[t, r * k + bit] > 0.0) << bit
+                product = products[t, r * k + bit]
+                above = product > 0.0
+                if not abs(product) > margins[r * k + bit] * length:
+                    above = side(tokens[t], rows[r * k + bit]) > 0.0
+                cell |= np.int64(above) << bit
             cells[r, t] = cell
+
+
+@njit(nogil=True, cache=True)
+def side(token: Any, plane: Any) -> float:
+    """<token, plane> in float64, summed in eight lanes: the side that counts."""
+    lanes = np.zeros(8, np.float64)
+    whole = len(token) - len(token) % 8
+    for start in range(0, whole, 8):
+        for lane in range(8):
+            lanes[lane] += np.float64(token[start + lane]) * np.float64(plane[start + lane])
+    total = 0.0
+    for lane in range(8):
+        total += lanes[lane]
+    for d in range(whole, len(token)):
+        total += np.float64(token[d]) * np.float64(plane[d])
+    return total
 
 
 @njit(nogil=True, cache=True)
@@ -128,29 +159,24 @@ def _divide(rows: Any, counts: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def nearest_tokens(counts: Any, first: Any, k: int) -> None:
-    """For every empty cell the lowest token among those in the nearest occupied cells, into first i64 [2^k].
+def nearest_tokens(counts: Any, first: Any, keys: Any) -> None:
+    """For every cell the lowest token among those in the nearest occupied cells, into first i64 [2^k].
 
-    Breadth first over the k-cube: a cell at distance h from the tokens has its nearest ones through its neighbours at
-    distance h - 1. `first` is the lowest token of each occupied cell (counts > 0); there must be one.
+    A (min, +) convolution over the k-cube, one bit after the other, of keys distance << 40 | token. `first` is the
+    lowest token of each occupied cell (counts > 0); there must be one.
     """
-    level = np.where(counts > 0, 0, k + 1)
-    missing = np.count_nonzero(level)
-    distance = 1
-    while missing > 0:
+    step, far = np.int64(1), np.int64(1) << 40
+    for cell in range(len(counts)):
+        keys[cell] = first[cell] if counts[cell] > 0 else 64 * far
+    while step < len(counts):
         for cell in range(len(counts)):
-            if level[cell] <= k:
-                continue
-            best = np.int64(-1)
-            for bit in range(k):
-                other = cell ^ (1 << bit)
-                if level[other] == distance - 1 and (best < 0 or first[other] < best):
-                    best = first[other]
-            if best >= 0:
-                level[cell] = distance
-                first[cell] = best
-                missing -= 1
-        distance += 1
+            if cell & step == 0:
+                low, high = keys[cell], keys[cell + step]
+                keys[cell] = min(low, high + far)
+                keys[cell + step] = min(high, low + far)
+        step *= 2
+    for cell in range(len(counts)):
+        first[cell] = keys[cell] & (far - 1)
 
 
 @njit(nogil=True, cache=True)

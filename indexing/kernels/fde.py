@@ -9,19 +9,22 @@ queries and documents. Laid end to end, D = R B p dimensions, whose inner produc
     Chamfer(Q, P) = sum over q in Q of max over p in P of <q, p>.
 
 Cell c is the number whose bit i is bit i of the token: natural binary order, no Gray code. Tokens are hashed as they
-are, before any projection. Cost of a document of L tokens: L d R k + R B d p multiplications and R L d additions.
+are, before any projection. A bit is the sign of a float64 sum in a fixed order; float32 and bf16 products find it where
+they are farther from 0 than they can be wrong, so that a token has the same cells on every processor and in every
+batch. Cost of a document of L tokens: L d R k + R B d p multiplications and R L d additions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from chamfer.errors import InvalidInput
 from chamfer.types import F32, I32, I64
-from indexing.kernels import _numba_fde
+from indexing.kernels import _native, _numba_fde
 
 MAX_BITS = 16
 MAX_DIMENSIONS = 1 << 20
@@ -72,7 +75,7 @@ class FdeShape:
         return self.final_dim or self.raw_dim
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class FdeMatrices:
     """Every random draw of an encoding, as arrays: what is stored, so that no generator needs to be trusted for ever.
 
@@ -88,6 +91,25 @@ class FdeMatrices:
     @property
     def token_dim(self) -> int:
         return int(self.planes.shape[0])
+
+    @cached_property
+    def native(self) -> _native.FdeTables:
+        """What the C loops read."""
+        return _native.FdeTables(self.planes, self.projections)
+
+    @cached_property
+    def rows(self) -> F32:
+        """The planes, one a row: f32 [R k, d]."""
+        return np.ascontiguousarray(self.planes.T)
+
+    @cached_property
+    def margins(self) -> F32:
+        """How far the float32 product of a unit vector with each plane can be from the exact one, doubled: f32 [R k].
+
+        d 2^-24 |g| to first order, in any order of summation (Higham, Accuracy and Stability, sec. 3.1).
+        """
+        lengths = np.linalg.norm(self.rows.astype(np.float64), axis=1)
+        return ((self.token_dim + 1) * 2.0**-23 * lengths + 1e-30).astype(np.float32)
 
 
 def draw_matrices(shape: FdeShape, token_dim: int, seed: int) -> FdeMatrices:
@@ -116,9 +138,7 @@ def encode_queries(values: F32, offsets: I64, matrices: FdeMatrices, shape: FdeS
 
     A query's bits depend on the query alone. Raises InvalidInput for tokens of other dimensions, or not finite ones.
     """
-    out = np.zeros(_blocks(offsets, shape), dtype=np.float32)
-    _numba_fde.encode_queries(_checked(values, matrices), offsets, matrices.planes, matrices.projections, out)
-    return _last(out, matrices, shape)
+    return _encode(values, offsets, matrices, shape, is_query=True, fill=False)
 
 
 def encode_documents(values: F32, offsets: I64, matrices: FdeMatrices, shape: FdeShape, *, fill: bool = True) -> F32:
@@ -126,8 +146,21 @@ def encode_documents(values: F32, offsets: I64, matrices: FdeMatrices, shape: Fd
 
     A document's bits depend on the document alone. Raises InvalidInput as `encode_queries`.
     """
-    out = np.empty(_blocks(offsets, shape), dtype=np.float32)
-    _numba_fde.encode_documents(_checked(values, matrices), offsets, matrices.planes, matrices.projections, fill, out)
+    return _encode(values, offsets, matrices, shape, is_query=False, fill=fill)
+
+
+def _encode(
+    values: F32, offsets: I64, matrices: FdeMatrices, shape: FdeShape, *, is_query: bool, fill: bool
+) -> F32:
+    tokens, offsets = _checked(values, matrices), np.ascontiguousarray(offsets, dtype=np.int64)
+    out = _native.encode_fde(matrices.native, tokens, offsets, is_query=is_query, fill=fill)
+    if out is None:
+        out = np.zeros((len(offsets) - 1, shape.repetitions, shape.n_cells, shape.d_proj), dtype=np.float32)
+        draws = matrices.rows, matrices.margins, matrices.projections
+        if is_query:
+            _numba_fde.encode_queries(tokens, offsets, *draws, out)
+        else:
+            _numba_fde.encode_documents(tokens, offsets, *draws, fill, out)
     return _last(out, matrices, shape)
 
 
@@ -155,10 +188,6 @@ def _checked(values: F32, matrices: FdeMatrices) -> F32:
     if not np.isfinite(out.sum()) and not np.isfinite(out).all():
         raise InvalidInput(f"token vector {int(np.argmin(np.isfinite(out).all(axis=1)))} is not finite")
     return out
-
-
-def _blocks(offsets: I64, shape: FdeShape) -> tuple[int, int, int, int]:
-    return len(offsets) - 1, shape.repetitions, shape.n_cells, shape.d_proj
 
 
 def _last(blocks: F32, matrices: FdeMatrices, shape: FdeShape) -> F32:

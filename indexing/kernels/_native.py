@@ -28,7 +28,7 @@ def library() -> Any | None:
     loaded.chamfer_maxsim_half.restype = None
     loaded.chamfer_scan_int8.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, _POINTER]
     loaded.chamfer_scan_int8.restype = None
-    loaded.chamfer_fde_space.argtypes = [_COUNT] * 4
+    loaded.chamfer_fde_space.argtypes = [_POINTER, _COUNT]
     loaded.chamfer_fde_space.restype = _COUNT
     loaded.chamfer_fde.argtypes = [_POINTER] * 3 + [_COUNT] * 2 + [ctypes.c_int] * 2 + [_POINTER] * 2
     loaded.chamfer_fde.restype = None
@@ -81,6 +81,7 @@ class FdeTables(ctypes.Structure):
     _fields_: ClassVar = [  # type: ignore[misc]
         *((name, _COUNT) for name in ("dim", "repetitions", "k", "p", "columns")),
         *((name, _POINTER) for name in ("pairs", "planes", "lengths", "roundings", "projections")),
+        *((name, _POINTER) for name in ("slot_ends", "slot_dims", "slot_signs")),
     ]
 
     def __init__(self, planes: F32, projections: F32) -> None:
@@ -89,7 +90,7 @@ class FdeTables(ctypes.Structure):
         real = planes.shape[1]
         columns = -(-real // 32) * 32
         rows = np.ascontiguousarray(planes.T)
-        twins = (_bf16(rows) << 16).view(np.float32)
+        twins = as_bf16(rows)
         sizes = np.zeros((2, columns), dtype=np.float32)
         lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
         # A sum of d products in float32, in any order, is within d 2^-24 |x| |g| of the exact one; doubled for safety.
@@ -97,12 +98,28 @@ class FdeTables(ctypes.Structure):
         sizes[1, :real] = 1.001 * np.linalg.norm(rows.astype(np.float64) - twins, axis=1) + dim * 2.0**-23 * lengths
         padded = np.zeros((columns, dim), dtype=np.float32)
         padded[:real] = rows
-        identity = p == dim and all(np.array_equal(each, np.eye(dim, dtype=np.float32)) for each in projections)
-        self._kept = (pack_query(padded), rows, sizes[0], sizes[1], np.ascontiguousarray(projections))
-        addresses = [array.ctypes.data for array in self._kept]
-        if identity:
-            addresses[-1] = 0
+        self._kept = [pack_query(padded), rows, sizes[0], sizes[1], *_slots(projections)]
+        addresses = [array.ctypes.data if array.size else 0 for array in self._kept]
         super().__init__(dim, repetitions, real // repetitions, p, columns, *addresses)
+
+
+def _slots(projections: F32) -> list[Array]:
+    """[projections f32 [R, d, p], slot ends i32 [R p], dimensions i32 [R d], signs f32 [R d]]: the first or the others.
+
+    The last three where every dimension goes to one slot with a factor (a count-sketch), by slot; all empty for the
+    identity, the first otherwise.
+    """
+    repetitions, dim, p = projections.shape
+    none = [np.empty(0, dtype=np.float32)] * 4
+    if p == dim and (projections == np.eye(dim, dtype=np.float32)).all():
+        return none
+    if not (np.count_nonzero(projections, axis=2) == 1).all():
+        return [np.ascontiguousarray(projections), *none[1:]]
+    slots = np.argmax(projections != 0, axis=2)
+    order = np.argsort(slots, axis=1, kind="stable")
+    signs = np.take_along_axis(projections.sum(axis=2, dtype=np.float32), order, axis=1)
+    ends = np.cumsum(np.stack([np.bincount(each, minlength=p) for each in slots]).ravel())
+    return [none[0], ends.astype(np.int32), order.astype(np.int32).ravel(), np.ascontiguousarray(signs).ravel()]
 
 
 def encode_fde(tables: FdeTables, values: F32, offsets: I64, *, is_query: bool, fill: bool) -> F32 | None:
@@ -112,10 +129,15 @@ def encode_fde(tables: FdeTables, values: F32, offsets: I64, *, is_query: bool, 
         return None
     n, longest = len(offsets) - 1, int(np.diff(offsets).max(initial=0))
     out = np.empty((n, tables.repetitions, 1 << tables.k, tables.p), dtype=np.float32)
-    memory = np.empty(fast.chamfer_fde_space(longest, tables.dim, tables.columns, 1 << tables.k), dtype=np.uint8)
+    memory = np.empty(fast.chamfer_fde_space(ctypes.byref(tables), longest), dtype=np.uint8)
     at = [array.ctypes.data for array in (values, offsets, memory, out)]
     fast.chamfer_fde(ctypes.byref(tables), at[0], at[1], n, longest, is_query, fill, at[2], at[3])
     return out
+
+
+def as_bf16(values: F32) -> F32:
+    """The nearest numbers that bfloat16 has, f32 of the same shape."""
+    return (_bf16(values) << 16).view(np.float32)
 
 
 def _bf16(values: F32) -> Array:

@@ -100,15 +100,18 @@ def cells_of(tokens: Any, rows: Any, margins: Any, k: int, cells: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def side(token: Any, plane: Any) -> float:
-    """<token, plane> in float64, summed in eight lanes: the side that counts."""
-    lanes = np.zeros(8, np.float64)
-    whole = len(token) - len(token) % 8
-    for start in range(0, whole, 8):
-        for lane in range(8):
+    """<token, plane> in float64, summed in 16 lanes, then halves added to halves: the side that counts."""
+    lanes = np.zeros(16, np.float64)
+    whole = len(token) - len(token) % 16
+    for start in range(0, whole, 16):
+        for lane in range(16):
             lanes[lane] += np.float64(token[start + lane]) * np.float64(plane[start + lane])
-    total = 0.0
-    for lane in range(8):
-        total += lanes[lane]
+    half = 8
+    while half > 0:
+        for lane in range(half):
+            lanes[lane] += lanes[lane + half]
+        half //= 2
+    total = lanes[0]
     for d in range(whole, len(token)):
         total += np.float64(token[d]) * np.float64(plane[d])
     return total

@@ -1,6 +1,7 @@
 /* Fixed dimensional encodings (fde.py) with AVX-512: bf16 products find the side of almost every token and plane, the
- * float64 sum that defines it decides where they cannot; sums of cells stay in registers; empty cells are filled by a
- * distance transform of the k-cube. Twin of _numba_fde.py: the same cells always, values equal to rounding.
+ * float64 sum that defines it decides where they cannot; a count-sketch is signed adds over tokens that lie across the
+ * registers; empty cells are filled by a distance transform of the k-cube. Twin of _numba_fde.py: the same cells
+ * always, values equal to rounding.
  */
 #include <stdint.h>
 
@@ -10,11 +11,12 @@
 #include <string.h>
 #define BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #define INLINE BF16 static inline __attribute__((always_inline))
-#define WIDE 12  /* rows whose sums fill the vector registers */
-#define SHORT 4  /* rows of the last, shorter blocks */
-#define FAR 26   /* keys of the distance transform: distance << FAR | token */
+#define WIDE 12 /* rows whose sums fill the vector registers */
+#define SHORT 4 /* rows of the last, shorter blocks */
+#define TILE 64 /* tokens whose dimensions fill the first cache when there are 128 */
+#define FAR 26  /* keys of the distance transform: distance << FAR | token */
 
-/* What _native.FdeTables lays out; d a multiple of 32. */
+/* What _native.FdeTables lays out; dim a multiple of 32, k at most 16. */
 typedef struct {
     int64_t dim, repetitions, k, p;
     int64_t columns;            /* repetitions * k, rounded up to 32 */
@@ -22,26 +24,29 @@ typedef struct {
     const float *planes;        /* [repetitions * k, dim] */
     const float *lengths;       /* [columns] length of every plane, rounded up */
     const float *roundings;     /* [columns] how far its bf16 twin is from it */
-    const float *projections;   /* [repetitions, dim, p], or NULL for the identity */
+    const float *projections;   /* [repetitions, dim, p]; NULL for the identity and for a count-sketch */
+    const int32_t *slot_ends;   /* count-sketch: [repetitions, p] end of a slot in the next two, which run through all */
+    const int32_t *slot_dims;   /* [repetitions * dim] the dimensions of a slot */
+    const float *slot_signs;    /* [repetitions * dim] and their signs; all three NULL without one */
 } tables;
 
-/* Where one text is worked on. */
+/* Where one text is worked on. A cell adds up rows of `width` floats: tokens, or what a count-sketch made of them. */
 typedef struct {
-    uint32_t *pairs;    /* [L, dim / 2] tokens as bf16 pairs */
-    float *sizes;       /* [L, 2] length of every token, and its distance from its bf16 twin, both rounded up */
-    uint16_t *bits;     /* [L, columns / 16] the sides */
-    float *sums;        /* [2^k, dim] */
-    const float **rows; /* [2^k] what each cell holds, before the projection */
-    float **places;     /* [2^k] where it goes */
-    uint32_t *keys;     /* [2^k] distance transform */
-    int32_t *cells;     /* [L] cell of every token in one repetition */
-    int32_t *next;      /* [L] next token of the same cell, or -1 */
-    int32_t *heads;     /* [2^k, 3] first and last token of a cell, and their number */
+    int64_t width;
+    uint32_t *pairs;      /* [L, dim / 2] tokens as bf16 pairs */
+    float *sizes;         /* [L, 2] length of every token, and its distance from its bf16 twin, both rounded up */
+    uint16_t *bits;       /* [L, columns / 16] the sides, and a word more */
+    float *tile;          /* [dim, TILE] tokens, turned */
+    float *turned;        /* [width, TILE] sketches, turned */
+    float *sketches;      /* [repetitions, L rounded up to 16, width] */
+    float *sums;          /* [2^k, width] */
+    const float **rows;   /* [2^k] what each cell holds, before the projection */
+    float **places;       /* [2^k] where it goes */
+    float *scales;        /* [2^k] by what it is multiplied */
+    uint32_t *keys;       /* [2^k] lowest token of a cell; after `nearest`, distance and token */
+    int32_t *numbers;     /* [2^k] tokens in a cell */
+    int32_t *cells;       /* [L] cell of every token in one repetition */
 } space;
-
-int64_t chamfer_fde_space(int64_t longest, int64_t dim, int64_t columns, int64_t n_cells) {
-    return longest * (dim * 2 + 8 + columns / 8 + 8) + n_cells * (dim * 4 + 16 + 4 + 12) + 11 * 64;
-}
 
 static void *take(char **at, int64_t bytes) {
     char *out = *at;
@@ -49,21 +54,31 @@ static void *take(char **at, int64_t bytes) {
     return out;
 }
 
-static space divide(char *memory, int64_t longest, const tables *f) {
-    int64_t n_cells = (int64_t)1 << f->k;
-    char *at = (char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+/* Lays the arrays out for texts of at most `longest` tokens. Returns the bytes taken; memory NULL only counts. */
+static int64_t divide(char *memory, int64_t longest, const tables *f, space *s) {
+    int64_t n_cells = (int64_t)1 << f->k, padded = (longest + 15) & ~15, sketched = f->slot_ends != 0;
+    char *start = (char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63), *at = start;
+    s->width = sketched ? (f->p + 15) & ~15 : f->dim;
+    s->pairs = take(&at, longest * f->dim * 2);
+    s->sizes = take(&at, longest * 8);
+    s->bits = take(&at, longest * f->columns / 8 + 2);
+    s->tile = take(&at, sketched * f->dim * TILE * 4);
+    s->turned = take(&at, sketched * s->width * TILE * 4);
+    s->sketches = take(&at, sketched * f->repetitions * padded * s->width * 4);
+    s->sums = take(&at, n_cells * s->width * 4);
+    s->rows = take(&at, n_cells * 8);
+    s->places = take(&at, n_cells * 8);
+    s->scales = take(&at, n_cells * 4);
+    s->keys = take(&at, n_cells * 4);
+    s->numbers = take(&at, n_cells * 4);
+    s->cells = take(&at, longest * 4);
+    return at - start + 64;
+}
+
+/* Bytes of memory that chamfer_fde needs. */
+int64_t chamfer_fde_space(const tables *f, int64_t longest) {
     space s;
-    s.pairs = take(&at, longest * f->dim * 2);
-    s.sums = take(&at, n_cells * f->dim * 4);
-    s.rows = take(&at, n_cells * 8);
-    s.places = take(&at, n_cells * 8);
-    s.sizes = take(&at, longest * 8);
-    s.cells = take(&at, longest * 4);
-    s.next = take(&at, longest * 4);
-    s.keys = take(&at, n_cells * 4);
-    s.heads = take(&at, n_cells * 12);
-    s.bits = take(&at, longest * f->columns / 8);
-    return s;
+    return divide(0, longest, f, &s);
 }
 
 /* Tokens to bf16 pairs, with their lengths and what the rounding took. */
@@ -87,16 +102,18 @@ BF16 static void round_tokens(const float *tokens, int64_t count, int64_t dim, c
     }
 }
 
-/* The side that counts: the float64 sum in eight lanes, as _numba_fde.side has it. Products of floats are exact. */
+/* The side that counts, as _numba_fde.side has it: in float64, where products of floats are exact, in 16 lanes. */
 BF16 static int exact_side(const float *token, const float *plane, int64_t dim) {
-    __m512d sum = _mm512_setzero_pd();
-    double lanes[8], total = 0;
-    for (int64_t i = 0; i < dim; i += 8)
-        sum = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_loadu_ps(token + i)), _mm512_cvtps_pd(_mm256_loadu_ps(plane + i)),
-                              sum);
-    _mm512_storeu_pd(lanes, sum);
-    for (int i = 0; i < 8; i++) total += lanes[i];
-    return total > 0;
+    __m512d a = _mm512_setzero_pd(), b = a;
+    for (int64_t i = 0; i < dim; i += 16) {
+        a = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_loadu_ps(token + i)), _mm512_cvtps_pd(_mm256_loadu_ps(plane + i)), a);
+        b = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_loadu_ps(token + i + 8)),
+                            _mm512_cvtps_pd(_mm256_loadu_ps(plane + i + 8)), b);
+    }
+    a = _mm512_add_pd(a, b);
+    __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf64x2_pd(four, 1));
+    return two[0] + two[1] > 0;
 }
 
 /* 16 sides of one token: a product decides if it is farther from 0 than it can be from the exact one. */
@@ -159,48 +176,114 @@ BF16 static void all_sides(const tables *f, const float *tokens, const space *s,
     }
 }
 
-/* The tokens of every cell of one repetition as linked lists in ascending order. */
-BF16 static void gather(const tables *f, const space *s, int64_t repetition, int64_t count) {
-    int64_t n_cells = (int64_t)1 << f->k, bit = repetition * f->k;
-    for (int64_t c = 0; c < n_cells; c++) s->heads[3 * c] = -1, s->heads[3 * c + 2] = 0;
-    for (int64_t t = 0; t < count; t++) {
-        uint32_t bits;
-        const uint16_t *at = s->bits + t * f->columns / 16 + bit / 16; /* k <= 16: two words hold the cell */
-        bits = at[0] | (bit % 16 + f->k > 16 ? (uint32_t)at[1] << 16 : 0);
-        int64_t c = (bits >> (bit % 16)) & (n_cells - 1);
-        int32_t *head = s->heads + 3 * c;
-        s->next[t] = -1;
-        if (head[0] < 0) head[0] = (int32_t)t;
-        else s->next[head[1]] = (int32_t)t;
-        head[1] = (int32_t)t;
-        head[2]++;
+/* out[16, 16] = the transpose of in[16, 16]; rows `from` and `to` floats apart. */
+BF16 static void turn(const float *in, int64_t from, float *out, int64_t to) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(in + i * from);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + j + 2]);
+            a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            b[i + j] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0x88);
+            b[i + j + 4] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        _mm512_storeu_ps(out + j * to, _mm512_shuffle_f32x4(b[j], b[j + 8], 0x88));
+        _mm512_storeu_ps(out + (j + 8) * to, _mm512_shuffle_f32x4(b[j], b[j + 8], 0xdd));
     }
 }
 
-/* The sum of a cell's tokens times `scale`, 128 dimensions at a time. */
-BF16 static void add_up(const float *tokens, int64_t dim, const int32_t *next, int32_t first, float scale, float *out) {
-    for (int64_t i = 0; i < dim; i += 128) {
-        int vectors = dim - i < 128 ? (int)(dim - i) / 16 : 8;
-        __m512 sum[8];
-        for (int v = 0; v < 8; v++) sum[v] = _mm512_setzero_ps();
-        for (int32_t t = first; t >= 0; t = next[t]) {
-            const float *token = tokens + t * dim + i;
-            if (vectors == 8) {
-#pragma GCC unroll 8
-                for (int v = 0; v < 8; v++) sum[v] = _mm512_add_ps(sum[v], _mm512_loadu_ps(token + 16 * v));
-            } else {
-                for (int v = 0; v < vectors; v++) sum[v] = _mm512_add_ps(sum[v], _mm512_loadu_ps(token + 16 * v));
+/* Tokens from `first` into the tile, turned; beyond the end the last one again. Returns groups of 16. */
+BF16 static int64_t turn_tokens(const float *tokens, int64_t dim, const space *s, int64_t first, int64_t count) {
+    int64_t left = count - first, vectors = left >= TILE ? TILE / 16 : (left + 15) / 16;
+    float last[16 * 16];
+    for (int64_t v = 0; v < vectors; v++)
+        for (int64_t d = 0; d < dim; d += 16) {
+            int64_t t = first + 16 * v;
+            float *to = s->tile + d * TILE + 16 * v;
+            if (t + 16 <= count) {
+                turn(tokens + t * dim + d, dim, to, TILE);
+                continue;
             }
+            for (int i = 0; i < 16; i++) memcpy(last + 16 * i, tokens + (t + i < count ? t + i : count - 1) * dim + d, 64);
+            turn(last, 16, to, TILE);
         }
-        for (int v = 0; v < vectors; v++)
-            _mm512_store_ps(out + i + 16 * v, _mm512_mul_ps(sum[v], _mm512_set1_ps(scale)));
+    return vectors;
+}
+
+/* Every slot of one repetition for 16 `vectors` tokens of the tile: signed sums of dimensions, in ascending order. */
+INLINE void add_slots(const tables *f, const space *s, int64_t repetition, const int vectors) {
+    const int32_t *ends = f->slot_ends + repetition * f->p;
+    int64_t at = repetition * f->dim;
+    for (int64_t slot = 0; slot < f->p; slot++) {
+        __m512 sum[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sum[v] = _mm512_setzero_ps();
+        for (; at < ends[slot]; at++) {
+            const float *values = s->tile + (int64_t)f->slot_dims[at] * TILE;
+            __m512 sign = _mm512_set1_ps(f->slot_signs[at]);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++)
+                sum[v] = _mm512_fmadd_ps(sign, _mm512_load_ps(values + 16 * v), sum[v]);
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) _mm512_store_ps(s->turned + slot * TILE + 16 * v, sum[v]);
+    }
+}
+
+/* The count-sketch of every token in every repetition. */
+BF16 static void sketch(const tables *f, const float *tokens, const space *s, int64_t count) {
+    int64_t padded = (count + 15) & ~15;
+    memset(s->turned, 0, (size_t)(s->width * TILE * 4));
+    for (int64_t first = 0; first < count; first += TILE) {
+        int64_t vectors = turn_tokens(tokens, f->dim, s, first, count);
+        for (int64_t r = 0; r < f->repetitions; r++) {
+            if (vectors == 4) add_slots(f, s, r, 4);
+            else if (vectors == 3) add_slots(f, s, r, 3);
+            else if (vectors == 2) add_slots(f, s, r, 2);
+            else add_slots(f, s, r, 1);
+            for (int64_t v = 0; v < vectors; v++)
+                for (int64_t slot = 0; slot < s->width; slot += 16)
+                    turn(s->turned + slot * TILE + 16 * v, TILE,
+                         s->sketches + (r * padded + first + 16 * v) * s->width + slot, s->width);
+        }
+    }
+}
+
+/* The cell of every token in one repetition; of every cell the number of tokens and the lowest one. */
+BF16 static void find_cells(const tables *f, const space *s, int64_t repetition, int64_t count) {
+    int64_t n_cells = (int64_t)1 << f->k, bit = repetition * f->k;
+    for (int64_t c = 0; c < n_cells; c++) s->keys[c] = 17u << FAR, s->numbers[c] = 0;
+    for (int64_t t = count - 1; t >= 0; t--) {
+        uint32_t bits; /* two words hold a cell */
+        memcpy(&bits, s->bits + t * f->columns / 16 + bit / 16, 4);
+        int32_t c = (int32_t)((bits >> (bit % 16)) & (uint32_t)(n_cells - 1));
+        s->cells[t] = c;
+        s->keys[c] = (uint32_t)t;
+        s->numbers[c]++;
+    }
+}
+
+/* sums[cell] += row over all rows [count, width]. */
+INLINE void add_rows(const space *s, const float *rows, int64_t count, const int64_t width) {
+    for (int64_t t = 0; t < count; t++) {
+        float *sum = s->sums + s->cells[t] * width;
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < width; i += 16)
+            _mm512_store_ps(sum + i, _mm512_add_ps(_mm512_load_ps(sum + i), _mm512_loadu_ps(rows + t * width + i)));
     }
 }
 
 /* For every cell the lowest token at the least Hamming distance: a (min, +) convolution, one bit after the other. */
-BF16 static void nearest(uint32_t *keys, const int32_t *heads, int64_t k) {
-    int64_t n_cells = (int64_t)1 << k;
-    for (int64_t c = 0; c < n_cells; c++) keys[c] = heads[3 * c] < 0 ? 17u << FAR : (uint32_t)heads[3 * c];
+BF16 static void nearest(uint32_t *keys, int64_t n_cells) {
     for (int64_t step = 1; step < n_cells; step <<= 1)
         for (int64_t at = 0; at < n_cells; at += 2 * step)
             for (int64_t c = at; c < at + step; c++) {
@@ -210,10 +293,12 @@ BF16 static void nearest(uint32_t *keys, const int32_t *heads, int64_t k) {
             }
 }
 
-/* places[i][0..p) = rows[i] projected, for `block` rows from `first`, outputs `from` to `from` + 16. */
+INLINE __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xFFFF : (__mmask16)((1u << n) - 1); }
+
+/* places[i][0..p) = scales[i] * rows[i] projected, `block` rows from `first`, outputs `from` to `from` + 16. */
 INLINE void project(const space *s, const float *matrix, int64_t dim, int64_t p, int64_t first, int64_t count,
                     int64_t from, const int block) {
-    __mmask16 mask = p - from >= 16 ? 0xFFFF : (__mmask16)((1u << (p - from)) - 1);
+    __mmask16 mask = first_lanes(p - from);
     const float *row[WIDE];
     __m512 sum[WIDE];
 #pragma GCC unroll 12
@@ -227,12 +312,18 @@ INLINE void project(const space *s, const float *matrix, int64_t dim, int64_t p,
         for (int i = 0; i < block; i++) sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(row[i][d]), weights, sum[i]);
     }
     for (int i = 0; i < block && first + i < count; i++)
-        _mm512_mask_storeu_ps(s->places[first + i] + from, mask, sum[i]);
+        _mm512_mask_storeu_ps(s->places[first + i] + from, mask,
+                              _mm512_mul_ps(sum[i], _mm512_set1_ps(s->scales[first + i])));
 }
 
 BF16 static void project_all(const tables *f, const space *s, int64_t repetition, int64_t count) {
-    if (f->projections == 0) {
-        for (int64_t i = 0; i < count; i++) memcpy(s->places[i], s->rows[i], (size_t)f->dim * 4);
+    if (f->projections == 0) { /* sketched already, or the identity */
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t d = 0; d < f->p; d += 16) {
+                __m512 row = _mm512_maskz_loadu_ps(first_lanes(f->p - d), s->rows[i] + d);
+                _mm512_mask_storeu_ps(s->places[i] + d, first_lanes(f->p - d),
+                                      _mm512_mul_ps(row, _mm512_set1_ps(s->scales[i])));
+            }
         return;
     }
     const float *matrix = f->projections + repetition * f->dim * f->p;
@@ -248,33 +339,31 @@ BF16 static void project_all(const tables *f, const space *s, int64_t repetition
 /* One repetition of one text: out f32 [2^k, p]. A document's cells hold means, a query's sums. */
 BF16 static void encode_cells(const tables *f, const float *tokens, const space *s, int64_t repetition, int64_t count,
                               int is_query, int fill, float *out) {
-    int64_t n_cells = (int64_t)1 << f->k, n_rows = 0;
-    gather(f, s, repetition, count);
-    if (fill) nearest(s->keys, s->heads, f->k);
+    int64_t n_cells = (int64_t)1 << f->k, n_rows = 0, width = s->width;
+    const float *rows = f->slot_ends ? s->sketches + repetition * ((count + 15) & ~15) * width : tokens;
+    find_cells(f, s, repetition, count);
+    memset(s->sums, 0, (size_t)(n_cells * width * 4));
+    if (width == 16) add_rows(s, rows, count, 16);
+    else if (width == 128) add_rows(s, rows, count, 128);
+    else add_rows(s, rows, count, width);
+    if (fill) nearest(s->keys, n_cells);
+    else memset(out, 0, (size_t)(n_cells * f->p * 4));
     for (int64_t c = 0; c < n_cells; c++) {
-        int32_t first = s->heads[3 * c], number = s->heads[3 * c + 2];
-        if (number == 0 && !fill) {
-            memset(out + c * f->p, 0, (size_t)f->p * 4);
-            continue;
-        }
+        int32_t number = s->numbers[c];
         s->places[n_rows] = out + c * f->p;
-        if (number > 1) {
-            float *sum = s->sums + c * f->dim;
-            add_up(tokens, f->dim, s->next, first, is_query ? 1.0f : 1.0f / (float)number, sum);
-            s->rows[n_rows++] = sum;
-        } else {
-            int64_t only = number ? first : (int64_t)(s->keys[c] & ((1u << FAR) - 1));
-            s->rows[n_rows++] = tokens + only * f->dim;
-        }
+        s->rows[n_rows] = number ? s->sums + c * width : rows + (int64_t)(s->keys[c] & ((1u << FAR) - 1)) * width;
+        s->scales[n_rows] = is_query || !number ? 1.0f : 1.0f / (float)number;
+        n_rows += fill || number; /* no jump: which cells are empty cannot be guessed */
     }
     project_all(f, s, repetition, n_rows);
 }
 
-/* Encodings f32 [n, repetitions, 2^k, p] of n texts of tokens f32 [T, dim], offsets i64 [n + 1]. `memory` is
- * chamfer_fde_space() bytes for the longest text. */
+/* Encodings f32 [n, repetitions, 2^k, p] of n texts of tokens f32 [T, dim], offsets i64 [n + 1], at most `longest`
+ * tokens each; memory of chamfer_fde_space() bytes. */
 BF16 void chamfer_fde(const tables *f, const float *tokens, const int64_t *offsets, int64_t n, int64_t longest,
                       int is_query, int fill, char *memory, float *out) {
-    space s = divide(memory, longest, f);
+    space s;
+    divide(memory, longest, f, &s);
     int64_t cells = f->p << f->k, size = f->repetitions * cells;
     for (int64_t i = 0; i < n; i++) {
         const float *own = tokens + offsets[i] * f->dim;
@@ -283,10 +372,11 @@ BF16 void chamfer_fde(const tables *f, const float *tokens, const int64_t *offse
             memset(out + i * size, 0, (size_t)size * 4);
             continue;
         }
-        round_tokens(own, count, f->dim, &s);
+        if (f->k) round_tokens(own, count, f->dim, &s);
         all_sides(f, own, &s, count);
+        if (f->slot_ends) sketch(f, own, &s, count);
         for (int64_t r = 0; r < f->repetitions; r++)
-            encode_cells(f, own, &s, r, count, is_query, fill && !is_query, out + i * size + r * cells);
+            encode_cells(f, own, &s, r, count, is_query, fill, out + i * size + r * cells);
     }
 }
 #endif

@@ -115,7 +115,8 @@ class FdeMatrices:
 def draw_matrices(shape: FdeShape, token_dim: int, seed: int) -> FdeMatrices:
     """The draws for tokens of token_dim dimensions. Repetitions have independent seeds, children of `seed`.
 
-    d_proj = token_dim takes the identity. Equal arguments give equal bits.
+    d_proj = token_dim takes the identity. Planes are Gaussian numbers rounded to bfloat16: no direction is lost, and
+    bf16 products leave half as many signs open. Equal arguments give equal bits.
     """
     if shape.d_proj > token_dim:
         raise InvalidInput(f"fde d_proj {shape.d_proj} is above the {token_dim} dimensions of a token vector")
@@ -123,7 +124,7 @@ def draw_matrices(shape: FdeShape, token_dim: int, seed: int) -> FdeMatrices:
     planes, projections = [], []
     for child in children:
         draw = np.random.Generator(np.random.PCG64(child))
-        planes.append(draw.standard_normal((token_dim, shape.k_sim)).astype(np.float32))
+        planes.append(_native.as_bf16(draw.standard_normal((token_dim, shape.k_sim)).astype(np.float32)))
         projections.append(_projection(draw, token_dim, shape))
     slots, signs = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
     if shape.final_dim:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chamfer.errors import InvalidInput
 from indexing.kernels.fde import FdeMatrices, FdeShape, draw_matrices, encode_documents, encode_queries
 
-DIM = 24
+DIM = 32
 SHAPES = [
     FdeShape(repetitions=reps, k_sim=k, d_proj=p, projection=projection)
     for reps, k, p, projection in [
@@ -231,12 +231,12 @@ def test_impossible_shapes_are_refused(change: dict[str, int], message: str) -> 
 def test_tokens_that_do_not_fit_are_refused() -> None:
     shape = FdeShape(repetitions=1, k_sim=2, d_proj=4)
     matrices = draw_matrices(shape, DIM, 1)
-    with pytest.raises(InvalidInput, match=r"\[3, 8\], the encoding reads \[T, 24\]"):
+    with pytest.raises(InvalidInput, match=r"\[3, 8\], the encoding reads \[T, 32\]"):
         document(tokens(1, 3, 8), matrices, shape)
     for bad, at in itertools.product([np.nan, np.inf], [0, 4]):
         points = tokens(1, 5)
         points[at, 3] = bad
         with pytest.raises(InvalidInput, match=f"token vector {at} is not finite"):
             query(points, matrices, shape)
-    with pytest.raises(InvalidInput, match="d_proj 64 is above the 24"):
+    with pytest.raises(InvalidInput, match="d_proj 64 is above the 32"):
         draw_matrices(FdeShape(d_proj=64), DIM, 1)

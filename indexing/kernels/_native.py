@@ -28,9 +28,9 @@ def library() -> Any | None:
     loaded.chamfer_maxsim_half.restype = None
     loaded.chamfer_scan_int8.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, _POINTER]
     loaded.chamfer_scan_int8.restype = None
-    loaded.chamfer_fde_space.argtypes = [_POINTER, _COUNT]
+    loaded.chamfer_fde_space.argtypes = [_POINTER, _POINTER, _COUNT]
     loaded.chamfer_fde_space.restype = _COUNT
-    loaded.chamfer_fde.argtypes = [_POINTER] * 3 + [_COUNT] * 2 + [ctypes.c_int] * 2 + [_POINTER] * 2
+    loaded.chamfer_fde.argtypes = [*[_POINTER] * 3, _COUNT, ctypes.c_int, ctypes.c_int, _POINTER, _POINTER]
     loaded.chamfer_fde.restype = None
     return loaded
 
@@ -127,11 +127,11 @@ def encode_fde(tables: FdeTables, values: F32, offsets: I64, *, is_query: bool, 
     fast = library()
     if fast is None or tables.dim % 32:
         return None
-    n, longest = len(offsets) - 1, int(np.diff(offsets).max(initial=0))
+    n, f = len(offsets) - 1, ctypes.byref(tables)
+    tokens, ends = values.ctypes.data, offsets.ctypes.data
     out = np.empty((n, tables.repetitions, 1 << tables.k, tables.p), dtype=np.float32)
-    memory = np.empty(fast.chamfer_fde_space(ctypes.byref(tables), longest), dtype=np.uint8)
-    at = [array.ctypes.data for array in (values, offsets, memory, out)]
-    fast.chamfer_fde(ctypes.byref(tables), at[0], at[1], n, longest, is_query, fill, at[2], at[3])
+    memory = np.empty(fast.chamfer_fde_space(f, ends, n), dtype=np.uint8)
+    fast.chamfer_fde(f, tokens, ends, n, is_query, fill, memory.ctypes.data, out.ctypes.data)
     return out
 
 

@@ -75,10 +75,16 @@ static int64_t divide(char *memory, int64_t longest, const tables *f, space *s) 
     return at - start + 64;
 }
 
-/* Bytes of memory that chamfer_fde needs. */
-int64_t chamfer_fde_space(const tables *f, int64_t longest) {
+static int64_t longest_text(const int64_t *offsets, int64_t n) {
+    int64_t out = 0;
+    for (int64_t i = 0; i < n; i++) out = offsets[i + 1] - offsets[i] > out ? offsets[i + 1] - offsets[i] : out;
+    return out;
+}
+
+/* Bytes of memory that chamfer_fde needs for these texts. */
+int64_t chamfer_fde_space(const tables *f, const int64_t *offsets, int64_t n) {
     space s;
-    return divide(0, longest, f, &s);
+    return divide(0, longest_text(offsets, n), f, &s);
 }
 
 /* Tokens to bf16 pairs, with their lengths and what the rounding took. */
@@ -358,12 +364,12 @@ BF16 static void encode_cells(const tables *f, const float *tokens, const space 
     project_all(f, s, repetition, n_rows);
 }
 
-/* Encodings f32 [n, repetitions, 2^k, p] of n texts of tokens f32 [T, dim], offsets i64 [n + 1], at most `longest`
- * tokens each; memory of chamfer_fde_space() bytes. */
-BF16 void chamfer_fde(const tables *f, const float *tokens, const int64_t *offsets, int64_t n, int64_t longest,
-                      int is_query, int fill, char *memory, float *out) {
+/* Encodings f32 [n, repetitions, 2^k, p] of n texts of tokens f32 [T, dim], offsets i64 [n + 1], in memory of
+ * chamfer_fde_space() bytes. */
+BF16 void chamfer_fde(const tables *f, const float *tokens, const int64_t *offsets, int64_t n, int is_query, int fill,
+                      char *memory, float *out) {
     space s;
-    divide(memory, longest, f, &s);
+    divide(memory, longest_text(offsets, n), f, &s);
     int64_t cells = f->p << f->k, size = f->repetitions * cells;
     for (int64_t i = 0; i < n; i++) {
         const float *own = tokens + offsets[i] * f->dim;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chamfer.errors import InvalidInput
+from indexing.kernels import _native, _numba_fde
 from indexing.kernels.fde import FdeMatrices, FdeShape, draw_matrices, encode_documents, encode_queries
 
 DIM = 32
@@ -23,6 +25,17 @@ SHAPES = [
         (1, 7, 4, "count_sketch"),
     ]
 ]
+
+
+@pytest.fixture(autouse=True, params=["c", "numba"])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every claim is made for the C loops and for their twin."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numba":
+            patch.setattr(_native, "library", lambda: None)
+        elif _native.library() is None:
+            pytest.skip("fast.c was not built here, or the processor has no AVX512-BF16")
+        yield str(request.param)
 
 
 def tokens(seed: int, n: int, dim: int = DIM) -> np.ndarray:
@@ -198,6 +211,40 @@ def test_equal_seeds_give_equal_bits_in_any_batch() -> None:
     for i, points in enumerate(sets):
         np.testing.assert_array_equal(together[i], document(points, again, shape))
         np.testing.assert_array_equal(asked[i], query(points, again, shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_c_loops_and_their_twin_agree(shape: FdeShape, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = draw_matrices(shape, DIM, 5)
+    values, offsets = ragged(*(tokens(n, n) for n in (1, 0, 64, 65, 109, 3, 200, 16, 8, 9, 12, 13)))
+    mine = [encode_documents(values, offsets, matrices, shape, fill=fill) for fill in (True, False)]
+    mine.append(encode_queries(values, offsets, matrices, shape))
+    monkeypatch.setattr(_native, "library", lambda: None)
+    twin = [encode_documents(values, offsets, matrices, shape, fill=fill) for fill in (True, False)]
+    twin.append(encode_queries(values, offsets, matrices, shape))
+    for own, other in zip(mine, twin, strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-22, 1e-40, 1e18, 1e37])
+def test_signs_are_exact_however_near_a_plane_a_token_lies(size: float) -> None:
+    """Tokens that differ from a plane's own points by one float: no float32 product could tell their side."""
+    shape = FdeShape(repetitions=2, k_sim=6, d_proj=1)
+    matrices = draw_matrices(shape, DIM, 8)
+    points = tokens(1, 60)
+    for i, point in enumerate(points):
+        plane = matrices.planes[:, i % 12]
+        point -= np.float32(plane @ point / (plane @ plane)) * plane
+    points = np.concatenate([points * np.float32(size), np.zeros((1, DIM), np.float32)])
+    sides = (points[:, :, None].astype(np.float64) * matrices.planes.astype(np.float64)).sum(axis=1) > 0
+    for point, own in zip(points, sides, strict=True):
+        cells = np.abs(query(point[None], matrices, shape)).reshape(2, 64)
+        expected = [int((own[r * 6 : r * 6 + 6] << np.arange(6)).sum()) for r in range(2)]
+        if point.any() and cells.any():
+            assert [int(np.argmax(row)) for row in cells] == expected
+        assert _numba_fde.side(point, np.ascontiguousarray(matrices.planes[:, 3])) == pytest.approx(
+            float(point.astype(np.float64) @ matrices.planes[:, 3].astype(np.float64)), rel=1e-9, abs=1e-9 * size
+        )
 
 
 def test_the_last_projection_keeps_inner_products_on_average() -> None:

@@ -47,10 +47,9 @@ def maxsim_half(query: F32, values: Array, offsets: I64, rows: I64) -> F32 | Non
     longest = int((offsets[rows + 1] - offsets[rows]).max(initial=0))
     scratch = np.empty(max(longest, 1) * values.shape[1] // 2, dtype=np.uint32)
     out = np.empty(len(rows), dtype=np.float32)
-    groups = packed.shape[1] // 32
     arrays = [packed, values, offsets, rows, scratch, out]
     at = [array.ctypes.data for array in arrays]
-    fast.chamfer_maxsim_half(at[0], groups, values.shape[1], at[1], at[2], at[3], len(rows), at[4], at[5])
+    fast.chamfer_maxsim_half(at[0], len(query), values.shape[1], at[1], at[2], at[3], len(rows), at[4], at[5])
     return out
 
 

@@ -9,7 +9,8 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,f16c")))
-#define BLOCK 12 /* document tokens whose products with 32 query tokens fill 24 of the 32 vector registers */
+#define INLINE BF16 static inline __attribute__((always_inline))
+#define MOST 16 /* document tokens whose products with 16 query tokens fill 16 of the 32 vector registers */
 
 int chamfer_has_bf16(void) {
     __builtin_cpu_init();
@@ -26,57 +27,96 @@ BF16 static void half_to_bf16(const uint16_t *in, uint32_t *out, int64_t n) {
     }
 }
 
-/* The largest product of each of 32 query tokens with `count` document tokens (bf16 pairs, row by row). The query lies
- * pair by pair: 16 tokens' pair p, then the next 16 tokens', `stride` words apart from pair to pair. */
-BF16 static void best_of_32(const uint32_t *query, int64_t stride, const uint32_t *tokens, int64_t pairs,
-                            int64_t count, __m512 best[2]) {
-    for (int64_t first = 0; first < count; first += BLOCK) {
-        const uint32_t *row[BLOCK];
-        __m512 sum[BLOCK][2];
-#pragma GCC unroll 12
-        for (int t = 0; t < BLOCK; t++) { /* beyond the end the last token again: a maximum does not mind */
-            int64_t at = first + t < count ? first + t : count - 1;
-            row[t] = tokens + at * pairs;
-            sum[t][0] = sum[t][1] = _mm512_setzero_ps();
-        }
-        for (int64_t p = 0; p < pairs; p++) {
-            __m512bh a = (__m512bh)_mm512_loadu_si512(query + p * stride);
-            __m512bh b = (__m512bh)_mm512_loadu_si512(query + p * stride + 16);
-#pragma GCC unroll 12
-            for (int t = 0; t < BLOCK; t++) {
-                __m512bh d = (__m512bh)_mm512_set1_epi32((int)row[t][p]);
-                sum[t][0] = _mm512_dpbf16_ps(sum[t][0], a, d);
-                sum[t][1] = _mm512_dpbf16_ps(sum[t][1], b, d);
-            }
-        }
-#pragma GCC unroll 12
-        for (int t = 0; t < BLOCK; t++) {
-            best[0] = _mm512_max_ps(best[0], sum[t][0]);
-            best[1] = _mm512_max_ps(best[1], sum[t][1]);
+/* The largest product of each of 16 `vectors` query tokens with `block` document tokens from `first` (bf16 pairs, row by
+ * row; beyond the end the last one again, which a maximum does not mind). The query lies pair by pair, `stride` words
+ * apart. Meanwhile the same tokens of the next document are fetched from `ahead`. */
+INLINE void best_of_block(const uint32_t *query, int64_t stride, const uint32_t *tokens, int64_t pairs, int64_t first,
+                          int64_t count, const char *ahead, __m512 best[2], const int block, const int vectors) {
+    const uint32_t *row[MOST];
+    __m512 sum[MOST][2];
+#pragma GCC unroll 16
+    for (int t = 0; t < block; t++) {
+        row[t] = tokens + (first + t < count ? first + t : count - 1) * pairs;
+        sum[t][0] = sum[t][1] = _mm512_setzero_ps();
+    }
+    for (int64_t p = 0; p < pairs; p++) {
+        if (p * 16 < block * pairs) _mm_prefetch(ahead + first * pairs * 4 + p * 64, _MM_HINT_T1);
+        __m512bh a = (__m512bh)_mm512_loadu_si512(query + p * stride), b = a;
+        if (vectors == 2) b = (__m512bh)_mm512_loadu_si512(query + p * stride + 16);
+#pragma GCC unroll 16
+        for (int t = 0; t < block; t++) {
+            __m512bh d = (__m512bh)_mm512_set1_epi32((int)row[t][p]);
+            sum[t][0] = _mm512_dpbf16_ps(sum[t][0], a, d);
+            if (vectors == 2) sum[t][1] = _mm512_dpbf16_ps(sum[t][1], b, d);
         }
     }
+#pragma GCC unroll 16
+    for (int t = 0; t < block; t++) {
+        best[0] = _mm512_max_ps(best[0], sum[t][0]);
+        if (vectors == 2) best[1] = _mm512_max_ps(best[1], sum[t][1]);
+    }
+}
+
+/* The same for 8 query tokens, in half registers: as many products a cycle, none of them for nothing. */
+INLINE void best_of_block_8(const uint32_t *query, int64_t stride, const uint32_t *tokens, int64_t pairs, int64_t first,
+                            int64_t count, const char *ahead, __m256 *best, const int block) {
+    const uint32_t *row[MOST];
+    __m256 sum[MOST];
+#pragma GCC unroll 16
+    for (int t = 0; t < block; t++) {
+        row[t] = tokens + (first + t < count ? first + t : count - 1) * pairs;
+        sum[t] = _mm256_setzero_ps();
+    }
+    for (int64_t p = 0; p < pairs; p++) {
+        if (p * 16 < block * pairs) _mm_prefetch(ahead + first * pairs * 4 + p * 64, _MM_HINT_T1);
+        __m256bh a = (__m256bh)_mm256_loadu_si256((const __m256i *)(query + p * stride));
+#pragma GCC unroll 16
+        for (int t = 0; t < block; t++)
+            sum[t] = _mm256_dpbf16_ps(sum[t], a, (__m256bh)_mm256_set1_epi32((int)row[t][p]));
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < block; t++) *best = _mm256_max_ps(*best, sum[t]);
+}
+
+/* Sum over at most 32 query tokens of their largest product with `count` > 0 document tokens. */
+BF16 static float sum_of_best(const uint32_t *query, int64_t stride, int64_t n_query, const uint32_t *tokens,
+                              int64_t pairs, int64_t count, const char *ahead) {
+    __m512 best[2] = {_mm512_set1_ps(-3.4e38f), _mm512_set1_ps(-3.4e38f)};
+    __m256 best_8 = _mm256_set1_ps(-3.4e38f);
+    int64_t size = n_query > 16 ? 12 : 16, rest = n_query > 16 ? 4 : 8;
+    for (int64_t first = 0; first < count;) {
+        int wide = count - first > 8;
+        if (n_query <= 8 && wide) best_of_block_8(query, stride, tokens, pairs, first, count, ahead, &best_8, 16);
+        else if (n_query <= 8) best_of_block_8(query, stride, tokens, pairs, first, count, ahead, &best_8, 8);
+        else if (n_query <= 16 && wide) best_of_block(query, stride, tokens, pairs, first, count, ahead, best, 16, 1);
+        else if (n_query <= 16) best_of_block(query, stride, tokens, pairs, first, count, ahead, best, 8, 1);
+        else if (wide) best_of_block(query, stride, tokens, pairs, first, count, ahead, best, 12, 2);
+        else best_of_block(query, stride, tokens, pairs, first, count, ahead, best, 4, 2);
+        first += wide ? size : rest;
+    }
+    if (n_query <= 8) return _mm512_reduce_add_ps(_mm512_zextps256_ps512(best_8));
+    if (n_query <= 16) return _mm512_reduce_add_ps(best[0]);
+    return _mm512_reduce_add_ps(best[0]) + _mm512_reduce_add_ps(best[1]);
 }
 
 /* MaxSim of one query with documents `rows`: out f32 [n_rows].
  *
- * query    bf16 pairs u32 [dim / 2, 32 groups], tokens beyond the query's zero: they add nothing
+ * query    bf16 pairs u32 [dim / 2, n_query rounded up to 32], tokens beyond the query's zero: they add nothing
  * values   f16 [T, dim], dim a multiple of 32; offsets i64 [N + 1]
  * scratch  u32 [longest document * dim / 2]
  */
-BF16 void chamfer_maxsim_half(const uint32_t *query, int64_t groups, int64_t dim, const uint16_t *values,
+BF16 void chamfer_maxsim_half(const uint32_t *query, int64_t n_query, int64_t dim, const uint16_t *values,
                               const int64_t *offsets, const int64_t *rows, int64_t n_rows, uint32_t *scratch,
                               float *out) {
-    int64_t pairs = dim / 2;
+    int64_t stride = (n_query + 31) & ~31;
     for (int64_t i = 0; i < n_rows; i++) {
         int64_t start = offsets[rows[i]], count = offsets[rows[i] + 1] - start;
         float total = 0.0f;
         if (count > 0) {
+            const char *ahead = (const char *)(values + offsets[rows[i + 1 < n_rows ? i + 1 : i]] * dim);
             half_to_bf16(values + start * dim, scratch, count * dim);
-            for (int64_t g = 0; g < groups; g++) {
-                __m512 best[2] = {_mm512_set1_ps(-3.4e38f), _mm512_set1_ps(-3.4e38f)};
-                best_of_32(query + g * 32, groups * 32, scratch, pairs, count, best);
-                total += _mm512_reduce_add_ps(best[0]) + _mm512_reduce_add_ps(best[1]);
-            }
+            for (int64_t q = 0; q < n_query; q += 32)
+                total += sum_of_best(query + q, stride, n_query - q, scratch, dim / 2, count, ahead);
         }
         out[i] = total;
     }

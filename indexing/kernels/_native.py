@@ -61,7 +61,7 @@ def maxsim_int8(query: Array, weights: F32, codes: Array, scales: F32, offsets: 
     if fast is None or codes.shape[1] % 64 or not codes.flags.c_contiguous:
         return None
     n_query, dim = query.shape
-    wide = -(-n_query // 32) * 32
+    wide = -(-n_query // 16) * 16
     padded = np.zeros((wide, dim), dtype=np.int8)
     padded[:n_query] = query
     quads = np.ascontiguousarray(padded.view(np.int32).T)

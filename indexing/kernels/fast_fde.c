@@ -160,10 +160,13 @@ INLINE void sides(const tables *f, const float *tokens, const space *s, int64_t 
             if (vectors == 2) sum[t][1] = _mm512_dpbf16_ps(sum[t][1], b, x);
         }
     }
+    __m512 found[WIDE][2]; /* a copy: an index that is not known would keep the sums out of registers */
+#pragma GCC unroll 12
+    for (int t = 0; t < block; t++) found[t][0] = sum[t][0], found[t][1] = sum[t][1];
     for (int t = 0; t < block && first + t < count; t++) {
         uint16_t *bits = s->bits + (first + t) * f->columns / 16 + column / 16;
-        bits[0] = decide(sum[t][0], f, tokens, s, first + t, column);
-        if (vectors == 2) bits[1] = decide(sum[t][1], f, tokens, s, first + t, column + 16);
+        bits[0] = decide(found[t][0], f, tokens, s, first + t, column);
+        if (vectors == 2) bits[1] = decide(found[t][1], f, tokens, s, first + t, column + 16);
     }
 }
 
@@ -317,9 +320,11 @@ INLINE void project(const space *s, const float *matrix, int64_t dim, int64_t p,
 #pragma GCC unroll 12
         for (int i = 0; i < block; i++) sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(row[i][d]), weights, sum[i]);
     }
-    for (int i = 0; i < block && first + i < count; i++)
-        _mm512_mask_storeu_ps(s->places[first + i] + from, mask,
-                              _mm512_mul_ps(sum[i], _mm512_set1_ps(s->scales[first + i])));
+#pragma GCC unroll 12
+    for (int i = 0; i < block; i++)
+        if (first + i < count)
+            _mm512_mask_storeu_ps(s->places[first + i] + from, mask,
+                                  _mm512_mul_ps(sum[i], _mm512_set1_ps(s->scales[first + i])));
 }
 
 BF16 static void project_all(const tables *f, const space *s, int64_t repetition, int64_t count) {

@@ -1,15 +1,16 @@
-"""Family `fde`: MUVERA's fixed dimensional encoding of a document's token vectors, scanned whole.
+"""Family `fde`: MUVERA's fixed dimensional encoding of a document's token vectors, as a cheap first stage.
 
-A cheap first stage for late interaction: ask it for more candidates than are wanted and let `multivector` score those
-exactly. The matrices of the encoding, and the mean that is taken off all token vectors when `centred`, are drawn and
-learnt once a collection and kept in its snapshots.
+Ask it for more candidates than are wanted and let `multivector` score those exactly. The matrices of the encoding, the
+mean that is taken off all token vectors when `centred`, and what a storage learns are the collection's codec.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -18,11 +19,16 @@ from chamfer.errors import Incompatible, InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
 from indexing.family import Codec, SegmentPart, allowed_rows, starts_of
 from indexing.kernels.fde import FdeMatrices, FdeShape, Projection, draw_matrices, encode_documents, encode_queries
-from indexing.kernels.scan import quantise_rows, scan_half, scan_int8
+from indexing.kernels.product import WIDTH
 from indexing.kernels.topk import as_candidates, best, check_depth
+from indexing.neighbours import SMALLEST, SearchName, build_index, open_index, search_index
+from indexing.quantisers import STORAGES, Storage, StorageName
 
 _BLOCK_BYTES = 32 << 20
-_ARRAYS = ("planes", "projections", "final_slots", "final_signs", "centre")
+_SAMPLE_BYTES = 512 << 20
+_SAMPLE_ROWS = 100_000  # the paper's
+_DRAWN = ("planes", "projections", "final_slots", "final_signs", "centre")
+_INDEX = "index"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,11 @@ class FdeConfig:
     fill      an empty cell of a document takes its nearest token
     centred   the mean of the first block's token vectors is taken off every token
     seed      of all draws
-    storage   int8: a byte a dimension and one scale a document; float16: two bytes
+    storage   int8: a byte a dimension and one scale a document; float16: two bytes; pq8: the paper's PQ-256-8, a byte
+              for 8 dimensions; rabitq: a bit a dimension (indexing.quantisers)
+    search    flat: every row; hnsw, ivf: faiss names `depth_factor` times k candidates in segments of 1,000 documents
+              and more, the storage scores them. They keep the rows once more, as float16
+    ef_search, n_probe   how far hnsw and ivf look
     """
 
     repetitions: int = 20
@@ -43,132 +53,217 @@ class FdeConfig:
     fill: bool = True
     centred: bool = False
     seed: int = 1
-    storage: Literal["int8", "float16"] = "int8"
+    storage: StorageName = "int8"
+    search: SearchName = "flat"
+    depth_factor: int = 4
+    ef_search: int = 256
+    n_probe: int = 16
 
     def __post_init__(self) -> None:
-        self.shape()  # refuses what cannot be
+        shape = self.shape()  # refuses what cannot be
+        if self.storage in ("pq8", "rabitq") and shape.dim % WIDTH:
+            raise InvalidInput(f"fde.storage {self.storage} needs a multiple of {WIDTH} dimensions, there are {shape.dim}")
+        if min(self.depth_factor, self.ef_search, self.n_probe) < 1:
+            raise InvalidInput(
+                f"fde depth_factor {self.depth_factor}, ef_search {self.ef_search}, n_probe {self.n_probe}; all are >= 1"
+            )
+        if self.search == "ivf":
+            warnings.warn(
+                "fde.search ivf is known to lose a large part of the recall of an FDE; measure it (chamfer plan), or set "
+                "flat or hnsw",
+                stacklevel=2,
+            )
 
     def shape(self) -> FdeShape:
         return FdeShape(self.repetitions, self.k_sim, self.d_proj, self.projection, self.final_dim)
 
 
 class FdeFamily:
-    """See indexing.family.Family. Arrays: values i8 or f16 [N, D]; for int8 scales f32 [N]."""
+    """See indexing.family.Family. Arrays: those of the storage; with hnsw or ivf `index`, faiss' bytes."""
 
     name: ClassVar[str] = "fde"
     kind: ClassVar[VectorKind | None] = VectorKind.TOKENS
 
     def __init__(self, config: FdeConfig) -> None:
         self.config = config
-        self._codec: tuple[FdeMatrices, F32] | None = None
+        self._storage: Storage = STORAGES[config.storage]
+        self._codec: Codec = {}
+        self._encoder: Encoder | None = None
 
     def learn(self, encoding: Encoding | None) -> Codec:
-        """Draws the matrices, and takes the mean of the token vectors."""
+        """Draws the matrices, takes the mean of the token vectors, and trains the storage on a sample of documents."""
         if encoding is None or encoding.tokens is None:
             return {}  # an empty collection: there is nothing to encode
-        tokens = encoding.tokens.values
-        matrices = draw_matrices(self.config.shape(), tokens.shape[1], self.config.seed)
-        centre = np.zeros(tokens.shape[1], dtype=np.float32)
-        if self.config.centred and len(tokens):
-            centre = tokens.astype(np.float64).mean(axis=0).astype(np.float32)
+        tokens, config = encoding.tokens, self.config
+        matrices = draw_matrices(config.shape(), tokens.dim, config.seed)
+        centre = np.zeros(tokens.dim, dtype=np.float32)
+        if config.centred and len(tokens.values):
+            centre = tokens.values.astype(np.float64).mean(axis=0).astype(np.float32)
+        encoder = Encoder(matrices, centre, config)
+        most = min(len(tokens), _SAMPLE_ROWS, max(1, _SAMPLE_BYTES // (4 * config.shape().dim)))
+        sample = encoder.documents(tokens.take(np.linspace(0, len(tokens) - 1, most).astype(np.int64)))
         return {
             "planes": matrices.planes,
             "projections": matrices.projections,
             "final_slots": matrices.final_slots,
             "final_signs": matrices.final_signs,
             "centre": centre,
+            **self._storage.learn(sample, config.repetitions, config.seed),
         }
 
     def with_codec(self, codec: Codec) -> Self:
         out = type(self)(self.config)
         if codec:
-            if missing := [name for name in _ARRAYS if name not in codec]:
+            if missing := [name for name in _DRAWN if name not in codec]:
                 raise Incompatible(f"the fde channel's codec lacks {missing}; build the collection again")
-            planes, projections, slots, signs, centre = (np.array(codec[name]) for name in _ARRAYS)
-            out._codec = FdeMatrices(planes, projections, slots, signs), centre
+            out._codec = {name: np.array(array) for name, array in codec.items()}
+            planes, projections, slots, signs, centre = (out._codec[name] for name in _DRAWN)
+            out._encoder = Encoder(FdeMatrices(planes, projections, slots, signs), centre, self.config)
         return out
 
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
         if encoding is None or encoding.tokens is None:
             raise InvalidInput("the fde channel needs token vectors from the encoder")
-        matrices, centre = self._need_codec()
-        tokens = encoding.tokens
-        values = encode_documents(
-            _minus(tokens.values, centre), tokens.offsets, matrices, self.config.shape(), fill=self.config.fill
-        )
-        if self.config.storage == "float16":
-            halves = values.astype(np.float16)
-            if not np.isfinite(halves).all():
-                raise InvalidInput("an encoding is not finite as float16; set fde.storage to int8")
-            return {"values": halves}
-        codes, scales = quantise_rows(values)
-        return {"values": codes, "scales": scales}
+        if self._encoder is None:
+            raise InvalidInput("the fde channel has no codec yet; a collection learns it from its first block")
+        tokens, step = encoding.tokens, max(1, _BLOCK_BYTES // (4 * self.config.shape().dim))
+        blocks = [
+            self._storage.pack(self._encoder.documents(tokens.take(range(at, min(at + step, len(tokens))))), self._codec)
+            for at in range(0, max(len(tokens), 1), step)
+        ]
+        out = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        return {**out, **self._index([SegmentPart(out, None, len(tokens))])}
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-        first = parts[0].arrays["values"]
         n_rows = sum(part.n_live for part in parts)
-
-        def chunks() -> Iterator[Array]:
-            for part in parts:
-                for rows in part.live_blocks(first.shape[1] * first.itemsize, _BLOCK_BYTES):
-                    yield part.arrays["values"][rows]
-
-        out: dict[str, Array | ArrayStream] = {"values": ArrayStream(first.dtype, (n_rows, first.shape[1]), chunks())}
-        if "scales" in parts[0].arrays:
-            out["scales"] = np.concatenate([part.arrays["scales"][part.live_rows()] for part in parts])
-        return out
+        out: dict[str, Array | ArrayStream] = {}
+        for name, first in parts[0].arrays.items():
+            if name != _INDEX:
+                stream = ArrayStream(first.dtype, (n_rows, *first.shape[1:]), _live_rows(parts, name))
+                out[name] = stream if first.ndim > 1 else np.concatenate([first[:0], *stream.chunks])
+        return {**out, **self._index(parts)}
 
     def open(self, parts: Sequence[SegmentPart]) -> FdeRetriever:
-        return FdeRetriever(parts, self.config, self._codec)
+        return FdeRetriever(parts, self.config, self._codec, self._encoder)
 
-    def _need_codec(self) -> tuple[FdeMatrices, F32]:
-        if self._codec is None:
-            raise InvalidInput("the fde channel has no codec yet; a collection learns it from its first block")
-        return self._codec
+    def _index(self, parts: Sequence[SegmentPart]) -> dict[str, Array]:
+        """The index over the live rows, if the configuration asks for one and there are enough of them."""
+        n_rows = sum(part.n_live for part in parts)
+        if self.config.search == "flat" or n_rows < SMALLEST:
+            return {}
+        step = max(1, _BLOCK_BYTES // (4 * self.config.shape().dim))
+        blocks = [(part, rows) for part in parts for rows in part.live_blocks(1, step)]
+        sample = np.concatenate([self._unpacked(part, rows) for part, rows in blocks[: max(1, _SAMPLE_BYTES // _BLOCK_BYTES)]])
+        values = (self._unpacked(part, rows) for part, rows in blocks)
+        return {_INDEX: build_index(self.config.search, values, sample, self.config.seed)}
+
+    def _unpacked(self, part: SegmentPart, rows: I64) -> F32:
+        arrays = {name: array[rows] for name, array in part.arrays.items() if name != _INDEX}
+        return self._storage.unpack(arrays, self._codec)
 
 
 class FdeRetriever:
-    """Every row's inner product with the query's encoding; scores estimate repetitions times MaxSim."""
+    """Inner products with the query's encoding; scores estimate repetitions times MaxSim."""
 
-    def __init__(self, parts: Sequence[SegmentPart], config: FdeConfig, codec: tuple[FdeMatrices, F32] | None) -> None:
+    def __init__(
+        self, parts: Sequence[SegmentPart], config: FdeConfig, codec: Codec, encoder: Encoder | None
+    ) -> None:
         self._parts = parts
         self._config = config
         self._codec = codec
+        self._encoder = encoder
+        self._starts = starts_of(parts)
         # Views, not copies: numba takes plain arrays.
-        self._arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
+        self._arrays = [{n: np.asarray(a) for n, a in part.arrays.items() if n != _INDEX} for part in parts]
+        storage = STORAGES[config.storage]
+        self._storage = storage
+        self._scans = [] if encoder is None else [storage.scanner(arrays, codec) for arrays in self._arrays]
+        self._indexes = [open_index(part.arrays[_INDEX]) if _INDEX in part.arrays else None for part in parts]
 
     def __len__(self) -> int:
-        return int(starts_of(self._parts)[-1])
+        return int(self._starts[-1])
+
+    @property
+    def bytes_per_document(self) -> float:
+        """Of all arrays of all parts."""
+        return sum(array.nbytes for part in self._parts for array in part.arrays.values()) / max(len(self), 1)
 
     def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k best rows a query."""
+        """The k best rows a query; as many as are allowed if those are fewer."""
         check_depth(k)
         usable = allowed_rows(self._parts, allowed)
-        if self._codec is None or not len(self):
+        if self._encoder is None or not len(self):
             return as_candidates([(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries), k)
-        matrices, centre = self._codec
-        values = _minus(np.asarray(queries.values, dtype=np.float32), centre)
-        encoded = encode_queries(values, queries.offsets, matrices, self._config.shape())
         ranked: list[tuple[I64, F32]] = []
-        for query in encoded:
-            scores = np.concatenate([_scan(arrays, query) for arrays in self._arrays])
-            if usable is not None:
-                scores[~usable] = -np.inf
+        for query in self._encoder.queries(queries):
+            scores = np.concatenate([self._scores(number, query, k, usable) for number in range(len(self._parts))])
             places = best(scores, k)
             ranked.append((places, scores[places]))
         return as_candidates(ranked, k)
 
     def with_params(self, **params: Any) -> Self:
-        if params:
-            raise InvalidInput(f"an fde scan has no parameters, got {sorted(params)}")
-        return self
+        """The same rows, searched otherwise: ef_search (hnsw), n_probe (ivf), depth_factor (both)."""
+        known = {"flat": (), "hnsw": ("ef_search", "depth_factor"), "ivf": ("n_probe", "depth_factor")}
+        if unknown := sorted(set(params) - set(known[self._config.search])):
+            raise InvalidInput(
+                f"an fde search of kind {self._config.search} has no parameters {unknown}; known: "
+                f"{list(known[self._config.search])}"
+            )
+        out = copy(self)
+        out._config = replace(self._config, **params)
+        return out
+
+    def _scores(self, number: int, query: F32, k: int, usable: Bool | None) -> F32:
+        """f32 [n] of one part; -inf for rows that cannot be used or that the index did not name."""
+        first, last = int(self._starts[number]), int(self._starts[number + 1])
+        own = None if usable is None else usable[first:last]
+        named = self._named(number, query, k, own)
+        if named is None:
+            scores = self._scans[number](query)
+            return scores if own is None else np.where(own, scores, np.float32(-np.inf))
+        arrays = {name: np.ascontiguousarray(array[named]) for name, array in self._arrays[number].items()}
+        out = np.full(last - first, -np.inf, dtype=np.float32)
+        out[named] = self._storage.scanner(arrays, self._codec)(query)
+        return out
+
+    def _named(self, number: int, query: F32, k: int, usable: Bool | None) -> I64 | None:
+        """The rows that an index names; None where all are to be scanned: no index, or it names too few."""
+        index, config = self._indexes[number], self._config
+        n_usable = self._parts[number].n_documents if usable is None else int(np.count_nonzero(usable))
+        depth = config.depth_factor * k
+        if index is None or n_usable <= 2 * depth:
+            return None
+        effort = config.ef_search if config.search == "hnsw" else config.n_probe
+        rows = search_index(index, query, depth, usable, effort)
+        return np.sort(rows) if len(rows) >= min(k, n_usable) else None
 
 
-def _scan(arrays: dict[str, Array], query: F32) -> F32:
-    if "scales" in arrays:
-        return scan_int8(arrays["values"], arrays["scales"], query)
-    return scan_half(arrays["values"], query)
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """The collection's encoding of token vectors."""
+
+    matrices: FdeMatrices
+    centre: F32
+    config: FdeConfig
+
+    def documents(self, tokens: TokenVectors) -> F32:
+        """f32 [N, D]."""
+        values = self._centred(tokens)
+        return encode_documents(values, tokens.offsets, self.matrices, self.config.shape(), fill=self.config.fill)
+
+    def queries(self, tokens: TokenVectors) -> F32:
+        """f32 [Q, D]."""
+        return encode_queries(self._centred(tokens), tokens.offsets, self.matrices, self.config.shape())
+
+    def _centred(self, tokens: TokenVectors) -> F32:
+        if tokens.dim != len(self.centre):
+            raise InvalidInput(f"token vectors have {tokens.dim} dimensions, the fde channel reads {len(self.centre)}")
+        values = np.asarray(tokens.values, dtype=np.float32)
+        return values - self.centre if self.centre.any() else values
 
 
-def _minus(values: F32, centre: F32) -> F32:
-    return values - centre if centre.any() else values
+def _live_rows(parts: Sequence[SegmentPart], name: str) -> Iterator[Array]:
+    for part in parts:
+        array = part.arrays[name]
+        for rows in part.live_blocks(array[:1].nbytes, _BLOCK_BYTES):
+            yield array[rows]

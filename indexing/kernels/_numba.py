@@ -165,3 +165,40 @@ def scan_half(halves: Any, query: Any) -> Any:
         half_to_float(halves[row], wide)
         out[row] = _dot(wide, query)
     return out
+
+
+@njit(nogil=True, cache=True)
+def assign_codes(values: Any, columns: Any, codes: Any) -> None:
+    """Nearest centroid of every 8 dimensions of values f32 [n, D] into codes u8 [n, M]; columns f32 [C, 8, 256]."""
+    n_groups = codes.shape[1]
+    distances = np.empty(columns.shape[2], np.float32)
+    for row in range(len(values)):
+        for group in range(n_groups):
+            book = columns[group * len(columns) // n_groups]
+            distances[:] = 0.0
+            for d in range(len(book)):
+                value = values[row, group * len(book) + d]
+                for c in range(len(distances)):
+                    distances[c] += (book[d, c] - value) * (book[d, c] - value)
+            best = 0
+            for c in range(1, len(distances)):
+                best = c if distances[c] < distances[best] else best
+            codes[row, group] = best
+
+
+@njit(nogil=True, cache=True)
+def scan_tables(codes: Any, tables: Any) -> Any:
+    """f32 [n]: sums of tables f32 [M, 256] at codes u8 [n, M], in four lanes."""
+    out = np.empty(len(codes), np.float32)
+    whole = codes.shape[1] - codes.shape[1] % 4
+    for row in range(len(codes)):
+        a = b = c = d = np.float32(0.0)
+        for m in range(0, whole, 4):
+            a += tables[m, codes[row, m]]
+            b += tables[m + 1, codes[row, m + 1]]
+            c += tables[m + 2, codes[row, m + 2]]
+            d += tables[m + 3, codes[row, m + 3]]
+        for m in range(whole, codes.shape[1]):
+            a += tables[m, codes[row, m]]
+        out[row] = (a + b) + (c + d)
+    return out

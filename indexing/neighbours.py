@@ -57,16 +57,13 @@ def search_index(index: Any, query: F32, depth: int, usable: Bool | None, effort
 def _empty_index(kind: str, sample: F32, seed: int) -> Any:
     import faiss
 
-    dim, half, metric = sample.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    dim, metric = sample.shape[1], faiss.METRIC_INNER_PRODUCT
     if kind == "hnsw":
-        index = faiss.IndexHNSWSQ(dim, half, _LINKS, metric)
+        index = faiss.index_factory(dim, f"HNSW{_LINKS}_SQfp16", metric)
         index.hnsw.efConstruction = _EF_CONSTRUCTION
-        index.train(sample)
-        return index
-    lists = max(1, min(int(np.sqrt(len(sample))), len(sample) // 39))
-    index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, lists, half, metric)
-    index.own_fields = True
-    index.quantizer.this.disown()
-    index.cp.seed = seed
+    else:
+        lists = max(1, min(int(np.sqrt(len(sample))), len(sample) // 39))
+        index = faiss.index_factory(dim, f"IVF{lists},SQfp16", metric)
+        index.cp.seed = seed
     index.train(sample)
     return index

@@ -1,0 +1,58 @@
+"""Installs the peers of `benchmarks.multivector` into var/peers, versions pinned.
+
+    python -m benchmarks.peers.install [--home DIR] [--abseil SOURCES]
+
+muvera-fde (Google's C++) fetches Eigen and Abseil while it is built. Where that is not possible, --abseil names Abseil's
+sources, and Eigen is taken from the system (libeigen3-dev). A peer that cannot be installed is named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from benchmarks.peers import HOME
+
+BUILD = ("scikit-build-core==1.1.2", "pybind11==3.1.0", "cmake==4.4.4", "ninja==1.13.2", "numpy==2.2.6")
+PEERS = {
+    "muvfde==0.0.9": (),
+    "fast-maxsim==0.2.0": (),
+    "maxsim-cpu==0.1.0": (),
+    "pymuvera==0.4.2": ("--ignore-requires-python", "--no-deps"),  # asks for Python 3.12, runs on 3.11
+    "muvera-fde==0.1.0": ("--no-build-isolation", "--no-deps", "--no-binary", "muvera-fde"),
+}
+SYSTEM_EIGEN = """find_package(Eigen3 CONFIG REQUIRED)
+set_target_properties(Eigen3::Eigen PROPERTIES IMPORTED_GLOBAL TRUE)
+"""
+
+
+def main() -> None:
+    """Installs, and says what could not be."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("--home", type=Path, default=HOME)
+    arguments.add_argument("--abseil", type=Path)
+    options = arguments.parse_args()
+    venv.create(options.home, with_pip=True)
+    environment = dict(os.environ)
+    environment["PATH"] = f"{options.home / 'bin'}{os.pathsep}{environment['PATH']}"  # the build calls ninja by name
+    if options.abseil is not None:
+        eigen = options.home / "eigen"
+        eigen.mkdir(exist_ok=True)
+        (eigen / "CMakeLists.txt").write_text(SYSTEM_EIGEN, encoding="utf-8")
+        places = {"EIGEN": eigen, "ABSL": options.abseil}
+        flags = [f"-DFETCHCONTENT_SOURCE_DIR_{name}={path.resolve()}" for name, path in places.items()]
+        environment["CMAKE_ARGS"] = " ".join(flags)
+    pip = [str(options.home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, *BUILD], check=True, env=environment)
+    missing = [
+        name for name, extra in PEERS.items() if subprocess.run([*pip, *extra, name], env=environment).returncode
+    ]
+    sys.exit(f"not installed: {', '.join(missing)}" if missing else 0)
+
+
+if __name__ == "__main__":
+    main()

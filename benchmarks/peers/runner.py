@@ -1,0 +1,101 @@
+"""Runs in the peers' environment: `runner.py TASK FOLDER`, then a line in, the CPU seconds of one run out.
+
+FOLDER holds tokens.npy f32 [T, d], offsets.npy i64 [N+1], query.npy f32 [Tq, d], shape.npy i64 [R, k, p]. A task gives
+each peer what it likes best: contiguous float32 arrays, one a document, made before the clock starts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Task = Callable[[dict[str, Any]], Callable[[], object]]
+
+
+def muvera_fde(data: dict[str, Any], texts: list[Any], *, average: bool) -> Callable[[], object]:
+    import muvera_fde as peer
+
+    repetitions, k, p = map(int, data["shape"])
+    config = peer.FixedDimensionalEncodingConfig(
+        dimension=texts[0].shape[1],
+        num_repetitions=repetitions,
+        num_simhash_projections=k,
+        projection_dimension=p,
+        projection_type=peer.ProjectionType.AMS_SKETCH,
+        encoding_type=peer.EncodingType.AVERAGE if average else peer.EncodingType.DEFAULT_SUM,
+        fill_empty_partitions=average,
+    )
+    encoder = peer.FixedDimensionalEncoder(config)
+    return lambda: [encoder.encode(text) for text in texts]
+
+
+def muvfde(data: dict[str, Any], texts: list[Any], *, average: bool) -> Callable[[], object]:
+    import muvfde as peer
+
+    repetitions, k, p = map(int, data["shape"])
+    config = peer.fixed_dimensional_encoding_config()
+    config.set_num_repetitions(repetitions).set_num_simhash_projections(k).set_projection_dimension(p)
+    config.set_projection_type(peer.projection_type.AMS_SKETCH).enable_fill_empty(average)
+    config.set_encoding_type(peer.encoding_type.AVERAGE if average else peer.encoding_type.DEFAULT_SUM)
+    return lambda: [peer.generate_fixed_dimensional_encoding(text, config) for text in texts]
+
+
+def pymuvera(data: dict[str, Any], texts: list[Any], *, average: bool) -> Callable[[], object]:
+    from pymuvera.config import ProjectionType
+    from pymuvera.encoder import FDEEncoder
+
+    repetitions, k, p = map(int, data["shape"])
+    encoder = FDEEncoder(
+        dimension=texts[0].shape[1],
+        num_simhash_projections=k,
+        num_repetitions=repetitions,
+        projection_type=ProjectionType.AMS_SKETCH,
+        projection_dimension=p,
+        fill_empty_partitions=average,
+    )
+    encode = encoder.encode_document if average else encoder.encode_query
+    return lambda: [encode(text) for text in texts]
+
+
+def maxsim(name: str) -> Task:
+    def made(data: dict[str, Any]) -> Callable[[], object]:
+        peer, texts, query = __import__(name), documents(data), data["query"]
+        return lambda: peer.maxsim_scores_variable(query, texts)
+
+    return made
+
+
+def documents(data: dict[str, Any]) -> list[Any]:
+    offsets = data["offsets"]
+    return [np.ascontiguousarray(data["tokens"][a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+TASKS: dict[str, Task] = {
+    "fast-maxsim maxsim": maxsim("fast_maxsim"),
+    "maxsim-cpu maxsim": maxsim("maxsim_cpu"),
+}
+for _name, _peer in (("muvera-fde", muvera_fde), ("muvfde", muvfde), ("pymuvera", pymuvera)):
+    TASKS[f"{_name} documents"] = lambda data, peer=_peer: peer(data, documents(data), average=True)
+    TASKS[f"{_name} query"] = lambda data, peer=_peer: peer(data, [data["query"]], average=False)
+
+
+def main() -> None:
+    """Says `ready`, then answers every line with the seconds of a run."""
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    data = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+    run = TASKS[task](data)
+    run()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.process_time()
+        run()
+        print(time.process_time() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main()

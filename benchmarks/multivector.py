@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--peers", type=Path, default=HOME, help="where benchmarks.peers.install put them")
     options = arguments.parse_args()
-    n, rounds = (100, 3) if options.quick else (1000, 9)
+    n, rounds = (100, 3) if options.quick else (300, 9)
     rows: list[Row] = []
     with threadpool_limits(1):
         for shape in SHAPES:

@@ -62,7 +62,9 @@ class FdeConfig:
     def __post_init__(self) -> None:
         shape = self.shape()  # refuses what cannot be
         if self.storage in ("pq8", "rabitq") and shape.dim % WIDTH:
-            raise InvalidInput(f"fde.storage {self.storage} needs a multiple of {WIDTH} dimensions, there are {shape.dim}")
+            raise InvalidInput(
+                f"fde.storage {self.storage} needs a multiple of {WIDTH} dimensions, there are {shape.dim}"
+            )
         if min(self.depth_factor, self.ef_search, self.n_probe) < 1:
             raise InvalidInput(
                 f"fde depth_factor {self.depth_factor}, ef_search {self.ef_search}, n_probe {self.n_probe}; all are >= 1"
@@ -128,7 +130,9 @@ class FdeFamily:
             raise InvalidInput("the fde channel has no codec yet; a collection learns it from its first block")
         tokens, step = encoding.tokens, max(1, _BLOCK_BYTES // (4 * self.config.shape().dim))
         blocks = [
-            self._storage.pack(self._encoder.documents(tokens.take(range(at, min(at + step, len(tokens))))), self._codec)
+            self._storage.pack(
+                self._encoder.documents(tokens.take(range(at, min(at + step, len(tokens))))), self._codec
+            )
             for at in range(0, max(len(tokens), 1), step)
         ]
         out = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
@@ -153,7 +157,9 @@ class FdeFamily:
             return {}
         step = max(1, _BLOCK_BYTES // (4 * self.config.shape().dim))
         blocks = [(part, rows) for part in parts for rows in part.live_blocks(1, step)]
-        sample = np.concatenate([self._unpacked(part, rows) for part, rows in blocks[: max(1, _SAMPLE_BYTES // _BLOCK_BYTES)]])
+        sample = np.concatenate(
+            [self._unpacked(part, rows) for part, rows in blocks[: max(1, _SAMPLE_BYTES // _BLOCK_BYTES)]]
+        )
         values = (self._unpacked(part, rows) for part, rows in blocks)
         return {_INDEX: build_index(self.config.search, values, sample, self.config.seed)}
 
@@ -165,9 +171,7 @@ class FdeFamily:
 class FdeRetriever:
     """Inner products with the query's encoding; scores estimate repetitions times MaxSim."""
 
-    def __init__(
-        self, parts: Sequence[SegmentPart], config: FdeConfig, codec: Codec, encoder: Encoder | None
-    ) -> None:
+    def __init__(self, parts: Sequence[SegmentPart], config: FdeConfig, codec: Codec, encoder: Encoder | None) -> None:
         self._parts = parts
         self._config = config
         self._codec = codec

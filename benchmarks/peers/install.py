@@ -17,7 +17,14 @@ from pathlib import Path
 
 from benchmarks.peers import HOME
 
-BUILD = ("scikit-build-core==1.1.2", "pybind11==3.1.0", "cmake==4.4.4", "ninja==1.13.2", "numpy==2.2.6")
+BUILD = (
+    "scikit-build-core==1.1.2",
+    "pybind11==3.1.0",
+    "cmake==4.4.4",
+    "ninja==1.13.2",
+    "numpy==2.2.6",
+    "pydantic==2.14.3",
+)
 PEERS = {
     "muvfde==0.0.9": (),
     "fast-maxsim==0.2.0": (),

@@ -38,19 +38,18 @@ def muvfde(data: dict[str, Any], texts: list[Any], *, average: bool) -> Callable
     import muvfde as peer
 
     repetitions, k, p = map(int, data["shape"])
-    config = peer.fixed_dimensional_encoding_config()
-    config.set_num_repetitions(repetitions).set_num_simhash_projections(k).set_projection_dimension(p)
-    config.set_projection_type(peer.projection_type.AMS_SKETCH).enable_fill_empty(average)
-    config.set_encoding_type(peer.encoding_type.AVERAGE if average else peer.encoding_type.DEFAULT_SUM)
+    config = peer.fixed_dimensional_encoding_config().set_num_repetitions(repetitions).set_num_simhash_projections(k)
+    config = config.set_projection_dimension(p).set_projection_type(peer.projection_type.AMS_SKETCH)
+    config = config.enable_fill_empty(average)
+    config = config.set_encoding_type(peer.encoding_type.AVERAGE if average else peer.encoding_type.DEFAULT_SUM)
     return lambda: [peer.generate_fixed_dimensional_encoding(text, config) for text in texts]
 
 
 def pymuvera(data: dict[str, Any], texts: list[Any], *, average: bool) -> Callable[[], object]:
-    from pymuvera.config import ProjectionType
-    from pymuvera.encoder import FDEEncoder
+    from pymuvera import MUVERAEncoder, ProjectionType
 
     repetitions, k, p = map(int, data["shape"])
-    encoder = FDEEncoder(
+    encoder = MUVERAEncoder(
         dimension=texts[0].shape[1],
         num_simhash_projections=k,
         num_repetitions=repetitions,

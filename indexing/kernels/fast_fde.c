@@ -87,8 +87,9 @@ int64_t chamfer_fde_space(const tables *f, const int64_t *offsets, int64_t n) {
     return divide(0, longest_text(offsets, n), f, &s);
 }
 
-/* Tokens to bf16 pairs, with their lengths and what the rounding took. */
-BF16 static void round_tokens(const float *tokens, int64_t count, int64_t dim, const space *s) {
+/* Tokens to bf16 pairs, with their lengths and what the rounding took. False if a length is not finite. */
+BF16 static int round_tokens(const float *tokens, int64_t count, int64_t dim, const space *s) {
+    float all = 0.0f;
     for (int64_t t = 0; t < count; t++) {
         __m512 square = _mm512_setzero_ps(), lost = _mm512_setzero_ps();
         for (int64_t i = 0; i < dim; i += 32) {
@@ -105,7 +106,9 @@ BF16 static void round_tokens(const float *tokens, int64_t count, int64_t dim, c
         /* One in a thousand for the rounding of these sums; 1e-17 where their squares fall below the smallest float. */
         s->sizes[2 * t] = 1.001f * sqrtf(_mm512_reduce_add_ps(square)) + 1e-17f;
         s->sizes[2 * t + 1] = 1.001f * sqrtf(_mm512_reduce_add_ps(lost)) + 1e-17f;
+        all += s->sizes[2 * t];
     }
+    return all < INFINITY;
 }
 
 /* The side that counts, as _numba_fde.side has it: in float64, where products of floats are exact, in 16 lanes. */
@@ -370,12 +373,13 @@ BF16 static void encode_cells(const tables *f, const float *tokens, const space 
 }
 
 /* Encodings f32 [n, repetitions, 2^k, p] of n texts of tokens f32 [T, dim], offsets i64 [n + 1], in memory of
- * chamfer_fde_space() bytes. */
-BF16 void chamfer_fde(const tables *f, const float *tokens, const int64_t *offsets, int64_t n, int is_query, int fill,
+ * chamfer_fde_space() bytes. False if a token is not finite, or so long that its square is not. */
+BF16 int chamfer_fde(const tables *f, const float *tokens, const int64_t *offsets, int64_t n, int is_query, int fill,
                       char *memory, float *out) {
     space s;
     divide(memory, longest_text(offsets, n), f, &s);
     int64_t cells = f->p << f->k, size = f->repetitions * cells;
+    int finite = 1;
     for (int64_t i = 0; i < n; i++) {
         const float *own = tokens + offsets[i] * f->dim;
         int64_t count = offsets[i + 1] - offsets[i];
@@ -383,11 +387,12 @@ BF16 void chamfer_fde(const tables *f, const float *tokens, const int64_t *offse
             memset(out + i * size, 0, (size_t)size * 4);
             continue;
         }
-        if (f->k) round_tokens(own, count, f->dim, &s);
+        finite &= round_tokens(own, count, f->dim, &s);
         all_sides(f, own, &s, count);
         if (f->slot_ends) sketch(f, own, &s, count);
         for (int64_t r = 0; r < f->repetitions; r++)
             encode_cells(f, own, &s, r, count, is_query, fill, out + i * size + r * cells);
     }
+    return finite;
 }
 #endif

@@ -150,18 +150,24 @@ def encode_documents(values: F32, offsets: I64, matrices: FdeMatrices, shape: Fd
     return _encode(values, offsets, matrices, shape, is_query=False, fill=fill)
 
 
-def _encode(
-    values: F32, offsets: I64, matrices: FdeMatrices, shape: FdeShape, *, is_query: bool, fill: bool
-) -> F32:
-    tokens, offsets = _checked(values, matrices), np.ascontiguousarray(offsets, dtype=np.int64)
+def _encode(values: F32, offsets: I64, matrices: FdeMatrices, shape: FdeShape, *, is_query: bool, fill: bool) -> F32:
+    if values.ndim != 2 or values.shape[1] != matrices.token_dim:
+        raise InvalidInput(f"token vectors are {list(values.shape)}, the encoding reads [T, {matrices.token_dim}]")
+    tokens = np.ascontiguousarray(values, dtype=np.float32)
+    offsets = np.ascontiguousarray(offsets, dtype=np.int64)
+    if offsets[0] != 0 or offsets[-1] != len(tokens):
+        raise InvalidInput(f"offsets run from {offsets[0]} to {offsets[-1]}, expected 0 to {len(tokens)}")
     out = _native.encode_fde(matrices.native, tokens, offsets, is_query=is_query, fill=fill)
     if out is None:
+        _check_finite(tokens)
         out = np.zeros((len(offsets) - 1, shape.repetitions, shape.n_cells, shape.d_proj), dtype=np.float32)
         draws = matrices.rows, matrices.margins, matrices.projections
         if is_query:
             _numba_fde.encode_queries(tokens, offsets, *draws, out)
         else:
             _numba_fde.encode_documents(tokens, offsets, *draws, fill, out)
+    elif out.size and np.isnan(out.flat[0]):
+        _check_finite(tokens)
     return _last(out, matrices, shape)
 
 
@@ -181,14 +187,10 @@ def _signs(draw: np.random.Generator, shape: tuple[int, ...]) -> F32:
     return (draw.integers(0, 2, shape) * 2 - 1).astype(np.float32)
 
 
-def _checked(values: F32, matrices: FdeMatrices) -> F32:
-    if values.ndim != 2 or values.shape[1] != matrices.token_dim:
-        raise InvalidInput(f"token vectors are {list(values.shape)}, the encoding reads [T, {matrices.token_dim}]")
-    out = np.ascontiguousarray(values, dtype=np.float32)
+def _check_finite(tokens: F32) -> None:
     # A sum is finite only if all its terms are; the slow look is for the message alone.
-    if not np.isfinite(out.sum()) and not np.isfinite(out).all():
-        raise InvalidInput(f"token vector {int(np.argmin(np.isfinite(out).all(axis=1)))} is not finite")
-    return out
+    if not np.isfinite(tokens.sum()) and not np.isfinite(tokens).all():
+        raise InvalidInput(f"token vector {int(np.argmin(np.isfinite(tokens).all(axis=1)))} is not finite")
 
 
 def _last(blocks: F32, matrices: FdeMatrices, shape: FdeShape) -> F32:

@@ -24,7 +24,9 @@ def train_codebooks(values: F32, codebooks: int, seed: int) -> F32:
     import faiss
 
     if values.shape[1] % (WIDTH * codebooks) or len(values) == 0:
-        raise InvalidInput(f"{list(values.shape)} values for {codebooks} codebooks; expected D a multiple of 8 C, n >= 1")
+        raise InvalidInput(
+            f"{list(values.shape)} values for {codebooks} codebooks; expected D a multiple of 8 C, n >= 1"
+        )
     out = np.zeros((codebooks, CENTROIDS, WIDTH), dtype=np.float32)
     run = values.shape[1] // codebooks
     for number in range(codebooks):

@@ -130,7 +130,9 @@ def test_product_codes_are_exact_for_few_distinct_groups_and_score_their_reconst
     distances = np.square(values.reshape(200, 6, 1, 8) - shared.repeat(3, axis=0)[None]).sum(axis=3)
     np.testing.assert_array_equal(codes, distances.argmin(axis=2))
     query = rng.standard_normal(48).astype(np.float32)
-    np.testing.assert_allclose(scan_codes(codes, shared, query), reconstruct(codes, shared) @ query, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        scan_codes(codes, shared, query), reconstruct(codes, shared) @ query, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("storage", ["float16", "int8", "pq8", "rabitq"])

@@ -108,7 +108,7 @@ def maxsim(n_query: int, tokens: int, n: int, rounds: int, home: Path) -> list[R
 def _in_turn(
     own: Mapping[str, Run], tasks: list[str], arrays: Mapping[str, Any], rounds: int, home: Path
 ) -> dict[str, list[float]]:
-    """Seconds of every round of ours and of the peers that are there; the first of the dictionary is a peer if any is."""
+    """Seconds of every round of ours and of the peers that are there, which come first."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, array in arrays.items():

@@ -7,7 +7,7 @@ mean that is taken off all token vectors when `centred`, and what a storage lear
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -67,12 +67,13 @@ class FdeConfig:
             )
         if min(self.depth_factor, self.ef_search, self.n_probe) < 1:
             raise InvalidInput(
-                f"fde depth_factor {self.depth_factor}, ef_search {self.ef_search}, n_probe {self.n_probe}; all are >= 1"
+                f"fde depth_factor {self.depth_factor}, ef_search {self.ef_search}, n_probe {self.n_probe}; "
+                "expected at least 1 each"
             )
         if self.search == "ivf":
             warnings.warn(
-                "fde.search ivf is known to lose a large part of the recall of an FDE; measure it (chamfer plan), or set "
-                "flat or hnsw",
+                "fde.search ivf is known to lose a large part of the recall of an FDE; measure it (chamfer plan), or "
+                "set flat or hnsw",
                 stacklevel=2,
             )
 
@@ -177,6 +178,7 @@ class FdeRetriever:
         self._codec = codec
         self._encoder = encoder
         self._starts = starts_of(parts)
+        self._on_device: Callable[[F32], F32] | None = None
         # Views, not copies: numba takes plain arrays.
         self._arrays = [{n: np.asarray(a) for n, a in part.arrays.items() if n != _INDEX} for part in parts]
         storage = STORAGES[config.storage]
@@ -199,23 +201,51 @@ class FdeRetriever:
         if self._encoder is None or not len(self):
             return as_candidates([(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries), k)
         ranked: list[tuple[I64, F32]] = []
-        for query in self._encoder.queries(queries):
-            scores = np.concatenate([self._scores(number, query, k, usable) for number in range(len(self._parts))])
+        encoded = self._encoder.queries(queries)
+        on_device = None if self._on_device is None else self._on_device(encoded)
+        for number, query in enumerate(encoded):
+            if on_device is None:
+                scores = np.concatenate([self._scores(part, query, k, usable) for part in range(len(self._parts))])
+            else:
+                scores = on_device[number] if usable is None else np.where(usable, on_device[number], -np.inf)
             places = best(scores, k)
             ranked.append((places, scores[places]))
         return as_candidates(ranked, k)
 
     def with_params(self, **params: Any) -> Self:
-        """The same rows, searched otherwise: ef_search (hnsw), n_probe (ivf), depth_factor (both)."""
-        known = {"flat": (), "hnsw": ("ef_search", "depth_factor"), "ivf": ("n_probe", "depth_factor")}
+        """The same rows, searched otherwise: ef_search (hnsw), n_probe (ivf), depth_factor (both); device (flat).
+
+        device: "cuda", or another of torch's, to which float16 or int8 rows are copied and where all are scanned.
+        """
+        known = {"flat": ("device",), "hnsw": ("ef_search", "depth_factor"), "ivf": ("n_probe", "depth_factor")}
         if unknown := sorted(set(params) - set(known[self._config.search])):
             raise InvalidInput(
                 f"an fde search of kind {self._config.search} has no parameters {unknown}; known: "
                 f"{list(known[self._config.search])}"
             )
         out = copy(self)
+        if (device := params.pop("device", None)) is not None:
+            out._on_device = self._copied_to(device)
         out._config = replace(self._config, **params)
         return out
+
+    def _copied_to(self, device: str) -> Callable[[F32], F32]:
+        """What gives f32 [Q, N] of encoded queries f32 [Q, D], computed on the device."""
+        import torch
+
+        from indexing.kernels.fde_torch import inner_products
+
+        if self._config.storage not in ("float16", "int8"):
+            raise InvalidInput(f"an fde scan on {device} reads float16 or int8, fde.storage is {self._config.storage}")
+        parts = [{name: torch.tensor(array, device=device) for name, array in part.items()} for part in self._arrays]
+
+        def scan(queries: F32) -> F32:
+            asked = torch.from_numpy(queries).to(device)
+            scores = [inner_products(part["values"], part.get("scales"), asked) for part in parts]
+            out: F32 = torch.cat(scores, dim=1).cpu().numpy()
+            return out
+
+        return scan
 
     def _scores(self, number: int, query: F32, k: int, usable: Bool | None) -> F32:
         """f32 [n] of one part; -inf for rows that cannot be used or that the index did not name."""

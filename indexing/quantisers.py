@@ -32,7 +32,7 @@ class Storage(Protocol):
     def pack(self, values: F32, codec: Codec) -> dict[str, Array]: ...
 
     def scanner(self, arrays: Mapping[str, Array], codec: Codec) -> Scan:
-        """What gives f32 [n], estimates of the inner products of all rows with a query f32 [D], each row's bits its own."""
+        """What gives f32 [n], estimates of all rows' inner products with a query f32 [D], each for itself."""
         ...
 
     def unpack(self, arrays: Mapping[str, Array], codec: Codec) -> F32:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def maxsim(name: str) -> Task:
 
 def documents(data: dict[str, Any]) -> list[Any]:
     offsets = data["offsets"]
-    return [np.ascontiguousarray(data["tokens"][a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [np.ascontiguousarray(data["tokens"][a:b]) for a, b in pairwise(offsets)]
 
 
 TASKS: dict[str, Task] = {

@@ -131,7 +131,7 @@ def _slots(projections: F32) -> list[Array]:
     The last three where every dimension goes to one slot with a factor (a count-sketch), by slot; all empty for the
     identity, the first otherwise.
     """
-    repetitions, dim, p = projections.shape
+    _, dim, p = projections.shape
     none = [np.empty(0, dtype=np.float32)] * 4
     if p == dim and (projections == np.eye(dim, dtype=np.float32)).all():
         return none

@@ -89,7 +89,7 @@ def maxsim_half(columns: Any, halves: Any, offsets: Any, rows: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def maxsim_int8(query: Any, weights: Any, codes: Any, scales: Any, offsets: Any, rows: Any) -> Any:
-    """f32 [K]: sum over query tokens (i8 [Tq, D] times weights f32 [Tq]) of their best document token (scales * codes)."""
+    """f32 [K]: MaxSim of query i8 [Tq, D] times weights f32 [Tq] with codes i8 [T, D] times scales f32 [T]."""
     out = np.empty(len(rows), np.float32)
     for i in range(len(rows)):
         total = np.float32(0.0)

@@ -71,6 +71,18 @@ def maxsim(
     return out
 
 
+def inner_products(values: Tensor, scales: Tensor | None, queries: Tensor, *, budget: int = BUDGET) -> Tensor:
+    """f32 [Q, N]: queries f32 [Q, D] with rows f16 [N, D], or i8 [N, D] times scales f32 [N]: the scan of encodings.
+
+    float32 products of a block of rows at a time, so that the rows are never there in float32 together. Cost Q N D.
+    """
+    out = torch.empty(len(queries), len(values), device=values.device)
+    step = max(1, budget // (4 * values.shape[1]))
+    for at in range(0, len(values), step):
+        out[:, at : at + step] = queries @ values[at : at + step].float().T
+    return out if scales is None else out * scales
+
+
 def _encode(
     values: Tensor, offsets: Tensor, matrices: FdeMatrices, shape: FdeShape, *, is_query: bool, fill: bool, budget: int
 ) -> Tensor:

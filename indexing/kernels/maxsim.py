@@ -57,8 +57,8 @@ def maxsim_rows(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
 def maxsim_int8(query: F32, codes: Array, scales: F32, offsets: I64, rows: I64) -> F32:
     """MaxSim f32 [K] of query f32 [Tq, D] with token vectors scales f32 [T] times codes i8 [T, D].
 
-    The query is rounded to int8 too, a scale a token; sums are integers, a pair's bits depend on the pair alone. D is at
-    most 130,000, where 32 bits hold every sum.
+    The query is rounded to int8 too, a scale a token; sums are integers, a pair's bits depend on the pair alone. D is
+    at most 130,000, where 32 bits hold every sum.
     """
     _check(query, codes)
     if len(query) == 0 or len(rows) == 0:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from chamfer.artifact import ArrayStream
 from chamfer.errors import Incompatible, InvalidInput
@@ -142,6 +143,25 @@ def test_empty_documents_and_a_k_beyond_all_rows_are_answered(storage: str, quer
     found = family.open([part]).search(queries, 50)
     assert (np.sort(found.rows, axis=1) == np.arange(12)).all()
     assert np.isfinite(found.scores).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_a_scan_on_a_device_gives_the_same_rows(
+    many: Encoding, queries: TokenVectors, storage: str, device: str
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    family, part = built(many, storage=storage)
+    retriever = family.open([part])
+    allowed = np.random.default_rng(8).random(1500) < 0.5
+    expected = retriever.search(queries, 20, allowed)
+    found = retriever.with_params(device=device).search(queries, 20, allowed)
+    assert np.mean(found.rows == expected.rows) > 0.98
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3)
+    packed_family, packed = built(many, storage="rabitq")
+    with pytest.raises(InvalidInput, match="storage is rabitq"):
+        packed_family.open([packed]).with_params(device=device)
 
 
 def test_what_does_not_fit_is_refused_with_the_reason(many: Encoding, queries: TokenVectors) -> None:

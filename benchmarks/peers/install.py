@@ -3,7 +3,8 @@
     python -m benchmarks.peers.install [--home DIR] [--abseil SOURCES]
 
 muvera-fde (Google's C++) fetches Eigen and Abseil while it is built. Where that is not possible, --abseil names the
-sources of Abseil, and Eigen is taken from the system (libeigen3-dev). A peer that cannot be installed is named and left out.
+sources of Abseil, and Eigen is taken from the system (libeigen3-dev). A peer that cannot be installed is named and left
+out.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ An index is faiss' own bytes in an array of the segment. Built with one thread, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,7 @@ _EF_CONSTRUCTION = 200
 
 def build_index(kind: str, blocks: Iterable[F32], sample: F32, seed: int) -> Array:
     """faiss bytes u8 of an index over the rows of `blocks` f32 [n, D], kept as float16; ivf trains on `sample`."""
-    import faiss
-
+    faiss: Any = import_module("faiss")  # its stubs lack half of it
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -36,15 +36,13 @@ def build_index(kind: str, blocks: Iterable[F32], sample: F32, seed: int) -> Arr
 
 def open_index(stored: Array) -> Any:
     """The faiss index of its bytes."""
-    import faiss
-
+    faiss: Any = import_module("faiss")
     return faiss.deserialize_index(np.ascontiguousarray(stored))
 
 
 def search_index(index: Any, query: F32, depth: int, usable: Bool | None, effort: int) -> I64:
     """Rows i64 [<= depth] near query f32 [D], usable ones alone. effort: rows looked at (hnsw), lists read (ivf)."""
-    import faiss
-
+    faiss: Any = import_module("faiss")
     selector = None if usable is None else faiss.IDSelectorBitmap(np.packbits(usable, bitorder="little"))
     if isinstance(index, faiss.IndexHNSW):
         params = faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, depth))
@@ -55,8 +53,7 @@ def search_index(index: Any, query: F32, depth: int, usable: Bool | None, effort
 
 
 def _empty_index(kind: str, sample: F32, seed: int) -> Any:
-    import faiss
-
+    faiss: Any = import_module("faiss")
     dim, metric = sample.shape[1], faiss.METRIC_INNER_PRODUCT
     if kind == "hnsw":
         index = faiss.index_factory(dim, f"HNSW{_LINKS}_SQfp16", metric)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -129,8 +130,7 @@ class BitCodes:
 
 
 def _bit_index(codes: Array, mean: F32) -> Any:
-    import faiss
-
+    faiss: Any = import_module("faiss")
     index = faiss.IndexRaBitQ(len(mean), faiss.METRIC_INNER_PRODUCT)
     faiss.copy_array_to_vector(np.ascontiguousarray(mean), index.center)
     faiss.copy_array_to_vector(np.ascontiguousarray(codes).ravel(), index.codes)

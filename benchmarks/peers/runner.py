@@ -79,16 +79,24 @@ TASKS: dict[str, Task] = {
     "fast-maxsim maxsim": maxsim("fast_maxsim"),
     "maxsim-cpu maxsim": maxsim("maxsim_cpu"),
 }
-for _name, _peer in (("muvera-fde", muvera_fde), ("muvfde", muvfde), ("pymuvera", pymuvera)):
-    TASKS[f"{_name} documents"] = lambda data, peer=_peer: peer(data, documents(data), average=True)
-    TASKS[f"{_name} query"] = lambda data, peer=_peer: peer(data, [data["query"]], average=False)
+ENCODERS: dict[str, Any] = {"muvera-fde": muvera_fde, "muvfde": muvfde, "pymuvera": pymuvera}
+
+
+def task(name: str, data: dict[str, Any]) -> Callable[[], object]:
+    """What the task `PEER documents`, `PEER query` or `PEER maxsim` runs."""
+    peer, _, part = name.partition(" ")
+    if part == "maxsim":
+        return TASKS[name](data)
+    return ENCODERS[peer](
+        data, documents(data) if part == "documents" else [data["query"]], average=part == "documents"
+    )
 
 
 def main() -> None:
     """Says `ready`, then answers every line with the seconds of a run."""
-    task, folder = sys.argv[1], Path(sys.argv[2])
+    name, folder = sys.argv[1], Path(sys.argv[2])
     data = {path.stem: np.load(path) for path in folder.glob("*.npy")}
-    run = TASKS[task](data)
+    run = task(name, data)
     run()
     print("ready", flush=True)
     for _ in sys.stdin:

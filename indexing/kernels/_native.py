@@ -100,7 +100,7 @@ def pack_query(query: F32) -> Array:
 class FdeTables(ctypes.Structure):
     """The matrices of an encoding as fast_fde.c reads them; keeps the arrays that it points into."""
 
-    _fields_: ClassVar = [  # type: ignore[misc]
+    _fields_: ClassVar = [
         *((name, _COUNT) for name in ("dim", "repetitions", "k", "p", "columns")),
         *((name, _POINTER) for name in ("pairs", "planes", "lengths", "roundings", "projections")),
         *((name, _POINTER) for name in ("slot_ends", "slot_dims", "slot_signs")),

@@ -99,7 +99,7 @@ def cells_of(tokens: Any, rows: Any, margins: Any, k: int, cells: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def side(token: Any, plane: Any) -> float:
+def side(token: Any, plane: Any) -> Any:
     """<token, plane> in float64, summed in 16 lanes, then halves added to halves: the side that counts."""
     lanes = np.zeros(16, np.float64)
     whole = len(token) - len(token) % 16

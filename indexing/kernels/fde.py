@@ -109,7 +109,8 @@ class FdeMatrices:
         d 2^-24 |g| to first order, in any order of summation (Higham, Accuracy and Stability, sec. 3.1).
         """
         lengths = np.linalg.norm(self.rows.astype(np.float64), axis=1)
-        return ((self.token_dim + 1) * 2.0**-23 * lengths + 1e-30).astype(np.float32)
+        out: F32 = ((self.token_dim + 1) * 2.0**-23 * lengths + 1e-30).astype(np.float32)
+        return out
 
 
 def draw_matrices(shape: FdeShape, token_dim: int, seed: int) -> FdeMatrices:

@@ -79,7 +79,11 @@ TASKS: dict[str, Task] = {
     "fast-maxsim maxsim": maxsim("fast_maxsim"),
     "maxsim-cpu maxsim": maxsim("maxsim_cpu"),
 }
-ENCODERS: dict[str, Any] = {"muvera-fde": muvera_fde, "muvfde": muvfde, "pymuvera": pymuvera}
+ENCODERS: dict[str, Callable[..., Callable[[], object]]] = {
+    "muvera-fde": muvera_fde,
+    "muvfde": muvfde,
+    "pymuvera": pymuvera,
+}
 
 
 def task(name: str, data: dict[str, Any]) -> Callable[[], object]:

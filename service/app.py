@@ -99,17 +99,7 @@ def create_app(
         )
         for name, path in collections.items()
     }
-
-    judges = {
-        name: ServedReranker(
-            name,
-            load,
-            config.reranking.batching,
-            RerankerTelemetry(telemetry, name),
-            warm=not name.startswith("remote:"),  # a server elsewhere may cost something
-        )
-        for name, load in (rerankers or {}).items()
-    }
+    judges = {name: _served_reranker(name, load, config, telemetry) for name, load in (rerankers or {}).items()}
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -138,6 +128,12 @@ def create_app(
     app.openapi = partial(_openapi, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     _add_error_answers(app, telemetry)
     return app
+
+
+def _served_reranker(name: str, load: LoadReranker, config: ServerConfig, telemetry: Telemetry) -> ServedReranker:
+    warm = not name.startswith("remote:")  # a server elsewhere may cost something
+    observer = RerankerTelemetry(telemetry, name)
+    return ServedReranker(name, load, config.reranking.batching, observer, warm=warm)
 
 
 class _Application(FastAPI):

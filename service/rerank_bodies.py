@@ -20,8 +20,14 @@ from service.problems import FieldError, InvalidBody, TooLarge
 FETCHES = 8
 
 
-def _pair_batching() -> BatchingConfig:
-    return BatchingConfig(max_waiting=8192, max_batch=256, token_budget=8192, workers=1, inline_ms=0.0)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairBatchingConfig(BatchingConfig):
+    """The same limits for the queue of one reranker, counted in pairs."""
+
+    max_waiting: int = 8192
+    max_batch: int = 256
+    token_budget: int = 8192
+    inline_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +46,7 @@ class RerankingConfig:
     max_body_bytes: int = 32 << 20
     timeout_ms: float = 0.0
     score_cache_bytes: int = 64 << 20
-    batching: BatchingConfig = field(default_factory=_pair_batching)
+    batching: PairBatchingConfig = field(default_factory=PairBatchingConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
 
 

@@ -17,8 +17,7 @@ from support_service import LengthReranker, PairReranker, client_of, running_ser
 from chamfer.errors import InvalidInput
 from chamfer.types import Document, Query
 from service.app import ServerConfig, create_app
-from service.batching import BatchingConfig
-from service.rerank_bodies import RerankingConfig, activated, ranked, raw
+from service.rerank_bodies import PairBatchingConfig, RerankingConfig, activated, ranked, raw
 
 TEXTS = ["crow", "fox tail", "a", "the longest text of all", "fox tail"]
 ORDER = [3, 1, 4, 0, 2]
@@ -193,7 +192,7 @@ def test_a_full_queue_is_429_with_retry_after_in_both_shapes() -> None:
 
     slow = Judge()
     slow.before = lambda: time.sleep(0.05)
-    with_service(test, {"judge": slow}, max_documents=5, batching=BatchingConfig(max_waiting=8, inline_ms=0.0))
+    with_service(test, {"judge": slow}, max_documents=5, batching=PairBatchingConfig(max_waiting=8, inline_ms=0.0))
 
 
 def test_ten_megabytes_of_text_and_broken_images_fail_alone() -> None:
@@ -237,13 +236,13 @@ def test_a_deadline_returns_what_is_scored_and_says_so() -> None:
         late = await client.post("/v1/rerank", json={**body, "timeout_ms": 1})
         assert late.status_code == 504
 
-    with_service(test, {"judge": judge}, batching=BatchingConfig(max_waiting=1000, max_batch=4, inline_ms=0.0))
+    with_service(test, {"judge": judge}, batching=PairBatchingConfig(max_waiting=1000, max_batch=4, inline_ms=0.0))
 
 
 def test_a_client_who_leaves_costs_nothing_further() -> None:
     judge = Judge()
     judge.before = lambda: time.sleep(0.1)
-    config = {"batching": BatchingConfig(max_waiting=1000, max_batch=4, inline_ms=0.0)}
+    config = {"batching": PairBatchingConfig(max_waiting=1000, max_batch=4, inline_ms=0.0)}
     with running_server(rerank_app({"judge": judge}, **config)) as running:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{running}/v1/rerank", json={"query": "fox", "documents": TEXTS * 20}, timeout=0.35)

@@ -47,7 +47,7 @@ def export(module: torch.nn.Module, n_inputs: int, *, int8: bool) -> bytes:
         torch.onnx.export(
             module.eval(),
             example,
-            out,
+            out,  # type: ignore[arg-type]  # the older exporter writes into a stream
             input_names=names,
             dynamic_axes={name: {0: "batch", 1: "length"} for name in names},
             dynamo=False,

@@ -39,7 +39,7 @@ class ScoreCache:
         return len(self._scores)
 
     @property
-    def bytes(self) -> int:
+    def n_bytes(self) -> int:
         """About how much memory the entries take."""
         return len(self._scores) * ENTRY_BYTES
 

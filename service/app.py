@@ -101,14 +101,16 @@ def create_app(
     }
     judges = {name: _served_reranker(name, load, config, telemetry) for name, load in (rerankers or {}).items()}
 
+    parts: list[ServedCollection | ServedReranker] = [*served.values(), *judges.values()]
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for part in (*served.values(), *judges.values()):
+        for part in parts:
             await part.start()
         try:
             yield
         finally:
-            for part in (*served.values(), *judges.values()):
+            for part in parts:
                 await part.close()
 
     app = _Application(

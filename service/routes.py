@@ -93,7 +93,8 @@ class Api:
         self, request: Request, served: ServedCollection, items: Sequence[Any]
     ) -> list[Answer | ChamferError]:
         read = [self._read_item(place, item) for place, item in enumerate(items)]
-        results = iter(await answers(request.receive, served.submit([r for r in read if isinstance(r, SearchRequest)])))
+        futures = served.submit([r for r in read if isinstance(r, SearchRequest)])
+        results = iter(await answers(request.receive, futures))
         return [result if isinstance(result, ChamferError) else next(results) for result in read]
 
     async def list_collections(self, request: Request) -> Response:

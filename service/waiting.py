@@ -26,9 +26,11 @@ async def answers(
     try:
         if seconds is not None and futures:
             await asyncio.wait(futures, timeout=seconds)
-            return [await _settled(f) if f.done() else DeadlineExceeded("the time was over before") for f in futures]
         found: list[Result | ChamferError] = []
-        for future in futures:  # without a coroutine for each: most requests have one future
+        for future in futures:
+            if seconds is not None and not future.done():
+                found.append(DeadlineExceeded("the time was over before"))
+                continue
             try:
                 found.append(await future)
             except ChamferError as error:
@@ -42,13 +44,6 @@ async def answers(
         watch.stop()
         for future in futures:
             future.cancel()
-
-
-async def _settled(future: asyncio.Future[Result]) -> Result | ChamferError:
-    try:
-        return await future
-    except ChamferError as error:
-        return error
 
 
 class _DisconnectWatch:

@@ -89,7 +89,7 @@ def test_the_least_recently_used_scores_leave_first() -> None:
     cache.get(keys[:1])
     cache.put(keys[3:], np.ones(1, dtype=np.float32))
     assert len(cache) == 3
-    assert cache.bytes <= 3 * ENTRY_BYTES
+    assert cache.n_bytes <= 3 * ENTRY_BYTES
     assert np.isnan(cache.get(keys)).tolist() == [False, True, False, False]
     assert (cache.hits, cache.misses) == (4, 1)
 
@@ -103,8 +103,8 @@ def test_the_bytes_of_an_entry_are_not_understated() -> None:
     cache.put([i.to_bytes(16, "big") for i in range(n)], np.arange(n, dtype=np.float32))
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert 0.5 * taken < cache.bytes
-    assert taken < 1.2 * cache.bytes
+    assert 0.5 * taken < cache.n_bytes
+    assert taken < 1.2 * cache.n_bytes
 
 
 def test_scores_that_are_not_finite_are_not_kept() -> None:

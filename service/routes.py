@@ -94,7 +94,8 @@ class Api:
     ) -> list[Answer | ChamferError]:
         read = [self._read_item(place, item) for place, item in enumerate(items)]
         futures = served.submit([r for r in read if isinstance(r, SearchRequest)])
-        results = iter(await answers(request.receive, futures))
+        outcomes = await answers(request.receive, futures)
+        results = iter(outcomes)
         return [result if isinstance(result, ChamferError) else next(results) for result in read]
 
     async def list_collections(self, request: Request) -> Response:

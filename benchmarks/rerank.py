@@ -2,7 +2,7 @@
 
 The model is a MiniLM-L6 cross-encoder made from the weights of all-MiniLM-L6-v2 with a random head: its speed is that
 of a trained one, its ranking means nothing, so scores are compared as numbers. `--model` names a real one.
-Backends: CPU time on one thread, all in turn. Concurrency: wall time of whole requests over HTTP.
+Backends: CPU time on one thread, all in turn. Concurrency: CPU time of whole requests, all threads together.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def speed(title: str, model: str, documents: list[Document], rounds: int, limit:
 
 
 def concurrency(model: str, documents: list[Document], rounds: int, n_pairs: int) -> list[Row]:
-    """Seconds of 16 requests for reranking over HTTP, one after another and all at once, and whether scores agree."""
+    """CPU seconds of 16 requests for reranking, one after another and all at once, and whether scores agree."""
     from service.app import ServerConfig, create_app
 
     # Both ways through one process without a network: what differs is the queue alone.
@@ -140,12 +140,12 @@ async def _both_ways(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tup
         await ask(bodies[0])
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(rounds):
-            started = time.perf_counter()
+            started = time.process_time()
             first = [await ask(body) for body in bodies]
-            times[0].append(time.perf_counter() - started)
-            started = time.perf_counter()
+            times[0].append(time.process_time() - started)
+            started = time.process_time()
             second = list(await asyncio.gather(*(ask(body) for body in bodies)))
-            times[1].append(time.perf_counter() - started)
+            times[1].append(time.process_time() - started)
     worst = max(abs(a[i] - b[i]) for a, b in zip(first, second, strict=True) for i in a)
     return float(np.median(times[0])), float(np.median(times[1])), worst
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from chamfer.errors import ChamferError, InvalidInput
-from chamfer.protocols import Encoder
+from chamfer.protocols import Encoder, Reranker
 from chamfer.settings import Settings, load_settings
 from chamfer.types import Document, Hit
 from indexing.build import BuildReport, Progress, kinds_needed
@@ -17,7 +18,7 @@ from indexing.collection import Collection
 from indexing.corpus import Rejects, count_lines, read_corpus
 from indexing.filters import parse_condition
 from indexing.snapshot import open_snapshot
-from models.registry import load_encoder
+from models.registry import load_encoder, load_reranker
 from service.loading import PipelineLoader
 from service.pipeline import Pipeline
 from service.plans import DEFAULT_PRESET, Plan
@@ -132,7 +133,19 @@ def encoder_of(path: Path, *, config: Path | None = None) -> Encoder | None:
 
 def pipeline_loader(settings: Settings) -> PipelineLoader:
     """What opens collections under these settings; models are loaded once."""
-    return PipelineLoader(settings.models.device, rerankers=settings.models.rerankers, plans=settings.plans)
+    return PipelineLoader(
+        settings.models.device,
+        rerankers=settings.models.rerankers,
+        plans=settings.plans,
+        load_reranker=partial(reranker_of, settings),
+        score_cache_bytes=settings.service.reranking.score_cache_bytes,
+    )
+
+
+def reranker_of(settings: Settings, name: str) -> Reranker:
+    """The reranker of this name under these settings (models.registry.load_reranker)."""
+    models = settings.models
+    return load_reranker(name, models.reranker_device, models.remotes, models.device)
 
 
 def parse_plan(value: Mapping[str, Any]) -> Plan:

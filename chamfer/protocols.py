@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from chamfer.types import F32, I64, Bool, Candidates, Document, Encoding, Query, VectorKind, Vectors
 
@@ -72,12 +72,43 @@ class Rescorer(Protocol[QueryVectors]):
         ...
 
 
+Pair = tuple[Query, Document]
+ScoreKind = Literal["logit", "probability", "similarity", "list"]
+
+
 class Reranker(Protocol):
-    """A judge of (query, document) pairs."""
+    """A judge of (query, document) pairs.
+
+    The fingerprint is SHA-256 over weights, tokenizer, template and activation: all that moves a score by more than
+    rounding. `reads_images` says whether queries and documents may be or have images. `score_kind` is "logit" (any
+    number, its sigmoid a probability), "probability" (0 to 1), "similarity" (as it is, not to be converted) or "list"
+    (comparable within one list alone).
+    """
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def reads_images(self) -> bool: ...
+
+    @property
+    def score_kind(self) -> ScoreKind: ...
+
     def score(self, query: Query, documents: Sequence[Document]) -> F32:
         """Scores f32 [n], higher is better, aligned with the documents; never sorted."""
+        ...
+
+
+class PairReranker(Reranker, Protocol):
+    """A reranker that judges each pair by itself: many queries may share a batch, and scores be kept."""
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> F32:
+        """Scores f32 [n], aligned; a pair's score does not depend on the others.
+
+        NaN marks a pair for which the model gave no finite score. An input that cannot be read raises InvalidInput
+        for all: whoever batches pairs of several callers finds out whose it was (service.reranking.judge).
+        """
         ...

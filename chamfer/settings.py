@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from chamfer.errors import InvalidInput, NotFound
 from indexing.build import BuildConfig
 from models.backbone import DeviceConfig
+from models.remote import RemoteConfig
 from service.app import ServerConfig
 from service.plans import Plan
 
@@ -30,11 +31,13 @@ CONFIG_VARIABLE = "CHAMFER_CONFIG"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which models answer: names from the catalogue, hub names or local paths."""
+    """Which models answer: names from the catalogue, hub names or local paths; `remotes` are servers by name."""
 
     encoder: str = "mini"
     rerankers: tuple[str, ...] = ()
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    reranker_device: DeviceConfig = field(default_factory=DeviceConfig)
+    remotes: dict[str, RemoteConfig] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +75,10 @@ def load_settings(
     for dotted, text in (overrides or {}).items():
         _place(tree, dotted, dotted.split("."), text)
     settings = fill(Settings, tree, "")
-    if "cache_dir" not in tree.get("models", {}).get("device", {}):
-        device = replace(settings.models.device, cache_dir=_cache_directory(variables))
-        settings = replace(settings, models=replace(settings.models, device=device))
+    for branch in ("device", "reranker_device"):
+        if "cache_dir" not in tree.get("models", {}).get(branch, {}):
+            device = replace(getattr(settings.models, branch), cache_dir=_cache_directory(variables))
+            settings = replace(settings, models=replace(settings.models, **{branch: device}))
     return settings
 
 
@@ -89,9 +93,13 @@ def fill(cls: type[T], tree: Mapping[str, Any], place: str) -> T:
             raise InvalidInput(f"unknown setting {where!r}{_nearest(key, known)}")
         hint = hints[key]
         if isinstance(hint, type) and is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise InvalidInput(f"setting {where!r} is {value!r}, expected a table of {sorted(_names(hint))}")
-            values[key] = fill(hint, value, where)
+            values[key] = fill(hint, _table(value, where, hint), where)
+        elif _is_table_of_dataclasses(hint) and isinstance(value, Mapping):
+            inner = hint.__args__[1]
+            values[key] = {
+                name: fill(inner, _table(own, f"{where}.{name}", inner), f"{where}.{name}")
+                for name, own in value.items()
+            }
         else:
             values[key] = _validate(hint, value, where)
     missing = [n for n, f in known.items() if n not in values and f.default is MISSING and f.default_factory is MISSING]
@@ -100,9 +108,21 @@ def fill(cls: type[T], tree: Mapping[str, Any], place: str) -> T:
     return cls(**values)
 
 
+def _is_table_of_dataclasses(hint: Any) -> bool:
+    return getattr(hint, "__origin__", None) is dict and is_dataclass(hint.__args__[1])
+
+
+def _table(value: Any, where: str, cls: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidInput(f"setting {where!r} is {value!r}, expected a table of {sorted(_names(cls))}")
+    return value
+
+
 def describe(settings: Settings) -> dict[str, Any]:
-    """The resolved tree as plain values, for logs and manifests."""
+    """The resolved tree as plain values without secrets, for logs and manifests."""
     plain = asdict(settings)
+    for remote in plain["models"]["remotes"].values():
+        remote["api_key"] = "***" if remote["api_key"] else ""
     plain["plans"] = {name: plan.model_dump(mode="json") for name, plan in settings.plans.items()}
     return plain
 

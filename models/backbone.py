@@ -1,7 +1,8 @@
 """Where weights meet the machine: device, backend and precision are decided here, once.
 
 On a CPU the backend is OpenVINO, converted by its own front end from the loaded torch module, in bfloat16 where the
-processor has it; docs/benchmarks.md holds the measurement behind that. On CUDA it is torch. A converted graph is
+processor has it; docs/benchmarks.md holds the measurement behind that. ONNX Runtime is there for rerankers on
+processors without bfloat16, where its int8 is twice as fast as fp32. On CUDA the backend is torch. A converted graph is
 kept in a cache directory under the fingerprint of its weights, so that a second start needs no torch at all.
 """
 
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from chamfer.types import F32, I64
 if TYPE_CHECKING:
     import torch
 
+Graph = TypeVar("Graph")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig:
@@ -32,11 +35,12 @@ class DeviceConfig:
 
     batch_tokens bounds the padded tokens of one forward pass; threads 0 leaves the number to the backend;
     cache_dir keeps converted graphs (None: convert at every start); allow_download lets hub names be fetched.
+    int8 exists with the backend onnx, for rerankers: dynamic quantisation of the matrix products.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    backend: Literal["auto", "torch", "openvino"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    backend: Literal["auto", "torch", "openvino", "onnx"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     threads: int = 0
     batch_tokens: int = 4096
     cache_dir: Path | None = None
@@ -53,10 +57,10 @@ class Decision:
 
 
 class Backbone(Protocol):
-    """Token ids to contextual token vectors."""
+    """Token ids to what the module makes of them."""
 
-    def __call__(self, ids: I64, mask: I64) -> F32:
-        """Hidden states f32 [B, L, H] of ids and mask i64 [B, L] (mask 1 for real tokens)."""
+    def __call__(self, *inputs: I64) -> F32:
+        """The module's output, f32 [B, ...], for ids, mask (1 for real tokens) and what else it takes, i64 [B, L]."""
         ...
 
 
@@ -70,20 +74,47 @@ def decide(config: DeviceConfig) -> Decision:
     backend = config.backend
     if backend == "auto":
         backend = "openvino" if device == "cpu" else "torch"
-    if backend == "openvino" and device == "cuda":
-        raise InvalidInput("backend openvino runs on the CPU; set models.device.backend to torch for cuda")
+    if backend != "torch" and device == "cuda":
+        raise InvalidInput(f"backend {backend} runs on the CPU; set models.device.backend to torch for cuda")
     precision = config.precision
+    if (precision == "int8" and backend != "onnx") or (precision == "bf16" and backend == "onnx"):
+        raise InvalidInput(f"precision {precision} does not exist with backend {backend}: int8 is onnx's, bf16 is not")
     if precision == "auto":
         precision = "bf16" if device == "cuda" or (backend == "openvino" and _cpu_has_bf16()) else "fp32"
     return Decision(device, backend, precision)
 
 
-def load_backbone(module: Callable[[], torch.nn.Module], fingerprint: str, config: DeviceConfig) -> Backbone:
-    """The backbone on the decided device. `module` maps (ids, mask) to hidden states; it is called only if needed."""
+def load_backbone(
+    module: Callable[[], torch.nn.Module], fingerprint: str, config: DeviceConfig, n_inputs: int = 2
+) -> Backbone:
+    """The backbone on the decided device.
+
+    `module` makes the torch module of `n_inputs` inputs i64 [B, L] and one output; it is called only if needed.
+    """
     decision = decide(config)
     if decision.backend == "torch":
         return TorchBackbone(module(), decision, config)
-    return OpenVinoBackbone(_graph(module, fingerprint, config.cache_dir), decision, config)
+    name = f"{fingerprint[:24]}-{decision.backend}"
+    if decision.backend == "onnx":
+        from models.onnx_backbone import OnnxBackbone, export
+
+        int8 = decision.precision == "int8"
+        model = _kept(
+            f"{name}-{version('onnxruntime')}-{decision.precision}",
+            config.cache_dir,
+            make=lambda: export(module(), n_inputs, int8=int8),
+            save=lambda graph, folder: (folder / "graph.onnx").write_bytes(graph),
+            read=lambda folder: (folder / "graph.onnx").read_bytes(),
+        )
+        return OnnxBackbone(model, config.threads)
+    graph = _kept(
+        f"{name}-{version('openvino')}",
+        config.cache_dir,
+        make=lambda: _convert(module(), n_inputs),
+        save=_save_openvino,
+        read=_read_openvino,
+    )
+    return OpenVinoBackbone(graph, decision, config)
 
 
 class TorchBackbone:
@@ -98,11 +129,11 @@ class TorchBackbone:
         self._module = module.eval().to(decision.device, dtype)
         self._device = decision.device
 
-    def __call__(self, ids: I64, mask: I64) -> F32:
+    def __call__(self, *inputs: I64) -> F32:
         import torch
 
         with torch.inference_mode():
-            out = self._module(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
+            out = self._module(*(torch.from_numpy(array).to(self._device) for array in inputs))
         hidden: F32 = out.float().cpu().numpy()
         return hidden
 
@@ -122,11 +153,11 @@ class OpenVinoBackbone:
         self._compiled = openvino.Core().compile_model(graph, "CPU", properties)
         self._requests = threading.local()
 
-    def __call__(self, ids: I64, mask: I64) -> F32:
+    def __call__(self, *inputs: I64) -> F32:
         request = getattr(self._requests, "request", None)
         if request is None:
             request = self._requests.request = self._compiled.create_infer_request()
-        request.infer([ids, mask], share_inputs=True)
+        request.infer(list(inputs), share_inputs=True)
         hidden: F32 = np.array(request.get_output_tensor(0).data, dtype=np.float32)
         return hidden
 
@@ -147,38 +178,54 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _graph(module: Callable[[], torch.nn.Module], fingerprint: str, cache_dir: Path | None) -> Any:
-    """The OpenVINO graph: from the cache if it is there, else converted (and kept)."""
-    import openvino
-
+def _kept(
+    name: str,
+    cache_dir: Path | None,
+    *,
+    make: Callable[[], Graph],
+    save: Callable[[Graph, Path], object],
+    read: Callable[[Path], Graph],
+) -> Graph:
+    """The converted graph of this name: from the cache if it is there, else made (and kept)."""
     if cache_dir is None:
-        return _convert(module())
-    folder = cache_dir / f"{fingerprint[:24]}-openvino-{version('openvino')}"
-    if not (folder / "graph.xml").exists():
-        graph = _convert(module())
-        try:
-            _keep(graph, folder)
-        except OSError:
-            return graph  # the cache is a convenience: a read-only or full disk must not stop the service
-    return openvino.Core().read_model(folder / "graph.xml")
+        return make()
+    folder = cache_dir / name
+    if folder.exists():
+        return read(folder)
+    graph = make()
+    try:
+        _keep(folder, lambda temporary: save(graph, temporary))
+    except OSError:
+        return graph  # the cache is a convenience: a read-only or full disk must not stop the service
+    return read(folder)
 
 
-def _keep(graph: Any, folder: Path) -> None:
-    import openvino
-
+def _keep(folder: Path, write: Callable[[Path], object]) -> None:
     temporary = folder.with_name(f".writing-{folder.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        openvino.save_model(graph, temporary / "graph.xml", compress_to_fp16=False)
+        write(temporary)
         os.rename(temporary, folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not (folder / "graph.xml").exists():  # another process may have been first
+        if not folder.exists():  # another process may have been first
             raise
 
 
-def _convert(module: torch.nn.Module) -> Any:
+def _save_openvino(graph: Any, folder: Path) -> None:
+    import openvino
+
+    openvino.save_model(graph, folder / "graph.xml", compress_to_fp16=False)
+
+
+def _read_openvino(folder: Path) -> Any:
+    import openvino
+
+    return openvino.Core().read_model(folder / "graph.xml")
+
+
+def _convert(module: torch.nn.Module, n_inputs: int) -> Any:
     """The graph of a torch module, through the PyTorch front end itself.
 
     openvino.convert_model would do the same, but reports usage over the network.
@@ -189,7 +236,7 @@ def _convert(module: torch.nn.Module) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
+    example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(n_inputs))
     with warnings.catch_warnings(), torch.inference_mode(), quiet_transformers():
         warnings.simplefilter("ignore")  # tracing warns about shape arithmetic that stays correct for any shape
         decoder = TorchScriptPythonDecoder(module.eval(), example_input=example)

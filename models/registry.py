@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from chamfer.errors import InvalidInput
 from chamfer.protocols import Encoder, Reranker
 from chamfer.types import VectorKind
 from models.backbone import DeviceConfig
+
+if TYPE_CHECKING:
+    from models.remote import RemoteConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,10 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     ),
 }
 FAMILIES = {"dense": VectorKind.DENSE, "multivector": VectorKind.TOKENS, "sparse": VectorKind.SPARSE}
+_RERANKERS = (
+    "a hub name or local path of a cross-encoder, or PREFIX:NAME with PREFIX one of cross_encoder, yes_no, true_false, "
+    "unime, maxsim (an encoder), remote (of the settings)"
+)
 _HOW = "a catalogue name, or KIND:NAME with KIND one of dense, multivector, sparse and NAME a hub name or a local path"
 
 
@@ -71,8 +79,49 @@ def load_encoder(name: str, config: DeviceConfig) -> Encoder:
     return load_hub_encoder(name, model, FAMILIES[family], config)
 
 
-def load_reranker(name: str, config: DeviceConfig) -> Reranker:
-    """The cross-encoder of this hub name or local path (`cross_encoder:` before it is allowed)."""
+def load_reranker(
+    name: str,
+    config: DeviceConfig,
+    remotes: Mapping[str, RemoteConfig] | None = None,
+    encoder: DeviceConfig | None = None,
+) -> Reranker:
+    """The reranker of this name: PREFIX:NAME, or a hub name or local path alone for a cross-encoder.
+
+    `remotes` are the servers by name; `encoder` is where the encoder of `maxsim:NAME` runs (default: as `config` says).
+    Raises InvalidInput for a name that means nothing, NotFound where weights are not at hand.
+    """
+    kind, separator, model = name.partition(":")
+    if separator and not model:
+        raise InvalidInput(f"reranker {name!r} names no model. Expected {_RERANKERS}")
+    if kind == "maxsim":
+        from models.maxsim_reranker import MaxSimReranker
+
+        return MaxSimReranker(load_encoder(model, encoder or config))
+    if kind == "remote":
+        return _load_remote(model, remotes or {})
+    if kind in ("yes_no", "true_false", "unime"):
+        return _load_judge(name, kind, model, config)
     from models.cross_encoder import load_cross_encoder
 
     return load_cross_encoder(name.removeprefix("cross_encoder:"), config)
+
+
+def _load_judge(name: str, kind: str, model_name: str, config: DeviceConfig) -> Reranker:
+    from models.generative import GenerativeReranker, load_language_model
+    from models.judging import QWEN3_RERANKER, QWEN3_VL_RERANKER, TRUE_FALSE
+    from models.listwise import ListwiseConfig, ListwiseReranker
+
+    model = load_language_model(model_name, config)
+    if kind == "unime":
+        return ListwiseReranker(name, model, ListwiseConfig())
+    trained = QWEN3_VL_RERANKER if model.reads_images else QWEN3_RERANKER
+    return GenerativeReranker(name, model, trained if kind == "yes_no" else TRUE_FALSE)
+
+
+def _load_remote(name: str, remotes: Mapping[str, RemoteConfig]) -> Reranker:
+    if name not in remotes:
+        known = ", ".join(sorted(remotes)) or "none"
+        raise InvalidInput(f"no remote reranker {name!r} in the settings (models.remotes); known: {known}")
+    from models.remote import RemoteReranker
+
+    return RemoteReranker(f"remote:{name}", remotes[name])

@@ -26,9 +26,13 @@ from service.batching import BatchingConfig
 from service.loading import LoadPipeline, ServedCollection
 from service.pages import add_console
 from service.problems import ClientLeft, from_status, problem_response
-from service.routes import REQUEST_ID, Api
+from service.rerank_bodies import RerankingConfig
+from service.rerank_routes import RerankApi
+from service.reranking import LoadReranker, ServedReranker
+from service.routes import Api
+from service.routing import REQUEST_ID
 from service.schemas import Limits, component_schemas
-from service.telemetry import CollectionTelemetry, Telemetry
+from service.telemetry import CollectionTelemetry, RerankerTelemetry, Telemetry
 
 DESCRIPTION = (
     "Neural retrieval and reranking. Search a collection by a plan: `fast`, `balanced`, `best`, or one spelled out. "
@@ -53,6 +57,7 @@ class ServerConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     reload_seconds: float = 1.0
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    reranking: RerankingConfig = field(default_factory=RerankingConfig)
 
     def __post_init__(self) -> None:
         if not self.reload_seconds > 0:
@@ -62,6 +67,11 @@ class ServerConfig:
                 f"limits.max_batch_searches ({self.limits.max_batch_searches}) exceeds batching.max_waiting "
                 f"({self.batching.max_waiting}): the largest batch could never be queued"
             )
+        if self.reranking.max_documents > self.reranking.batching.max_waiting:
+            raise InvalidInput(
+                f"reranking.max_documents ({self.reranking.max_documents}) exceeds reranking.batching.max_waiting "
+                f"({self.reranking.batching.max_waiting}): the largest request could never be queued"
+            )
 
 
 def create_app(
@@ -69,9 +79,10 @@ def create_app(
     config: ServerConfig,
     load_pipeline: LoadPipeline,
     *,
+    rerankers: Mapping[str, LoadReranker] | None = None,
     log: Any | None = None,
 ) -> FastAPI:
-    """The ASGI application over collections by name.
+    """The ASGI application over collections and rerankers by name.
 
     `/healthz` answers at once; collections load in the background, and `/readyz` answers 200 when all are warm.
     `load_pipeline` opens the newest snapshot at a path (`service.loading.PipelineLoader`).
@@ -88,16 +99,19 @@ def create_app(
         )
         for name, path in collections.items()
     }
+    judges = {name: _served_reranker(name, load, config, telemetry) for name, load in (rerankers or {}).items()}
+
+    parts: list[ServedCollection | ServedReranker] = [*served.values(), *judges.values()]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for collection in served.values():
-            await collection.start()
+        for part in parts:
+            await part.start()
         try:
             yield
         finally:
-            for collection in served.values():
-                await collection.close()
+            for part in parts:
+                await part.close()
 
     app = _Application(
         telemetry,
@@ -110,11 +124,18 @@ def create_app(
         redirect_slashes=False,
     )
     # Onto the application's own router: an included one is matched in a second step on every request.
-    Api(served, limits=config.limits, telemetry=telemetry, examples=config.examples).add_routes(app.router)
+    Api(served, judges, limits=config.limits, telemetry=telemetry, examples=config.examples).add_routes(app.router)
+    RerankApi(judges, config.reranking, telemetry).add_routes(app.router)
     add_console(app.router)
     app.openapi = partial(_openapi, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     _add_error_answers(app, telemetry)
     return app
+
+
+def _served_reranker(name: str, load: LoadReranker, config: ServerConfig, telemetry: Telemetry) -> ServedReranker:
+    warm = not name.startswith("remote:")  # a server elsewhere may cost something
+    observer = RerankerTelemetry(telemetry, name)
+    return ServedReranker(name, load, config.reranking.batching, observer, warm=warm)
 
 
 class _Application(FastAPI):

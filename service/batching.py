@@ -2,15 +2,18 @@
 
 A batch leaves as soon as a worker is free and holds what has gathered until then: alone when idle, larger under
 load, never delayed on purpose. Callers who left are dropped before work. Each item has its own error.
+
+Items of one caller may be ranked: the first of everyone come before the second of anyone, counted from where the
+queue stands when they arrive (start-time fair queueing, Goyal et al., SIGCOMM 1996), so that nobody waits for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
@@ -61,9 +64,13 @@ class BatchObserver(Protocol):
 
 @dataclass(slots=True)
 class _Waiting(Generic[Item, Result]):
+    place: tuple[int, int]
     item: Item
     tokens: int
     future: asyncio.Future[Result]
+
+    def __lt__(self, other: _Waiting[Item, Result]) -> bool:
+        return self.place < other.place
 
 
 _Batch = list[_Waiting[Item, Result]]
@@ -73,7 +80,7 @@ class Batcher(Generic[Item, Result]):
     """Gathers items and gives them to `run` in a worker thread.
 
     `run` takes a sequence and returns one result or error for each item, in order. `tokens` estimates an item's
-    cost against the budget. To be used from one event loop, after `start`.
+    cost against the budget; `what` names the items in messages. To be used from one event loop, after `start`.
     """
 
     def __init__(
@@ -83,12 +90,16 @@ class Batcher(Generic[Item, Result]):
         *,
         tokens: Callable[[Item], int],
         observer: BatchObserver,
+        what: str = "searches",
     ) -> None:
         self._run = run
+        self._what = what
         self._config = config
         self._tokens = tokens
         self._observer = observer
-        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._waiting: list[_Waiting[Item, Result]] = []  # a heap
+        self._arrivals = 0
+        self._turn = 0  # the rank that is being served
         self._work: SimpleQueue[_Batch[Item, Result] | None] = SimpleQueue()
         self._idle = config.workers
         self._seconds_per_item = 0.01
@@ -103,7 +114,7 @@ class Batcher(Generic[Item, Result]):
         """Starts the worker threads; call on the event loop that will submit."""
         self._loop = asyncio.get_running_loop()
         for number in range(self._config.workers):
-            thread = threading.Thread(target=self._serve, name=f"search-{number}", daemon=True)
+            thread = threading.Thread(target=self._serve, name=f"{self._what}-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -112,20 +123,23 @@ class Batcher(Generic[Item, Result]):
         """Items that wait, callers who left included."""
         return len(self._waiting)
 
-    def submit(self, items: Sequence[Item]) -> list[asyncio.Future[Result]]:
-        """One future for each item; cancel it when its caller leaves.
+    def submit(self, items: Sequence[Item], *, ranked: bool = False) -> list[asyncio.Future[Result]]:
+        """One future for each item; cancel it when its caller leaves. `ranked` items come the most urgent first.
 
         Raises Overloaded when not all items fit into the queue, Unavailable after `close` began. Nothing is queued
         then.
         """
         if self._closing is not None or not self._threads:
-            raise Unavailable("the service is shutting down" if self._closing else "the search queue is not started")
+            reason = "the service is shutting down" if self._closing else f"the queue of {self._what} is not started"
+            raise Unavailable(reason)
         if len(self._waiting) + len(items) > self._config.max_waiting:
             self._refuse(len(items))
         futures = []
-        for item in items:
+        for rank, item in enumerate(items):
             future: asyncio.Future[Result] = self._loop.create_future()
-            self._waiting.append(_Waiting(item, self._tokens(item), future))
+            place = (self._turn + rank if ranked else self._turn, self._arrivals)
+            heappush(self._waiting, _Waiting(place, item, self._tokens(item), future))
+            self._arrivals += 1
             futures.append(future)
         self._dispatch_soon()
         return futures
@@ -149,13 +163,14 @@ class Batcher(Generic[Item, Result]):
         self._observer.refused(count)
         seconds = self._seconds_per_item * (len(self._waiting) + count) / self._config.workers
         raise Overloaded(
-            f"{len(self._waiting)} searches wait and {count} more would exceed the limit of {self._config.max_waiting} "
-            "(batching.max_waiting); try again later",
+            f"{len(self._waiting)} {self._what} wait and {count} more would exceed the limit of "
+            f"{self._config.max_waiting} (batching.max_waiting); try again later",
             retry_after_seconds=min(max(seconds, 1.0), 60.0),
         )
 
     def _drop_the_departed(self) -> None:
-        kept = deque(w for w in self._waiting if not w.future.done())
+        kept = [w for w in self._waiting if not w.future.done()]
+        heapify(kept)
         if len(kept) < len(self._waiting):
             self._observer.dropped(len(self._waiting) - len(kept))
         self._waiting = kept
@@ -195,7 +210,7 @@ class Batcher(Generic[Item, Result]):
             else:
                 batch.append(first)
                 tokens += first.tokens
-            self._waiting.popleft()
+            self._turn = heappop(self._waiting).place[0]
         if departed:
             self._observer.dropped(departed)
         return batch
@@ -220,7 +235,7 @@ class Batcher(Generic[Item, Result]):
             results = self._run([waiting.item for waiting in batch])
             if len(results) == len(batch):
                 return results
-            raise Internal(f"{len(results)} results came back for {len(batch)} searches")
+            raise Internal(f"{len(results)} results came back for {len(batch)} {self._what}")
         except ChamferError as error:
             return [error] * len(batch)
         except Exception as error:  # a worker must outlive whatever a batch does

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, cast
 
 from chamfer.errors import ChamferError, Incompatible, Internal, Unavailable
 from chamfer.protocols import Encoder, Reranker
@@ -32,9 +32,21 @@ LONGEST_RETRY_SECONDS = 60.0
 class PipelineLoader:
     """Opens collections with the models they need; a model is loaded once and shared by collections and snapshots."""
 
-    def __init__(self, device: Any, *, rerankers: Sequence[str] = (), plans: Mapping[str, Plan] | None = None) -> None:
+    def __init__(
+        self,
+        device: Any,
+        *,
+        rerankers: Sequence[str] = (),
+        plans: Mapping[str, Plan] | None = None,
+        load_reranker: Callable[[str], Reranker] | None = None,
+        score_cache_bytes: int = 0,
+    ) -> None:
+        """`load_reranker` opens one by name (default: on `device`, without remote ones)."""
         self._device = device
         self._reranker_names = tuple(rerankers)
+        self._load_reranker = load_reranker or self._load_plain_reranker
+        self._score_cache_bytes = score_cache_bytes
+        self._score_cache: Any = None
         self._plans = dict(plans or {})
         self._encoders: dict[str, Encoder] = {}
         self._rerankers: dict[str, Reranker] = {}
@@ -68,14 +80,29 @@ class PipelineLoader:
             )
         return encoder
 
+    def reranker(self, name: str) -> Reranker:
+        """The reranker of this name, loaded once. All that judge pairs share one cache of scores."""
+        with self._lock:
+            if name not in self._rerankers:
+                self._rerankers[name] = self._cached(self._load_reranker(name))
+            return self._rerankers[name]
+
     def _all_rerankers(self) -> Mapping[str, Reranker]:
+        return {name: self.reranker(name) for name in self._reranker_names}
+
+    def _cached(self, reranker: Any) -> Reranker:
+        if not self._score_cache_bytes or not hasattr(reranker, "score_pairs"):
+            return cast(Reranker, reranker)
+        from models.score_cache import CachedReranker, ScoreCache
+
+        if self._score_cache is None:
+            self._score_cache = ScoreCache(self._score_cache_bytes)
+        return CachedReranker(reranker, self._score_cache)
+
+    def _load_plain_reranker(self, name: str) -> Reranker:
         from models.registry import load_reranker
 
-        with self._lock:
-            for name in self._reranker_names:
-                if name not in self._rerankers:
-                    self._rerankers[name] = load_reranker(name, self._device)
-            return dict(self._rerankers)
+        return load_reranker(name, self._device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import islice
 from time import monotonic
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from chamfer.errors import ChamferError, DeadlineExceeded, Internal
-from chamfer.protocols import Encoder, Reranker
-from chamfer.types import I64, Candidates, Document, Hit, Query, VectorKind, Vectors
+from chamfer.protocols import Encoder, PairReranker, Reranker
+from chamfer.types import F32, I64, Candidates, Document, Hit, Query, VectorKind, Vectors
 from service.fusion import blend, interpolate, judged_first, reciprocal_rank
 from service.plans import Features, Plan, ReciprocalRank, Rerank, Rescore, named_plans, resolve
 from service.records import ChannelView, CollectionView, SearchRequest, SearchResult
+from service.reranking import Ask, Pace, rank_in_time
 from service.stages import Clock, Judgement, Search, StageRunner, explanation, grouped
 
 __all__ = ["Pipeline", "SearchRequest", "SearchResult"]
@@ -47,6 +49,7 @@ class Pipeline:
         self.features = _features(collection, encoder, self.rerankers)
         self.plans = named_plans(self.features, plans or {})
         self._stages = StageRunner(clock)
+        self._paces: dict[str, Pace] = {}
 
     @property
     def snapshot(self) -> str:
@@ -173,21 +176,40 @@ class Pipeline:
                 search.judge(Judgement("blend", plan.channel, head, final, judged_first(earlier, plan.depth, final)))
 
     def _rerank(self, searches: list[Search]) -> None:
-        for search in searches:
-            rerank = search.plan.plan.rerank
-            if rerank is not None:
-                stage = f"rerank:{rerank.model}"
-                in_time = self._stages.in_time(stage, [search], needed=lambda _: False)
-                self._stages.attempt(stage, in_time, partial(self._rerank_group, rerank))
-
-    def _rerank_group(self, plan: Rerank, group: list[Search]) -> None:
-        for search in group:
-            rows = search.current.of(0)[0][: plan.depth]
-            if not len(rows):
+        asking = [s for s in searches if s.plan.plan.rerank is not None and s.current.depth]
+        for group in grouped(asking, lambda s: _rerank_of(s).model):
+            name = _rerank_of(group[0]).model
+            stage, reranker = f"rerank:{name}", self.rerankers[name]
+            if _judges_pairs(reranker):  # cut where the time ends, so begun as long as there is any
+                in_time = self._stages.in_time(stage, group, needed=lambda _: True)
+                self._stages.attempt(stage, in_time, partial(self._rerank_pairs, reranker, stage))
                 continue
-            scores = self.rerankers[plan.model].score(search.query, self.collection.documents(rows))
-            ranked = judged_first(search.current, plan.depth, scores)
-            search.judge(Judgement("rerank", plan.model, rows, scores, ranked))
+            for search in group:
+                in_time = self._stages.in_time(stage, [search], needed=lambda _: False)
+                self._stages.attempt(stage, in_time, partial(self._rerank_list, reranker))
+
+    def _rerank_pairs(self, reranker: PairReranker, stage: str, group: list[Search]) -> None:
+        """The pairs of all searches together; a search whose time is over keeps the scores that it has."""
+        heads = [search.current.of(0)[0][: _rerank_of(search).depth] for search in group]
+        documents = iter(self.collection.documents(np.concatenate(heads)))
+        asks = [
+            Ask(search.query, list(islice(documents, len(rows))), search.request.deadline)
+            for search, rows in zip(group, heads, strict=True)
+        ]
+        rank_in_time(reranker, asks, self._paces.setdefault(stage, Pace()), self._stages.clock)
+        for search, rows, ask in zip(group, heads, asks, strict=True):
+            if ask.error is not None:
+                search.result = ask.error
+                continue
+            if ask.open:
+                search.degraded.append(stage)
+            if ask.scores:
+                _judged(search, rows[: len(ask.scores)], np.asarray(ask.scores, dtype=np.float32))
+
+    def _rerank_list(self, reranker: Reranker, group: list[Search]) -> None:
+        for search in group:
+            rows = search.current.of(0)[0][: _rerank_of(search).depth]
+            _judged(search, rows, reranker.score(search.query, self.collection.documents(rows)))
 
     def _finish(self, searches: list[Search]) -> None:
         self._stages.attempt("documents", searches, self._answer)
@@ -217,6 +239,22 @@ def _features(collection: CollectionView, encoder: Encoder | None, rerankers: Ma
         rescorers=tuple(name for name, channel in usable.items() if hasattr(channel.retriever, "score")),
         rerankers=tuple(rerankers),
     )
+
+
+def _rerank_of(search: Search) -> Rerank:
+    rerank = search.plan.plan.rerank
+    if rerank is None:
+        raise Internal("a search without a rerank stage came to it")
+    return rerank
+
+
+def _judges_pairs(reranker: Reranker) -> TypeGuard[PairReranker]:
+    return hasattr(reranker, "score_pairs")
+
+
+def _judged(search: Search, rows: I64, scores: F32) -> None:
+    ranked = judged_first(search.current, len(rows), scores)
+    search.judge(Judgement("rerank", _rerank_of(search).model, rows, scores, ranked))
 
 
 def _retrieval_depth(name: str, search: Search) -> int:

@@ -20,6 +20,7 @@ from service.pipeline import Pipeline
 from service.plans import DEFAULT_PRESET, Plan
 from service.problems import FieldError, InvalidBody
 from service.records import SearchRequest, SearchResult
+from service.rerank_bodies import RerankBody, TeiBody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +166,7 @@ class BatchAnswer(_Wire):
 
 def component_schemas() -> dict[str, Any]:
     """The JSON schemas of all bodies, for OpenAPI's components."""
-    models = (SearchBody, BatchBody, SearchAnswer, BatchAnswer, Problem)
+    models = (SearchBody, BatchBody, SearchAnswer, BatchAnswer, Problem, RerankBody, TeiBody)
     _, schemas = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )

@@ -95,7 +95,8 @@ class Telemetry:
             _SECONDS,
         )
         self.batch_size = Tallies("chamfer_batch_searches", "Searches per batch", ["collection"], _SIZES)
-        for tallies in (self.request_seconds, self.stage_seconds, self.batch_size):
+        self.rerank_batch = Tallies("chamfer_rerank_batch_pairs", "Pairs per batch", ["reranker"], _SIZES)
+        for tallies in (self.request_seconds, self.stage_seconds, self.batch_size, self.rerank_batch):
             self.registry.register(tallies)
         self.queue_depth = Gauge("chamfer_queue_depth", "Searches that wait", ["collection"], registry=self.registry)
         self.searches = Counter(
@@ -117,6 +118,13 @@ class Telemetry:
             "chamfer_reload_failing",
             "1 while the newest snapshot cannot be opened",
             ["collection"],
+            registry=self.registry,
+        )
+        self.rerank_depth = Gauge("chamfer_rerank_queue", "Pairs that wait", ["reranker"], registry=self.registry)
+        self.reranked = Counter(
+            "chamfer_reranked_pairs",
+            "Pairs of rerank requests by outcome: ok or the error's code",
+            ["reranker", "outcome"],
             registry=self.registry,
         )
         self._requests: dict[tuple[str, str, int], tuple[Counter, Tally]] = {}
@@ -189,3 +197,30 @@ class CollectionTelemetry:
         if child is None:
             child = self._stages[stage] = self._telemetry.stage_seconds.labels(self._collection, stage)
         return child
+
+
+class RerankerTelemetry:
+    """The metrics of one reranker's own queue; its observer."""
+
+    def __init__(self, telemetry: Telemetry, reranker: str) -> None:
+        self.log = telemetry.log.bind(reranker=reranker)
+        self._telemetry = telemetry
+        self._reranker = reranker
+        self._batch_size = telemetry.rerank_batch.labels(reranker)
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """Reads the queue's depth whenever metrics are asked."""
+        self._telemetry.rerank_depth.labels(self._reranker).set_function(depth)
+
+    def batch_started(self, size: int) -> None:
+        self._batch_size.observe(size)
+
+    def dropped(self, count: int) -> None:
+        self.outcome("client_left", count)
+
+    def refused(self, count: int) -> None:
+        self.outcome("overloaded", count)
+
+    def outcome(self, outcome: str, count: int = 1) -> None:
+        """Counts pairs that ended so: ok, or an error's code."""
+        self._telemetry.reranked.labels(self._reranker, outcome).inc(count)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.errors import InvalidInput
+from chamfer.errors import InvalidInput, Unavailable
 from chamfer.protocols import EncoderSpec
 from chamfer.types import (
     F32,
@@ -255,9 +255,12 @@ def collection(
 
 
 class LengthReranker:
-    """Prefers long documents."""
+    """Prefers long documents; judges lists."""
 
+    name = "length"
     fingerprint = "length"
+    reads_images = False
+    score_kind = "similarity"
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -267,6 +270,37 @@ class LengthReranker:
         self.before()
         self.calls.append(len(documents))
         return np.asarray([len(document.text) for document in documents], dtype=np.float32)
+
+
+class PairReranker:
+    """Prefers long documents; judges pairs. Some texts are poison: crash, image, nan, down."""
+
+    name = "pairs"
+    fingerprint = "pairs"
+    reads_images = True
+    score_kind = "similarity"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.seen: list[Document] = []
+        self.before: Callable[[], object] = lambda: None
+
+    def score(self, query: Query, documents: Sequence[Document]) -> F32:
+        return self.score_pairs([(query, document) for document in documents])
+
+    def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> F32:
+        self.before()
+        self.batches.append(len(pairs))
+        self.seen += [document for _, document in pairs]
+        for _, document in pairs:
+            if "crash" in document.text:
+                raise RuntimeError("secret")
+            if document.text == "image" or document.image == b"broken":
+                raise InvalidInput("an image cannot be read")
+            if document.text == "down":
+                raise Unavailable("nobody answers")
+        values = [np.nan if d.text == "nan" else len(d.text) + len(d.image or b"") for _, d in pairs]  # type: ignore[arg-type]  # bytes
+        return np.asarray(values, dtype=np.float32)
 
 
 class ManualClock:

@@ -71,14 +71,17 @@ def _serve(
     for argument in collections or []:
         name, _, folder = argument.rpartition("=")
         served[name or Path(folder).resolve().name] = Path(folder)
-    if not served:
-        raise InvalidInput("no collection to serve: name a directory, or fill [collections] in the settings file")
+    if not served and not settings.models.rerankers:
+        raise InvalidInput(
+            "nothing to serve: name a directory, or fill [collections] or models.rerankers in the settings file"
+        )
     run_service(settings, served, host, port)
 
 
 def run_service(settings: Settings, served: dict[str, Path], host: str | None, port: int | None) -> None:
     """Runs uvicorn until it is told to stop; running requests are finished first."""
     from dataclasses import replace
+    from functools import partial
 
     import uvicorn
 
@@ -88,7 +91,9 @@ def run_service(settings: Settings, served: dict[str, Path], host: str | None, p
     config = replace(
         settings.service, host=host or settings.service.host, port=port if port is not None else settings.service.port
     )
-    app = create_app(served, config, pipeline_loader(settings))
+    loader = pipeline_loader(settings)
+    rerankers = {name: partial(loader.reranker, name) for name in settings.models.rerankers}
+    app = create_app(served, config, loader, rerankers=rerankers)
     uvicorn.run(
         app,
         host=config.host,

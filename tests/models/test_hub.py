@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_a_cross_encoder_scores_in_the_order_of_its_input(cross_path: Path) -> N
     from sentence_transformers import CrossEncoder
 
     reference = CrossEncoder(str(cross_path), device="cpu")
-    reranker = load_reranker(f"cross_encoder:{cross_path}", CONFIG)
+    reranker = load_reranker(f"cross_encoder:{cross_path}", replace(CONFIG, precision="fp32"))
     found = reranker.score(Query("q", "w1 w2"), DOCUMENTS)
     np.testing.assert_allclose(found, reference.predict([("w1 w2", text) for text in TEXTS]), atol=1e-5)
     assert len(set(found.tolist())) > 3

@@ -26,8 +26,8 @@ from chamfer.types import Document
 from service.app import ServerConfig, create_app
 from service.batching import BatchingConfig
 from service.pipeline import Pipeline
-from service.routes import WATCH_AFTER_SECONDS
 from service.schemas import BatchBody, Problem, SearchAnswer, SearchBody
+from service.waiting import WATCH_AFTER_SECONDS
 
 QUERY = "Why did the fox lose his tail?"
 

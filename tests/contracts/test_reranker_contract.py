@@ -1,0 +1,91 @@
+"""What every reranker promises, over every implementation: aligned, unsorted, independent of company."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support_encoders import HashEncoder
+from support_judges import tiny_text_judge
+from support_models import tiny_transformer
+from support_rerank_server import rerank_server
+
+from chamfer.types import Document, Query
+from models.backbone import DeviceConfig
+from models.maxsim_reranker import MaxSimReranker
+from models.registry import load_reranker
+from models.remote import RemoteConfig, RemoteReranker
+from models.score_cache import CachedReranker, ScoreCache
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about tiny models
+
+QUERY, OTHER = Query("q", "w1 w2 fox"), Query("p", "w9 crow")
+DOCUMENTS = [Document(f"d{i}", text) for i, text in enumerate(["w1 w3", "fox w2", "", "w9 crow w1", "w5 " * 70])]
+CONFIG = DeviceConfig(device="cpu", precision="fp32", batch_tokens=256)
+
+
+@pytest.fixture(scope="module")
+def makers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callable[[], Any]]]:
+    folder = tmp_path_factory.mktemp("rerankers")
+    cross = tiny_transformer(folder / "cross", "BertForSequenceClassification", num_labels=1)
+    judge: Path = tiny_text_judge(folder / "judge")
+    with rerank_server() as server:
+        yield {
+            "cross_encoder": lambda: load_reranker(str(cross), CONFIG),
+            "cached": lambda: CachedReranker(load_reranker(str(cross), CONFIG), ScoreCache(1 << 20)),  # type: ignore[arg-type]  # it judges pairs
+            "maxsim": lambda: MaxSimReranker(HashEncoder()),
+            "yes_no": lambda: load_reranker(f"yes_no:{judge}", CONFIG),
+            "true_false": lambda: load_reranker(f"true_false:{judge}", CONFIG),
+            "unime": lambda: load_reranker(f"unime:{judge}", CONFIG),
+            "remote": lambda: RemoteReranker("far", RemoteConfig(url=server.url, protocol="vllm-score")),
+        }
+
+
+PAIRWISE = ("cross_encoder", "cached", "maxsim", "yes_no", "true_false", "remote")
+EVERY = (*PAIRWISE, "unime")
+
+
+@pytest.fixture
+def reranker(request: pytest.FixtureRequest, makers: dict[str, Callable[[], Any]]) -> Iterator[Any]:
+    made = makers[request.param]()
+    yield made
+    if hasattr(made, "close"):
+        made.close()
+
+
+@pytest.mark.parametrize("reranker", EVERY, indirect=True)
+def test_scores_are_finite_float32_aligned_and_none_for_none(reranker: Any) -> None:
+    scores = reranker.score(QUERY, DOCUMENTS)
+    assert scores.shape == (len(DOCUMENTS),)
+    assert scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+    assert len(set(scores.tolist())) > 2
+    assert reranker.score(QUERY, []).shape == (0,)
+
+
+@pytest.mark.parametrize("reranker", EVERY, indirect=True)
+def test_what_it_says_of_itself_is_complete(reranker: Any) -> None:
+    assert reranker.name
+    assert len(reranker.fingerprint) == 64
+    assert reranker.score_kind in ("logit", "probability", "similarity", "list")
+    assert reranker.reads_images in (True, False)
+    assert hasattr(reranker, "score_pairs") == (reranker.score_kind != "list")
+
+
+@pytest.mark.parametrize("reranker", PAIRWISE, indirect=True)
+def test_a_pairs_score_does_not_depend_on_its_company(reranker: Any) -> None:
+    together = reranker.score(QUERY, DOCUMENTS)
+    turned = reranker.score(QUERY, DOCUMENTS[::-1])[::-1]
+    mixed = reranker.score_pairs([pair for d in DOCUMENTS for pair in ((OTHER, d), (QUERY, d))])
+    np.testing.assert_allclose(turned, together, atol=2e-4)
+    np.testing.assert_allclose(mixed[1::2], together, atol=2e-4)
+    np.testing.assert_allclose(mixed[::2], reranker.score(OTHER, DOCUMENTS), atol=2e-4)
+
+
+def test_fingerprints_tell_all_of_them_apart_and_a_cache_changes_none(makers: dict[str, Callable[[], Any]]) -> None:
+    found = {name: make().fingerprint for name, make in makers.items()}
+    assert found["cached"] == found.pop("cross_encoder")
+    assert len(set(found.values())) == len(found)

@@ -1,0 +1,151 @@
+"""What the channels `lexical` and `sparse` share: postings packed, merged and searched, whatever a term or a value is.
+
+A segment's arrays: terms [V] (names, ascending); by term offsets i64 [V+1], documents u16 or i32 [Z], codes u8 [Z];
+by row row_offsets i64 [N+1], row_terms u16 or i32 [Z] (places in `terms`, ascending in a row), row_values [Z].
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from chamfer.errors import InvalidInput
+from chamfer.types import F32, I32, I64, Array, Bool, Candidates, SparseVectors, join_offsets, ragged_index
+from indexing.family import SegmentPart, allowed_rows, locate, starts_of
+from indexing.kernels.impacts import Impacts, Scratch, by_term, narrow, search
+from indexing.kernels.topk import as_candidates, best, check_depth
+
+
+def check_pruning(name: str, pruning: float) -> None:
+    """InvalidInput unless it is a share."""
+    if not 0 <= pruning <= 1:
+        raise InvalidInput(f"{name} pruning is {pruning}, expected 0 (exact) to 1")
+
+
+def pack_rows(row_offsets: I64, names: Array, values: Array, codes: Array) -> dict[str, Array]:
+    """The arrays of a segment from postings [Z] that lie by row, names ascending in each."""
+    terms, places = np.unique(names, return_inverse=True)
+    offsets, documents, listed = by_term(row_offsets, places, codes, len(terms))
+    return {
+        "terms": terms,
+        "offsets": offsets,
+        "documents": documents,
+        "codes": listed,
+        "row_offsets": row_offsets,
+        "row_terms": narrow(places, len(terms)),
+        "row_values": values,
+    }
+
+
+def live_postings(parts: Sequence[SegmentPart]) -> tuple[I64, Array, Array]:
+    """(row_offsets i64 [n+1], names [Z], values [Z]) of the live rows of all parts, in order."""
+    offsets, names, values = [], [], []
+    for part in parts:
+        index, own = ragged_index(np.asarray(part.arrays["row_offsets"]), part.live_rows())
+        offsets.append(own)
+        names.append(part.arrays["terms"][part.arrays["row_terms"][index]])
+        values.append(part.arrays["row_values"][index])
+    return join_offsets(offsets), np.concatenate(names), np.concatenate(values)
+
+
+def places_of(names: Array, wanted: Array) -> I64:
+    """Where each wanted name stands among ascending names, -1 where it is not there: i64 [n]."""
+    if not len(names):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    places = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
+    return np.where(np.asarray(names)[places] == wanted, places, -1).astype(np.int64)
+
+
+class ImpactIndex:
+    """The opened segments of one channel. Terms of queries are numbers 0..V-1 that run through all segments."""
+
+    def __init__(
+        self, parts: Sequence[SegmentPart], impacts: Sequence[Impacts], numbers: Sequence[Array], vocabulary: int
+    ) -> None:
+        """`numbers` [V of the part] are the terms' numbers in 0..vocabulary-1, ascending."""
+        self.vocabulary = vocabulary
+        self._parts = parts
+        self._starts = starts_of(parts)
+        self._impacts = impacts
+        self._numbers = numbers
+        self._local = [_inverse(own, vocabulary) for own in numbers]
+        self._pools: list[deque[Scratch]] = [deque() for _ in parts]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def search(self, queries: SparseVectors, weights: F32, k: int, allowed: Bool | None, grant: float) -> Candidates:
+        """The k best rows a query; `weights` f32 [Zq] stand for the queries' own."""
+        check_depth(k)
+        usable = allowed_rows(self._parts, allowed)
+        depth = min(k, len(self))
+        floors = np.zeros(len(queries), dtype=np.float32)
+        ranked: list[tuple[Array, Array]] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+        for number, impacts in enumerate(self._impacts):
+            if not impacts.n_documents:
+                continue
+            first, last = self._starts[number : number + 2].tolist()
+            mask = None if usable is None else np.ascontiguousarray(usable[first:last])
+            asked = _local_query(self._local[number], queries, weights)
+            rows, scores, counts = self._search_part(number, asked, depth, mask, floors, grant)
+            for q, count in enumerate(counts.tolist()):
+                found = rows[q, :count] + first, scores[q, :count]
+                ranked[q] = found if first == 0 else _joined(ranked[q], found, depth)
+                if len(ranked[q][1]) == depth:
+                    floors[q] = ranked[q][1][-1]
+        return as_candidates(ranked, k)
+
+    def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
+        """The stored vectors of rows (of BM25: term frequencies). InvalidInput for a row that does not exist."""
+        part_of, local = locate(self._starts, np.asarray(rows, dtype=np.int64))
+        weights, terms, lengths = [np.empty(0, np.float32)], [np.empty(0, np.int32)], []
+        for number, row in zip(part_of.tolist(), local.tolist(), strict=True):
+            own = self._impacts[number]
+            span = slice(int(own.row_offsets[row]), int(own.row_offsets[row + 1]))
+            values = own.row_values[span].astype(np.float32)
+            scaled = own.row_values.dtype == np.uint8 and not own.saturating
+            weights.append(values * own.norms[row] if scaled else values)
+            terms.append(self._numbers[number][own.row_terms[span]].astype(np.int32))
+            lengths.append(span.stop - span.start)
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return SparseVectors(np.concatenate(weights), np.concatenate(terms), offsets, self.vocabulary)
+
+    def _search_part(
+        self, number: int, asked: tuple[I64, F32, I64], k: int, mask: Bool | None, floors: F32, grant: float
+    ) -> tuple[I64, F32, I64]:
+        pool = self._pools[number]
+        try:
+            scratch = pool.pop()
+        except IndexError:
+            scratch = Scratch(self._impacts[number])
+        found = search(self._impacts[number], scratch, asked, k, mask, floors, grant)
+        pool.append(scratch)  # not after an error: it may not be clean
+        return found
+
+
+def _inverse(numbers: Array, vocabulary: int) -> I32:
+    """A segment's place of each term of the vocabulary, -1 where it has none: i32 [vocabulary]."""
+    out = np.full(vocabulary, -1, dtype=np.int32)
+    out[numbers] = np.arange(len(numbers), dtype=np.int32)
+    return out
+
+
+def _local_query(local: I32, queries: SparseVectors, weights: F32) -> tuple[I64, F32, I64]:
+    """The queries in a segment's own terms; those that it has not are dropped."""
+    places = local[queries.terms].astype(np.int64)
+    known = places >= 0
+    if known.all():
+        return places, weights, queries.offsets
+    before = np.zeros(len(known) + 1, dtype=np.int64)
+    np.cumsum(known, out=before[1:])
+    return places[known], weights[known], before[queries.offsets]
+
+
+def _joined(ranked: tuple[Array, Array], found: tuple[Array, Array], k: int) -> tuple[Array, Array]:
+    """The k best of two rankings, all rows of the first before those of the second."""
+    rows, scores = (np.concatenate(pair) for pair in zip(ranked, found, strict=True))
+    places = best(scores, k)
+    return rows[places], scores[places]

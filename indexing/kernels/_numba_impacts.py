@@ -13,11 +13,18 @@ _HALF = np.float32(0.5)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def search(
-    offsets: Any, documents: Any, codes: Any, row_offsets: Any, row_terms: Any, row_values: Any, norms: Any,
-    saturating: bool, scores: Any, query: Any, terms: Any, weights: Any, k: int, allowed: Any, floor: Any,
-) -> Any:  # fmt: skip
-    """(rows i64 [n], scores f32 [n]) of one query, rows ascending: those that could be among the k best."""
+def search(by_term: Any, by_row: Any, mode: Any, room: Any, asked: Any, k: int, wanted: Any) -> Any:
+    """(rows i64 [n], scores f32 [n]) of one query, rows ascending: those that could be among the k best.
+
+    by_term (offsets, documents, codes), by_row (row_offsets, row_terms, row_values, norms), mode (saturating,
+    row_values are float32), room (scores, query), asked (terms, weights), wanted (allowed, empty for all; floor): as in
+    indexing.kernels.impacts.
+    """
+    offsets, documents, codes = by_term
+    row_offsets, row_terms, row_values, norms = by_row
+    saturating, float_values = mode
+    scores, query = room
+    terms, weights = asked
     total = _ZERO
     for i in range(len(terms)):
         query[terms[i]] = weights[i]
@@ -26,12 +33,11 @@ def search(
             d = documents[p]
             code = np.float32(codes[p])
             scores[d] += weights[i] * (code / (code + norms[d]) if saturating else code)
-    exact_codes = saturating or row_values.dtype == np.uint8
-    rows = _select(scores, norms, saturating, _ZERO if exact_codes else _HALF * total, k, allowed, floor)
+    rows = _select(scores, norms, saturating, _HALF * total if float_values else _ZERO, k, wanted)
     out = np.empty(len(rows), np.float32)
     for i in range(len(rows)):
         start, stop = row_offsets[rows[i]], row_offsets[rows[i] + 1]
-        out[i] = _score(row_terms[start:stop], row_values[start:stop], norms[rows[i]], saturating, query)
+        out[i] = _score(row_terms[start:stop], row_values[start:stop], norms[rows[i]], mode, query)
     for i in range(len(terms)):
         query[terms[i]] = _ZERO
     keep = out > 0
@@ -39,8 +45,9 @@ def search(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _select(scores: Any, norms: Any, saturating: bool, half_steps: Any, k: int, allowed: Any, floor: Any) -> Any:
+def _select(scores: Any, norms: Any, saturating: bool, half_steps: Any, k: int, wanted: Any) -> Any:
     """Rows whose score could be among the k best; the sums are set to zero."""
+    allowed, floor = wanted
     lowers = np.full(len(norms), -np.inf, np.float32)
     uppers = np.full(len(norms), -np.inf, np.float32)
     for d in range(len(norms)):
@@ -57,8 +64,9 @@ def _select(scores: Any, norms: Any, saturating: bool, half_steps: Any, k: int, 
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _score(terms: Any, values: Any, norm: Any, saturating: bool, query: Any) -> Any:
+def _score(terms: Any, values: Any, norm: Any, mode: Any, query: Any) -> Any:
     """A row's score in sixteen lanes that are added in a fixed order."""
+    saturating, float_values = mode
     lanes = np.zeros(16, np.float32)
     for i in range(len(terms)):
         value = np.float32(values[i])
@@ -68,4 +76,4 @@ def _score(terms: Any, values: Any, norm: Any, saturating: bool, query: Any) -> 
     for width in (8, 4, 2, 1):
         for j in range(width):
             lanes[j] += lanes[j + width]
-    return lanes[0] if saturating or values.dtype == np.float32 else lanes[0] * norm
+    return lanes[0] if saturating or float_values else lanes[0] * norm

@@ -9,13 +9,13 @@ depend on how documents lie in segments, on pruning, or on which of the compiled
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from chamfer.types import F32, I64, Array, Bool
 from indexing.kernels import _native_impacts, _numba_impacts
-from indexing.kernels.inverted import invert
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,24 +86,31 @@ def search(
     scores = np.empty((len(floors), k), dtype=np.float32)
     counts = np.zeros(len(floors), dtype=np.int64)
     mask = np.empty(0, dtype=np.bool_) if allowed is None else allowed
+    by_term = (impacts.offsets, impacts.documents, impacts.codes)
+    by_row = (impacts.row_offsets, impacts.row_terms, impacts.row_values, impacts.norms)
+    room = (scratch.scores, scratch.query)
+    mode = (impacts.saturating, impacts.row_values.dtype == np.float32)
     terms, weights, offsets = query
-    for q, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-        own_rows, own_scores = _numba_impacts.search(
-            *_by_term(impacts), *_by_row(impacts), impacts.saturating, scratch.scores, scratch.query,
-            terms[start:stop], weights[start:stop], k, mask, floors[q],
-        )  # fmt: skip
-        order = np.lexsort((own_rows, -own_scores))[:k]
+    for q, (start, stop) in enumerate(pairwise(offsets)):
+        asked = (terms[start:stop], weights[start:stop])
+        own = _numba_impacts.search(by_term, by_row, mode, room, asked, k, (mask, floors[q]))
+        order = np.lexsort((own[0], -own[1]))[:k]
         counts[q] = len(order)
-        rows[q, : len(order)], scores[q, : len(order)] = own_rows[order], own_scores[order]
+        rows[q, : len(order)], scores[q, : len(order)] = own[0][order], own[1][order]
     return rows, scores, counts
 
 
-def by_term(row_offsets: I64, row_terms: Array, codes: Array, n_terms: int) -> tuple[I64, Array, Array]:
-    """(offsets i64 [V+1], documents u16 or i32 [Z], codes [Z]) from postings that lie by row."""
+def invert(row_offsets: I64, row_terms: Array, n_terms: int) -> tuple[I64, Array, I64]:
+    """Postings that lie by row, put by term: (offsets i64 [V+1], documents u16 or i32 [Z], their order i64 [Z]).
+
+    Documents ascend in a list. Cost O(Z) for u16 terms (radix sort), O(Z log Z) for i32.
+    """
     n_rows = len(row_offsets) - 1
-    owners = np.repeat(np.arange(n_rows, dtype=np.int64), np.diff(row_offsets))
-    offsets, documents, values = invert(row_terms, owners, codes, n_terms)
-    return offsets, narrow(documents, n_rows), values
+    order = np.argsort(row_terms, kind="stable")
+    owners = np.repeat(narrow(np.arange(n_rows), n_rows), np.diff(row_offsets))
+    offsets = np.zeros(n_terms + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row_terms, minlength=n_terms), out=offsets[1:])
+    return offsets, owners[order], order
 
 
 def narrow(numbers: Array, below: int) -> Array:
@@ -121,11 +128,3 @@ def quantise(weights: F32, row_offsets: I64) -> tuple[Array, F32]:
     scales = largest / np.float32(255)
     codes = np.rint(weights / np.repeat(scales, lengths))
     return np.clip(codes, 1, 255).astype(np.uint8), scales
-
-
-def _by_term(impacts: Impacts) -> tuple[Array, ...]:
-    return impacts.offsets, impacts.documents, impacts.codes
-
-
-def _by_row(impacts: Impacts) -> tuple[Array, ...]:
-    return impacts.row_offsets, impacts.row_terms, impacts.row_values, impacts.norms

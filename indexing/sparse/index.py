@@ -1,20 +1,22 @@
 """What the channels `lexical` and `sparse` share: postings packed, merged and searched, whatever a term or a value is.
 
-A segment's arrays: terms [V] (names, ascending); by term offsets i64 [V+1], documents u16 or i32 [Z], codes u8 [Z];
-by row row_offsets i64 [N+1], row_terms u16 or i32 [Z] (places in `terms`, ascending in a row), row_values [Z].
+A segment's arrays: terms [V] (names, ascending). By term: offsets i64 [V+1], documents u16 or i32 [Z], codes u8 [Z],
+largest [V]. By row: row_offsets i64 [N+1], row_terms u16 or i32 [Z] (places in `terms`, ascending in a row),
+row_values [Z].
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from chamfer.errors import InvalidInput
 from chamfer.types import F32, I32, I64, Array, Bool, Candidates, SparseVectors, join_offsets, ragged_index
 from indexing.family import SegmentPart, allowed_rows, locate, starts_of
-from indexing.kernels.impacts import Impacts, Scratch, by_term, narrow, search
+from indexing.kernels.impacts import Impacts, Scratch, invert, narrow, search
 from indexing.kernels.topk import as_candidates, best, check_depth
 
 
@@ -24,30 +26,51 @@ def check_pruning(name: str, pruning: float) -> None:
         raise InvalidInput(f"{name} pruning is {pruning}, expected 0 (exact) to 1")
 
 
-def pack_rows(row_offsets: I64, names: Array, values: Array, codes: Array) -> dict[str, Array]:
-    """The arrays of a segment from postings [Z] that lie by row, names ascending in each."""
-    terms, places = np.unique(names, return_inverse=True)
-    offsets, documents, listed = by_term(row_offsets, places, codes, len(terms))
+@dataclass(frozen=True, slots=True)
+class Postings:
+    """Postings that lie by row: names [V] ascending, places i64 [Z] in them (ascending in a row), values [Z]."""
+
+    row_offsets: I64
+    names: Array
+    places: I64
+    values: Array
+
+
+def pack_postings(postings: Postings, codes: Array, weights: Array) -> dict[str, Array]:
+    """The arrays of a segment; names that nobody has are dropped. `largest` [V] are each list's largest weights."""
+    used = np.bincount(postings.places, minlength=len(postings.names)) > 0
+    names = postings.names[used]
+    row_terms = narrow((np.cumsum(used) - 1)[postings.places], len(names))
+    offsets, documents, order = invert(postings.row_offsets, row_terms, len(names))
     return {
-        "terms": terms,
+        "terms": names,
         "offsets": offsets,
         "documents": documents,
-        "codes": listed,
-        "row_offsets": row_offsets,
-        "row_terms": narrow(places, len(terms)),
-        "row_values": values,
+        "codes": codes[order],
+        "largest": np.maximum.reduceat(weights[order], offsets[:-1]) if len(names) else weights[:0],
+        "row_offsets": postings.row_offsets,
+        "row_terms": row_terms,
+        "row_values": postings.values,
     }
 
 
-def live_postings(parts: Sequence[SegmentPart]) -> tuple[I64, Array, Array]:
-    """(row_offsets i64 [n+1], names [Z], values [Z]) of the live rows of all parts, in order."""
-    offsets, names, values = [], [], []
+def live_postings(parts: Sequence[SegmentPart]) -> Postings:
+    """The postings of the live rows of all parts, in order."""
+    names = union([part.arrays["terms"] for part in parts])
+    offsets, places, values = [], [], []
     for part in parts:
         index, own = ragged_index(np.asarray(part.arrays["row_offsets"]), part.live_rows())
         offsets.append(own)
-        names.append(part.arrays["terms"][part.arrays["row_terms"][index]])
+        places.append(np.searchsorted(names, part.arrays["terms"])[part.arrays["row_terms"][index]])
         values.append(part.arrays["row_values"][index])
-    return join_offsets(offsets), np.concatenate(names), np.concatenate(values)
+    return Postings(join_offsets(offsets), names, np.concatenate(places), np.concatenate(values))
+
+
+def union(names: Sequence[Array]) -> Array:
+    """Every name of several ascending lists, ascending: [V]."""
+    if len(names) == 1:
+        return np.asarray(names[0])
+    return np.unique(np.concatenate(names)) if names else np.empty(0, dtype=np.uint64)
 
 
 def places_of(names: Array, wanted: Array) -> I64:
@@ -127,15 +150,15 @@ class ImpactIndex:
 
 
 def _inverse(numbers: Array, vocabulary: int) -> I32:
-    """A segment's place of each term of the vocabulary, -1 where it has none: i32 [vocabulary]."""
-    out = np.full(vocabulary, -1, dtype=np.int32)
+    """A segment's place of each term of the vocabulary, -1 where it has none, last for unknown terms: i32 [V+1]."""
+    out = np.full(vocabulary + 1, -1, dtype=np.int32)
     out[numbers] = np.arange(len(numbers), dtype=np.int32)
     return out
 
 
 def _local_query(local: I32, queries: SparseVectors, weights: F32) -> tuple[I64, F32, I64]:
     """The queries in a segment's own terms; those that it has not are dropped."""
-    places = local[queries.terms].astype(np.int64)
+    places = local[np.minimum(queries.terms, len(local) - 1)].astype(np.int64)
     known = places >= 0
     if known.all():
         return places, weights, queries.offsets

@@ -13,7 +13,7 @@ from chamfer.errors import InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
 from indexing.family import SegmentPart, WithoutCodec
 from indexing.kernels.impacts import Impacts, quantise
-from indexing.sparse.index import ImpactIndex, check_pruning, live_postings, pack_rows
+from indexing.sparse.index import ImpactIndex, Postings, check_pruning, live_postings, pack_postings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class SparseConfig:
 
 
 class SparseFamily(WithoutCodec):
-    """See indexing.family.Family. Arrays: those of indexing.sparse.index; terms i32, row_values f32 or u8, and
-    scales f32 [N] (one step of a row's codes), largest f32 [V] (of each list's weights)."""
+    """See indexing.family.Family. Arrays: those of indexing.sparse.index; terms i32, row_values f32 or u8, largest
+    f32, and scales f32 [N] (one step of a row's codes)."""
 
     name: ClassVar[str] = "sparse"
     kind: ClassVar[VectorKind | None] = VectorKind.SPARSE
@@ -51,13 +51,15 @@ class SparseFamily(WithoutCodec):
             raise InvalidInput("a sparse weight is not finite")
         codes, scales = quantise(vectors.weights, vectors.offsets)
         values = vectors.weights if self.config.storage == "float32" else codes
-        return _arrays(vectors.offsets, vectors.terms, values, codes, scales)
+        names = np.arange(vectors.vocabulary, dtype=np.int32)
+        return _arrays(Postings(vectors.offsets, names, vectors.terms, values), codes, scales)
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-        row_offsets, names, values = live_postings(parts)
+        postings = live_postings(parts)
         scales = np.concatenate([part.arrays["scales"][part.live_rows()] for part in parts])
-        codes = values if values.dtype == np.uint8 else quantise(values, row_offsets)[0]
-        return dict(_arrays(row_offsets, names, values, codes, scales))
+        own = postings.values
+        codes = own if own.dtype == np.uint8 else quantise(own, postings.row_offsets)[0]
+        return dict(_arrays(postings, codes, scales))
 
     def open(self, parts: Sequence[SegmentPart]) -> SparseRetriever:
         return SparseRetriever(parts, self.config)
@@ -92,14 +94,11 @@ class SparseRetriever:
         return out
 
 
-def _arrays(row_offsets: I64, names: Array, values: Array, codes: Array, scales: F32) -> dict[str, Array]:
-    arrays = pack_rows(row_offsets, names, values, codes)
-    largest = np.zeros(len(arrays["terms"]), dtype=np.float32)
-    weights = values
-    if values.dtype == np.uint8:
-        weights = values * np.repeat(scales, np.diff(row_offsets))
-    np.maximum.at(largest, arrays["row_terms"], weights)
-    return {**arrays, "scales": scales, "largest": largest}
+def _arrays(postings: Postings, codes: Array, scales: F32) -> dict[str, Array]:
+    weights = postings.values
+    if weights.dtype == np.uint8:
+        weights = weights * np.repeat(scales, np.diff(postings.row_offsets))
+    return {**pack_postings(postings, codes, weights), "scales": scales}
 
 
 def _impacts(arrays: dict[str, Array]) -> Impacts:

@@ -15,11 +15,19 @@ import numpy as np
 
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
-from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
+from chamfer.types import I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
 from indexing.family import SegmentPart, WithoutCodec
 from indexing.kernels.impacts import Impacts
-from indexing.sparse.analysis import U64, AnalysisConfig, Analyzer, term_hashes
-from indexing.sparse.index import ImpactIndex, check_pruning, live_postings, pack_rows, places_of
+from indexing.sparse.analysis import AnalysisConfig, Analyzer, term_hashes
+from indexing.sparse.index import (
+    ImpactIndex,
+    Postings,
+    check_pruning,
+    live_postings,
+    pack_postings,
+    places_of,
+    union,
+)
 
 _MOST = np.iinfo(np.uint8).max
 _LEAST_NORM = np.float32(1e-30)  # with k1 = 0: tf / (tf + norm) is then 1
@@ -49,7 +57,7 @@ class LexicalConfig:
 
 class LexicalFamily(WithoutCodec):
     """See indexing.family.Family. Arrays: those of indexing.sparse.index; terms u64 (hashes), row_values u8 (term
-    frequencies, at most 255), and lengths i32 [N] (terms of each document), largest u8 [V] (of each list)."""
+    frequencies, at most 255), largest u8, and lengths i32 [N] (terms of each document)."""
 
     name: ClassVar[str] = "lexical"
     kind: ClassVar[VectorKind | None] = None
@@ -72,14 +80,17 @@ class LexicalFamily(WithoutCodec):
         tf = np.fromiter((n for count in counts for n in count.values()), dtype=np.int64)
         offsets = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum([len(count) for count in counts], out=offsets[1:])
-        names = term_hashes(numbers)[number]
-        order = np.lexsort((names, np.repeat(np.arange(len(counts)), np.diff(offsets))))
+        hashes = term_hashes(numbers)
+        rank = np.argsort(np.argsort(hashes, kind="stable"), kind="stable")
+        places = rank[number]
+        order = np.lexsort((places, np.repeat(np.arange(len(counts)), np.diff(offsets))))
         lengths = np.array([sum(count.values()) for count in counts], dtype=np.int32)
-        return _arrays(offsets, names[order], np.minimum(tf[order], _MOST).astype(np.uint8), lengths)
+        values = np.minimum(tf[order], _MOST).astype(np.uint8)
+        return _arrays(Postings(offsets, np.sort(hashes), places[order], values), lengths)
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
         lengths = np.concatenate([part.arrays["lengths"][part.live_rows()] for part in parts])
-        return dict(_arrays(*live_postings(parts), lengths))
+        return dict(_arrays(live_postings(parts), lengths))
 
     def open(self, parts: Sequence[SegmentPart]) -> LexicalRetriever:
         return LexicalRetriever(parts, self.config)
@@ -98,7 +109,7 @@ class LexicalRetriever:
         self._analyzer = Analyzer(config.analysis)
         self._lock = Lock()  # the stemmer and its cache are not for two threads
         arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
-        self._vocabulary = _vocabulary([own["terms"] for own in arrays])
+        self._vocabulary = union([own["terms"] for own in arrays])
         numbers = [np.searchsorted(self._vocabulary, own["terms"]) for own in arrays]
         n_live = sum(part.n_live for part in parts)
         frequency = _document_frequency(parts, numbers, len(self._vocabulary))
@@ -145,11 +156,8 @@ class LexicalRetriever:
         return type(self)(self._parts, replace(self._config, **params))
 
 
-def _arrays(row_offsets: I64, names: U64, frequencies: Array, lengths: Array) -> dict[str, Array]:
-    arrays = pack_rows(row_offsets, names, frequencies, frequencies)
-    largest = np.zeros(len(arrays["terms"]), dtype=np.uint8)
-    np.maximum.at(largest, arrays["row_terms"], frequencies)
-    return {**arrays, "lengths": lengths, "largest": largest}
+def _arrays(postings: Postings, lengths: Array) -> dict[str, Array]:
+    return {**pack_postings(postings, postings.values, postings.values), "lengths": lengths}
 
 
 def _impacts(arrays: dict[str, Array], config: LexicalConfig, mean: float) -> Impacts:
@@ -175,8 +183,3 @@ def _document_frequency(parts: Sequence[SegmentPart], numbers: Sequence[I64], vo
             counts = running[offsets[1:]] - running[offsets[:-1]]
         out[own] += counts
     return out
-
-
-def _vocabulary(names: Sequence[U64]) -> U64:
-    """Every term hash of the segments, ascending: u64 [V]."""
-    return names[0] if len(names) == 1 else np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *names]))

@@ -81,11 +81,10 @@ def _stop_words(language: str) -> frozenset[str]:
         return _ENGLISH
     import stop_words
 
-    known = stop_words.get_languages() if hasattr(stop_words, "get_languages") else stop_words.AVAILABLE_LANGUAGES
-    if language not in known:
+    if language not in stop_words.AVAILABLE_LANGUAGES:
         raise InvalidInput(
             f"there are no stop words for {language!r}; set lexical.analysis.stop_words to none or one of "
-            f"{', '.join(sorted(name for name in known if len(name) > 2))}"
+            f"{', '.join(sorted(stop_words.AVAILABLE_LANGUAGES))}"
         )
     return frozenset(word.lower() for word in stop_words.get_stop_words(language))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chamfer.types import F32, I64, Bool
+from chamfer.types import F32, I32, I64, Bool
 
 if TYPE_CHECKING:
     from indexing.kernels.impacts import Impacts, Scratch
@@ -27,7 +27,7 @@ class _Impacts(ctypes.Structure):
 
 
 class _Scratch(ctypes.Structure):
-    _fields_ = tuple((name, _POINTER) for name in ("scores", "query", "uppers", "lowers", "rows", "hits"))
+    _fields_ = tuple((name, _POINTER) for name in ("scores", "query", "uppers", "lowers", "rows", "hits", "asked"))
 
 
 @cache
@@ -41,7 +41,7 @@ def library() -> Any | None:
         return None
     loaded.chamfer_impacts_search.restype = None
     loaded.chamfer_impacts_search.argtypes = [
-        *[_POINTER] * 5, _COUNT, _COUNT, _POINTER, _COUNT, _POINTER, ctypes.c_float, *[_POINTER] * 4,
+        *[_POINTER] * 5, _COUNT, _COUNT, _POINTER, _COUNT, _POINTER, ctypes.c_float, *[_POINTER] * 3,
     ]  # fmt: skip
     return loaded
 
@@ -49,10 +49,10 @@ def library() -> Any | None:
 def search(
     impacts: Impacts,
     scratch: Scratch,
-    query: tuple[I64, F32, I64],
+    query: tuple[I32, F32, I64],
     k: int,
     allowed: Bool | None,
-    floors: F32,
+    floors: F32 | None,
     grant: float,
 ) -> tuple[I64, F32, I64] | None:
     """See indexing.kernels.impacts.search; None where the library cannot be had."""
@@ -62,15 +62,17 @@ def search(
     if scratch.native is None:
         scratch.native = _structures(impacts, scratch)
     index, work = scratch.native
-    rows = np.empty((len(floors), k), dtype=np.int64)
-    scores = np.empty((len(floors), k), dtype=np.float32)
-    counts = np.empty(len(floors), dtype=np.int64)
-    asked = np.empty((len(query[0]) + 1, 2), dtype=np.int64)
+    n_queries = len(query[2]) - 1
+    rows = np.empty((n_queries, k), dtype=np.int64)
+    scores = np.empty((n_queries, k), dtype=np.float32)
+    counts = np.empty(n_queries, dtype=np.int64)
     n_allowed = impacts.n_documents if allowed is None else int(np.count_nonzero(allowed))
-    at = [array.ctypes.data for array in (*query, floors, asked, rows, scores, counts)]
+    query = (query[0], np.ascontiguousarray(query[1]), np.ascontiguousarray(query[2]))
+    terms, weights, offsets = (array.ctypes.data for array in query)
     fast.chamfer_impacts_search(
-        index, work, at[0], at[1], at[2], len(floors), k, None if allowed is None else allowed.ctypes.data,
-        n_allowed, at[3], grant, at[4], at[5], at[6], at[7],
+        index, work, terms, weights, offsets, len(counts), k, None if allowed is None else allowed.ctypes.data,
+        n_allowed, None if floors is None else floors.ctypes.data, grant,
+        rows.ctypes.data, scores.ctypes.data, counts.ctypes.data,
     )  # fmt: skip
     return rows, scores, counts
 
@@ -86,6 +88,6 @@ def _structures(impacts: Impacts, scratch: Scratch) -> tuple[Any, Any]:
         impacts.row_terms.dtype == np.int32, impacts.row_values.dtype == np.float32,
         *(array.ctypes.data for array in arrays),
     )  # fmt: skip
-    room = (scratch.scores, scratch.query, scratch.uppers, scratch.lowers, scratch.rows, scratch.hits)
+    room = (scratch.scores, scratch.query, scratch.uppers, scratch.lowers, scratch.rows, scratch.hits, scratch.asked)
     work = _Scratch(*(array.ctypes.data for array in room))
     return ctypes.byref(index), ctypes.byref(work)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.types import F32, I64, Array, Bool
+from chamfer.types import F32, I32, I64, Array, Bool
 from indexing.kernels import _native_impacts, _numba_impacts
 
 
@@ -60,31 +60,33 @@ class Scratch:
         self.lowers = np.empty(room, dtype=np.float32)
         self.rows = np.empty(room, dtype=np.int32)
         self.hits = np.empty(room, dtype=np.int64)
+        self.asked = np.empty((impacts.n_terms + 1, 2), dtype=np.int64)
         self.native: Any = None  # what sparse.c asks for, made once
 
 
 def search(
     impacts: Impacts,
     scratch: Scratch,
-    query: tuple[I64, F32, I64],
+    query: tuple[I32, F32, I64],
     k: int,
     allowed: Bool | None,
-    floors: F32,
+    floors: F32 | None,
     grant: float,
 ) -> tuple[I64, F32, I64]:
     """(rows i64 [Q, k], scores f32 [Q, k], counts i64 [Q]): the k best rows of Q queries, ties by smaller row.
 
-    `query` is (terms i64 [Zq], weights f32 [Zq] > 0, offsets i64 [Q+1]), terms ascending; `floors` f32 [Q] are scores
-    below which no row is wanted. Rows that share no term with a query are not returned. Rows are scored directly where
-    a filter leaves few; lists are left unread where no row can be lifted among the k best by them, or (`grant` < 1,
-    approximate) by that share of what they could give. Cost: the postings of the query's terms, at most.
+    `query` is (terms i32 [Zq], weights f32 [Zq] > 0, offsets i64 [Q+1]), terms ascending; `floors` f32 [Q], if any, are
+    scores below which no row is wanted. Rows that share no term with a query are not returned. Rows are scored directly
+    where a filter leaves few; lists are left unread where no row can be lifted among the k best by them, or (`grant` <
+    1, approximate) by that share of what they could give. Cost: the postings of the query's terms, at most.
     """
     found = _native_impacts.search(impacts, scratch, query, k, allowed, floors, grant)
     if found is not None:
         return found
-    rows = np.empty((len(floors), k), dtype=np.int64)
-    scores = np.empty((len(floors), k), dtype=np.float32)
-    counts = np.zeros(len(floors), dtype=np.int64)
+    n_queries = len(query[2]) - 1
+    rows = np.empty((n_queries, k), dtype=np.int64)
+    scores = np.empty((n_queries, k), dtype=np.float32)
+    counts = np.zeros(n_queries, dtype=np.int64)
     mask = np.empty(0, dtype=np.bool_) if allowed is None else allowed
     by_term = (impacts.offsets, impacts.documents, impacts.codes)
     by_row = (impacts.row_offsets, impacts.row_terms, impacts.row_values, impacts.norms)
@@ -92,8 +94,9 @@ def search(
     mode = (impacts.saturating, impacts.row_values.dtype == np.float32)
     terms, weights, offsets = query
     for q, (start, stop) in enumerate(pairwise(offsets)):
+        least = np.float32(0) if floors is None else floors[q]
         asked = (terms[start:stop], weights[start:stop])
-        own = _numba_impacts.search(by_term, by_row, mode, room, asked, k, (mask, floors[q]))
+        own = _numba_impacts.search(by_term, by_row, mode, room, asked, k, (mask, least))
         order = np.lexsort((own[0], -own[1]))[:k]
         counts[q] = len(order)
         rows[q, : len(order)], scores[q, : len(order)] = own[0][order], own[1][order]

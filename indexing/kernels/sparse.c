@@ -24,11 +24,17 @@ typedef struct {
     int32_t row;
 } Hit;
 
-/* scores f32 [N + 16] and query f32 [V], zero before and after a search; the others have room for N + 1040. */
+typedef struct {
+    float bound, weight;
+    int64_t term;
+} Asked;
+
+/* scores f32 [N + 16] and query f32 [V], zero before and after a search; room for N + 1040 rows and V terms. */
 typedef struct {
     float *scores, *query, *uppers, *lowers;
     int32_t *rows;
     Hit *hits;
+    Asked *asked;
 } Scratch;
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -232,11 +238,6 @@ static int64_t keep_best(const Impacts *index, const float *query, const int32_t
 #define ROW_TERM_NS 0.9
 #define ROW_NS 60.0
 
-typedef struct {
-    float bound, weight;
-    int64_t term;
-} Asked;
-
 static int largest_first(const void *a, const void *b) {
     const Asked *x = a, *y = b;
     if (x->bound != y->bound) return x->bound < y->bound ? 1 : -1;
@@ -280,14 +281,15 @@ static int64_t gather_rows(const Impacts *index, Scratch *scratch, const Asked *
 
 /* The k best rows of each query: out_rows i64 and out_scores f32 [n_queries, k], out_counts i64 [n_queries].
  *
- * terms i64 and weights f32 [offsets[n_queries]]; allowed u8 [N] or null with the number of its ones; floors f32
- * [n_queries]: scores below are not wanted (0: all); grant: the share of what unread lists could give that a row is
- * granted, 1 for exact results. `asked` has room for the longest query.
+ * terms i32 and weights f32 [offsets[n_queries]]; allowed u8 [N] or null with the number of its ones; floors f32
+ * [n_queries] or null: scores below are not wanted; grant: the share of what unread lists could give that a row is
+ * granted, 1 for exact results.
  */
-void chamfer_impacts_search(const Impacts *index, Scratch *scratch, const int64_t *terms, const float *weights,
+void chamfer_impacts_search(const Impacts *index, Scratch *scratch, const int32_t *terms, const float *weights,
                             const int64_t *offsets, int64_t n_queries, int64_t k, const uint8_t *allowed,
-                            int64_t n_allowed, const float *floors, float grant, Asked *asked, int64_t *out_rows, float *out_scores, int64_t *out_counts) {
+                            int64_t n_allowed, const float *floors, float grant, int64_t *out_rows, float *out_scores, int64_t *out_counts) {
     double posting = index->saturating ? SATURATED_NS : POSTING_NS;
+    Asked *asked = scratch->asked;
     for (int64_t q = 0; q < n_queries; q++) {
         int64_t n = offsets[q + 1] - offsets[q];
         double lists = PASSED_NS * (double)index->n_documents;
@@ -302,7 +304,7 @@ void chamfer_impacts_search(const Impacts *index, Scratch *scratch, const int64_
         const int32_t *rows = 0;
         if ((double)n_allowed * row_cost(index) >= lists) {
             qsort(asked, (size_t)n, sizeof(Asked), largest_first);
-            found = gather_rows(index, scratch, asked, n, allowed, k, floors[q], grant);
+            found = gather_rows(index, scratch, asked, n, allowed, k, floors ? floors[q] : 0.0f, grant);
             rows = scratch->rows;
         }
         out_counts[q] = keep_best(index, scratch->query, rows, rows ? 0 : allowed, found, k, scratch->hits, out_rows + q * k,

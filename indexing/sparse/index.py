@@ -104,18 +104,15 @@ class ImpactIndex:
         check_depth(k)
         usable = allowed_rows(self._parts, allowed)
         depth = min(k, len(self))
+        filled = [number for number, impacts in enumerate(self._impacts) if impacts.n_documents]
+        if len(filled) == 1:
+            return _padded(*self._search_part(filled[0], queries, weights, (depth, grant), usable, None))
         floors = np.zeros(len(queries), dtype=np.float32)
         ranked: list[tuple[Array, Array]] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
-        for number, impacts in enumerate(self._impacts):
-            if not impacts.n_documents:
-                continue
-            first, last = self._starts[number : number + 2].tolist()
-            mask = None if usable is None else np.ascontiguousarray(usable[first:last])
-            asked = _local_query(self._local[number], queries, weights)
-            rows, scores, counts = self._search_part(number, asked, depth, mask, floors, grant)
+        for number in filled:
+            rows, scores, counts = self._search_part(number, queries, weights, (depth, grant), usable, floors)
             for q, count in enumerate(counts.tolist()):
-                found = rows[q, :count] + first, scores[q, :count]
-                ranked[q] = found if first == 0 else _joined(ranked[q], found, depth)
+                ranked[q] = _joined(ranked[q], (rows[q, :count], scores[q, :count]), depth)
                 if len(ranked[q][1]) == depth:
                     floors[q] = ranked[q][1][-1]
         return as_candidates(ranked, k)
@@ -137,16 +134,37 @@ class ImpactIndex:
         return SparseVectors(np.concatenate(weights), np.concatenate(terms), offsets, self.vocabulary)
 
     def _search_part(
-        self, number: int, asked: tuple[I64, F32, I64], k: int, mask: Bool | None, floors: F32, grant: float
+        self,
+        number: int,
+        queries: SparseVectors,
+        weights: F32,
+        params: tuple[int, float],
+        usable: Bool | None,
+        floors: F32 | None,
     ) -> tuple[I64, F32, I64]:
+        """(rows i64 [Q, k] of the collection, scores f32 [Q, k], counts i64 [Q]); params are k and the grant."""
+        first, last = self._starts[number : number + 2].tolist()
+        mask = None if usable is None else np.ascontiguousarray(usable[first:last])
+        asked = _local_query(self._local[number], queries, weights)
         pool = self._pools[number]
         try:
             scratch = pool.pop()
         except IndexError:
             scratch = Scratch(self._impacts[number])
-        found = search(self._impacts[number], scratch, asked, k, mask, floors, grant)
+        rows, scores, counts = search(self._impacts[number], scratch, asked, params[0], mask, floors, params[1])
         pool.append(scratch)  # not after an error: it may not be clean
-        return found
+        rows += first
+        return rows, scores, counts
+
+
+def _padded(rows: I64, scores: F32, counts: I64) -> Candidates:
+    """Candidates of rows and scores [Q, k] of which each query has the first `counts`."""
+    width = int(counts.max(initial=0))
+    rows, scores = rows[:, :width], scores[:, :width]
+    if counts.min(initial=width) < width:
+        beyond = np.arange(width) >= counts[:, None]
+        rows, scores = np.where(beyond, -1, rows), np.where(beyond, np.float32(-np.inf), scores)
+    return Candidates(np.ascontiguousarray(rows), np.ascontiguousarray(scores))
 
 
 def _inverse(numbers: Array, vocabulary: int) -> I32:
@@ -156,12 +174,12 @@ def _inverse(numbers: Array, vocabulary: int) -> I32:
     return out
 
 
-def _local_query(local: I32, queries: SparseVectors, weights: F32) -> tuple[I64, F32, I64]:
+def _local_query(local: I32, queries: SparseVectors, weights: F32) -> tuple[I32, F32, I64]:
     """The queries in a segment's own terms; those that it has not are dropped."""
-    places = local[np.minimum(queries.terms, len(local) - 1)].astype(np.int64)
-    known = places >= 0
-    if known.all():
+    places = local.take(queries.terms, mode="clip")
+    if not len(places) or places.min() >= 0:
         return places, weights, queries.offsets
+    known = places >= 0
     before = np.zeros(len(known) + 1, dtype=np.int64)
     np.cumsum(known, out=before[1:])
     return places[known], weights[known], before[queries.offsets]

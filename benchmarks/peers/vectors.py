@@ -33,7 +33,7 @@ def sparse_vectors(folder: Path | None, n: int, n_queries: int) -> tuple[SparseV
 
 
 def _read(stored: Any, prefix: str) -> SparseVectors:
-    return SparseVectors(*(stored[prefix + name] for name in ("weights", "terms", "offsets")), WIDTH)
+    return SparseVectors(stored[prefix + "weights"], stored[prefix + "terms"], stored[prefix + "offsets"], WIDTH)
 
 
 def _drawn(rng: np.random.Generator, n: int, terms: int) -> SparseVectors:

@@ -28,11 +28,11 @@ def check_pruning(name: str, pruning: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Postings:
-    """Postings that lie by row: names [V] ascending, places i64 [Z] in them (ascending in a row), values [Z]."""
+    """Postings that lie by row: names [V] ascending, places [Z] in them (ascending in a row), values [Z]."""
 
     row_offsets: I64
     names: Array
-    places: I64
+    places: Array
     values: Array
 
 

@@ -12,6 +12,7 @@ from indexing.dense import DenseConfig, DenseFamily
 from indexing.family import Family
 from indexing.fde import FdeConfig, FdeFamily
 from indexing.multivector import MultivectorConfig, MultivectorFamily
+from indexing.sparse.learned import SparseConfig, SparseFamily
 from indexing.sparse.lexical import LexicalConfig, LexicalFamily
 
 FAMILIES: dict[str, tuple[Callable[[Any], Family], type[Any]]] = {
@@ -19,6 +20,7 @@ FAMILIES: dict[str, tuple[Callable[[Any], Family], type[Any]]] = {
     "multivector": (MultivectorFamily, MultivectorConfig),
     "fde": (FdeFamily, FdeConfig),
     "lexical": (LexicalFamily, LexicalConfig),
+    "sparse": (SparseFamily, SparseConfig),
 }
 
 

@@ -9,16 +9,21 @@ from hashlib import blake2b
 import numpy as np
 
 from chamfer.protocols import EncoderSpec
-from chamfer.types import DenseVectors, Document, Encoding, Query, TokenVectors, VectorKind
+from chamfer.types import DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
+
+_VOCABULARY = 500
 
 
 class HashEncoder:
-    """Every word is a pseudo-random unit vector; dense is the normalised sum. Deterministic, light, batch-invariant."""
+    """Every word is a pseudo-random unit vector; dense is the normalised sum; sparse has three terms a word.
+
+    Deterministic, light, batch-invariant.
+    """
 
     def __init__(self, dim: int = 16, limit: int = 64, name: str = "hash", pause_seconds: float = 0.0) -> None:
         self.spec = EncoderSpec(
             name=name,
-            dims={VectorKind.DENSE: dim, VectorKind.TOKENS: dim},
+            dims={VectorKind.DENSE: dim, VectorKind.TOKENS: dim, VectorKind.SPARSE: _VOCABULARY},
             query_tokens=limit,
             document_tokens=limit,
             fingerprint=blake2b(f"{name} {dim} {limit}".encode(), digest_size=32).hexdigest(),
@@ -50,7 +55,21 @@ class HashEncoder:
             tokens=TokenVectors(np.concatenate([self._empty(), *matrices]), offsets)
             if VectorKind.TOKENS in kinds
             else None,
+            sparse=self._sparse(words) if VectorKind.SPARSE in kinds else None,
         )
+
+    def _sparse(self, words: Sequence[Sequence[str]]) -> SparseVectors:
+        weights, terms, offsets = [np.empty(0, np.float32)], [np.empty(0, np.int32)], [0]
+        for own in words:
+            rows = np.zeros(_VOCABULARY, dtype=np.float32)
+            for word in own[: self._limit]:
+                digest = blake2b(word.encode(), digest_size=12).digest()
+                for place, size in zip(np.frombuffer(digest[:6], "<u2"), np.frombuffer(digest[6:], "<u2"), strict=True):
+                    rows[place % _VOCABULARY] += (1 + size) / 65536
+            terms.append(np.flatnonzero(rows).astype(np.int32))
+            weights.append(np.log1p(rows[terms[-1]]))
+            offsets.append(offsets[-1] + len(terms[-1]))
+        return SparseVectors(np.concatenate(weights), np.concatenate(terms), np.array(offsets), _VOCABULARY)
 
     def _vector(self, word: str) -> np.ndarray:
         seed = int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")

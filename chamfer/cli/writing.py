@@ -27,7 +27,7 @@ RejectsOption = Annotated[Path | None, typer.Option(help="Where skipped lines go
 def _build(
     corpus: CorpusArgument,
     out: Annotated[Path, typer.Option(help="Directory of the collection.")],
-    channels: Annotated[str | None, typer.Option(help="Comma-separated: dense,multivector,lexical.")] = None,
+    channels: Annotated[str | None, typer.Option(help="Comma-separated: dense,multivector,fde,lexical,sparse.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Catalogue name, or KIND:NAME.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     on_error: OnError = "stop",

@@ -121,22 +121,6 @@ def _sum_of_best(products: Any) -> float:
 
 
 @njit(nogil=True, cache=True)
-def add_bm25(scores: Any, documents: Any, frequencies: Any, norms: Any, weight: Any) -> None:
-    """scores[d] += weight * tf / (tf + norms[d]) over one posting list (documents i32, frequencies u16)."""
-    for i in range(len(documents)):
-        d = documents[i]
-        tf = np.float32(frequencies[i])
-        scores[d] += weight * (tf / (tf + norms[d]))
-
-
-@njit(nogil=True, cache=True)
-def add_impacts(scores: Any, documents: Any, impacts: Any, weight: Any) -> None:
-    """scores[d] += weight * impact over one posting list (documents i32, impacts f32)."""
-    for i in range(len(documents)):
-        scores[documents[i]] += weight * impacts[i]
-
-
-@njit(nogil=True, cache=True)
 def scan_int8(codes: Any, scales: Any, query: Any) -> Any:
     """f32 [N]: scales f32 [N] times the integer inner products of codes i8 [N, D] with query i16 [D]."""
     out = np.empty(len(codes), np.float32)

@@ -1,1 +1,1 @@
-"""Inverted indexes: `lexical` (BM25 over analysed text)."""
+"""Inverted indexes of impacts: `lexical` (BM25 over analysed text) and `sparse` (learned vectors)."""

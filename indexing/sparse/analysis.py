@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,17 +29,22 @@ _STEM_CACHE = 200_000
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisConfig:
-    """language: a Snowball language (english, german, ...) or none for no stemming; stop_words: english or none."""
+    """How text becomes terms.
+
+    language     a Snowball language (english, german, ...) or none for no stemming
+    stop_words   the language whose stop words are left out, none, or own: those of `language`. English has the short
+                 list that Lucene used, other languages those of the package stop-words.
+    """
 
     language: str = "english"
-    stop_words: Literal["english", "none"] = "english"
+    stop_words: str = "own"
 
 
 class Analyzer:
     """Texts to lists of terms. Equal settings give equal terms; not to be shared by threads."""
 
     def __init__(self, config: AnalysisConfig) -> None:
-        self._stop_words = _ENGLISH if config.stop_words == "english" else frozenset()
+        self._stop_words = _stop_words(config.language if config.stop_words == "own" else config.stop_words)
         self._stemmer = _stemmer(config.language)
         self._cache: dict[str, str | None] = {}
 
@@ -67,6 +72,21 @@ def term_hashes(terms: Iterable[str]) -> U64:
     """64-bit BLAKE2b of each term, u64 [n]: its name in the index (a collision among 10^6: 10^-7)."""
     digests = b"".join(blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).digest() for t in terms)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def _stop_words(language: str) -> frozenset[str]:
+    if language == "none":
+        return frozenset()
+    if language == "english":
+        return _ENGLISH
+    import stop_words
+
+    if language not in stop_words.AVAILABLE_LANGUAGES:
+        raise InvalidInput(
+            f"there are no stop words for {language!r}; set lexical.analysis.stop_words to none or one of "
+            f"{', '.join(sorted(stop_words.AVAILABLE_LANGUAGES))}"
+        )
+    return frozenset(word.lower() for word in stop_words.get_stop_words(language))
 
 
 def _stemmer(language: str) -> Any:

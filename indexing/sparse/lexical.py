@@ -1,4 +1,4 @@
-"""Family `lexical`: BM25 over the documents' text.
+"""Family `lexical`: BM25 over the documents' text, in an inverted index of impacts.
 
 A segment keeps term frequencies and lengths. Document frequencies and the mean length are added up over the live
 documents of all segments at opening, so that scores do not depend on how documents lie in segments (ADR 3).
@@ -15,22 +15,35 @@ import numpy as np
 
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
-from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
-from indexing.family import SegmentPart, WithoutCodec, allowed_rows, starts_of
-from indexing.kernels.inverted import add_bm25, invert
-from indexing.kernels.topk import as_candidates, best, check_depth
-from indexing.sparse.analysis import U64, AnalysisConfig, Analyzer, term_hashes
+from chamfer.types import I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
+from indexing.family import SegmentPart, WithoutCodec
+from indexing.kernels.impacts import Impacts
+from indexing.sparse.analysis import AnalysisConfig, Analyzer, term_hashes
+from indexing.sparse.index import (
+    ImpactIndex,
+    Postings,
+    check_pruning,
+    live_postings,
+    pack_postings,
+    places_of,
+    union,
+)
 
-_MOST = np.iinfo(np.uint16).max
+_MOST = np.iinfo(np.uint8).max
+_LEAST_NORM = np.float32(1e-30)  # with k1 = 0: tf / (tf + norm) is then 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LexicalConfig:
-    """k1 and b of BM25 (Robertson and Zaragoza, 2009); title_weight counts a title's words that many times."""
+    """k1 and b of BM25 (Robertson and Zaragoza, 2009); title_weight counts a title's words that many times.
+
+    pruning: 0 is exact; else the share that is taken off what unread lists could add to a row.
+    """
 
     k1: float = 0.9
     b: float = 0.4
     title_weight: int = 1
+    pruning: float = 0.0
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
 
     def __post_init__(self) -> None:
@@ -39,14 +52,12 @@ class LexicalConfig:
                 f"lexical k1 {self.k1}, b {self.b}, title_weight {self.title_weight}; expected k1 >= 0, 0 <= b <= 1, "
                 "title_weight >= 0"
             )
+        check_pruning("lexical", self.pruning)
 
 
 class LexicalFamily(WithoutCodec):
-    """See indexing.family.Family.
-
-    Arrays: terms u64 [V] (hashes, ascending), offsets i64 [V+1], documents i32 [Z], frequencies u16 [Z] (capped),
-    lengths i32 [N] (terms of each document).
-    """
+    """See indexing.family.Family. Arrays: those of indexing.sparse.index; terms u64 (hashes), row_values u8 (term
+    frequencies, at most 255), largest u8, and lengths i32 [N] (terms of each document)."""
 
     name: ClassVar[str] = "lexical"
     kind: ClassVar[VectorKind | None] = None
@@ -64,60 +75,52 @@ class LexicalFamily(WithoutCodec):
             for term in terms:
                 count[term] = count.get(term, 0) + 1
             counts.append(count)
-        names = {term: place for place, term in enumerate(dict.fromkeys(t for count in counts for t in count))}
-        place = np.fromiter((names[t] for count in counts for t in count), dtype=np.int64)
+        numbers = {term: number for number, term in enumerate(dict.fromkeys(t for count in counts for t in count))}
+        number = np.fromiter((numbers[t] for count in counts for t in count), dtype=np.int64)
         tf = np.fromiter((n for count in counts for n in count.values()), dtype=np.int64)
-        owner = np.repeat(np.arange(len(documents), dtype=np.int64), [len(count) for count in counts])
+        offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+        np.cumsum([len(count) for count in counts], out=offsets[1:])
+        hashes = term_hashes(numbers)
+        rank = np.argsort(np.argsort(hashes, kind="stable"), kind="stable")
+        places = rank[number]
+        order = np.lexsort((places, np.repeat(np.arange(len(counts)), np.diff(offsets))))
         lengths = np.array([sum(count.values()) for count in counts], dtype=np.int32)
-        return _arrays(term_hashes(names), place, owner, np.minimum(tf, _MOST).astype(np.uint16), lengths)
+        values = np.minimum(tf[order], _MOST).astype(np.uint8)
+        return _arrays(Postings(offsets, np.sort(hashes), places[order], values), lengths)
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-        vocabulary = _vocabulary(parts)
-        places, owners, frequencies, lengths = [], [], [], []
-        first = 0
-        for part in parts:
-            live = part.live_rows()
-            renumbered = np.full(part.n_documents, -1, dtype=np.int64)
-            renumbered[live] = first + np.arange(len(live))
-            owner = renumbered[part.arrays["documents"]]
-            term = np.repeat(np.searchsorted(vocabulary, part.arrays["terms"]), np.diff(part.arrays["offsets"]))
-            keep = owner >= 0
-            places.append(term[keep])
-            owners.append(owner[keep])
-            frequencies.append(part.arrays["frequencies"][keep])
-            lengths.append(part.arrays["lengths"][live])
-            first += len(live)
-        return dict(
-            _arrays(
-                vocabulary,
-                np.concatenate(places),
-                np.concatenate(owners),
-                np.concatenate(frequencies),
-                np.concatenate(lengths),
-            )
-        )
+        lengths = np.concatenate([part.arrays["lengths"][part.live_rows()] for part in parts])
+        return dict(_arrays(live_postings(parts), lengths))
 
     def open(self, parts: Sequence[SegmentPart]) -> LexicalRetriever:
         return LexicalRetriever(parts, self.config)
 
 
 class LexicalRetriever:
-    """Exact BM25, a term at a time. Queries come from `encode_queries`: no model is asked."""
+    """Exact BM25 (Kamphuis et al., ECIR 2020, "Lucene (accurate)", without the constant factor k1 + 1).
+
+    A document gains idf tf / (tf + k1 (1 - b + b length / mean length)) from each of a query's terms. Queries come from
+    `encode_queries`: no model is asked.
+    """
 
     def __init__(self, parts: Sequence[SegmentPart], config: LexicalConfig) -> None:
         self._parts = parts
-        self._starts = starts_of(parts)
         self._config = config
         self._analyzer = Analyzer(config.analysis)
         self._lock = Lock()  # the stemmer and its cache are not for two threads
-        self._vocabulary = _vocabulary(parts)
-        self._local = [_places(part.arrays["terms"], self._vocabulary) for part in parts]
-        self._n_live = sum(part.n_live for part in parts)
-        self._document_frequency = self._count()
-        self._norms = self._make_norms()
+        arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
+        self._vocabulary = union([own["terms"] for own in arrays])
+        numbers = [np.searchsorted(self._vocabulary, own["terms"]) for own in arrays]
+        n_live = sum(part.n_live for part in parts)
+        frequency = _document_frequency(parts, numbers, len(self._vocabulary))
+        self._idf = np.log1p((n_live - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
+        total = sum(int(part.arrays["lengths"][part.live_rows()].sum()) for part in parts)
+        mean = max(total / max(n_live, 1), 1e-9)
+        impacts = [_impacts(own, config, mean) for own in arrays]
+        self._index = ImpactIndex(parts, impacts, numbers, len(self._vocabulary))
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._index)
 
     def encode_queries(self, texts: Sequence[str]) -> SparseVectors:
         """Term counts of the texts over this collection's vocabulary; unknown terms are dropped."""
@@ -126,7 +129,7 @@ class LexicalRetriever:
             with self._lock:
                 words = self._analyzer(text)
             hashes, counts = np.unique(term_hashes(words), return_counts=True)
-            places = _places(self._vocabulary, hashes)
+            places = places_of(self._vocabulary, hashes)
             weights.append(counts[places >= 0].astype(np.float32))
             terms.append(places[places >= 0].astype(np.int32))
             lengths.append(len(terms[-1]))
@@ -139,84 +142,44 @@ class LexicalRetriever:
 
     def search(self, queries: SparseVectors, k: int, allowed: Bool | None = None) -> Candidates:
         """The k highest BM25 scores a query; documents that share no term with it are not returned."""
-        check_depth(k)
-        usable = allowed_rows(self._parts, allowed)
-        ranked: list[tuple[Array, Array]] = []
-        for start, stop in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):
-            scores = self._score(queries.terms[start:stop], queries.weights[start:stop])
-            scores[scores <= 0] = -np.inf
-            if usable is not None:
-                scores[~usable] = -np.inf
-            places = best(scores, k)
-            ranked.append((places, scores[places]))
-        return as_candidates(ranked, k)
+        weights = queries.weights * self._idf[queries.terms]
+        return self._index.search(queries, weights, k, allowed, 1 - self._config.pruning)
+
+    def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
+        """Term frequencies of rows over this collection's vocabulary."""
+        return self._index.vectors(rows)
 
     def with_params(self, **params: Any) -> Self:
-        if unknown := set(params) - {"k1", "b"}:
-            raise InvalidInput(f"lexical search takes k1 and b, not {sorted(unknown)}")
+        """k1, b, pruning."""
+        if unknown := set(params) - {"k1", "b", "pruning"}:
+            raise InvalidInput(f"lexical search takes k1, b and pruning, not {sorted(unknown)}")
         return type(self)(self._parts, replace(self._config, **params))
 
-    def _score(self, terms: Array, weights: F32) -> F32:
-        scores = np.zeros(len(self), dtype=np.float32)
-        for number, part in enumerate(self._parts):
-            first, last = self._starts[number], self._starts[number + 1]
-            offsets = part.arrays["offsets"]
-            for term, count in zip(terms, weights, strict=True):  # terms ascend: one order of additions everywhere
-                place = self._local[number][term]
-                if place >= 0:
-                    span = slice(int(offsets[place]), int(offsets[place + 1]))
-                    weight = float(count) * self._idf(int(self._document_frequency[term]))
-                    documents, frequencies = part.arrays["documents"][span], part.arrays["frequencies"][span]
-                    add_bm25(scores[first:last], documents, frequencies, self._norms[first:last], weight)
-        return scores
 
-    def _idf(self, document_frequency: int) -> float:
-        return float(np.log1p((self._n_live - document_frequency + 0.5) / (document_frequency + 0.5)))
-
-    def _count(self) -> I64:
-        """Live documents that hold each term of the vocabulary: i64 [V]."""
-        out = np.zeros(len(self._vocabulary), dtype=np.int64)
-        for part in self._parts:
-            offsets = np.asarray(part.arrays["offsets"])
-            if part.live is None:
-                counts = np.diff(offsets)
-            else:
-                running = np.concatenate([[0], np.cumsum(part.live[part.arrays["documents"]])])
-                counts = running[offsets[1:]] - running[offsets[:-1]]
-            out[np.searchsorted(self._vocabulary, part.arrays["terms"])] += counts
-        return out
-
-    def _make_norms(self) -> F32:
-        lengths = np.concatenate([np.zeros(0, dtype=np.int32), *(part.arrays["lengths"] for part in self._parts)])
-        total = sum(int(part.arrays["lengths"][part.live_rows()].sum()) for part in self._parts)
-        mean = max(total / max(self._n_live, 1), 1e-9)
-        return (self._config.k1 * (1 - self._config.b + self._config.b * lengths / mean)).astype(np.float32)
+def _arrays(postings: Postings, lengths: Array) -> dict[str, Array]:
+    return {**pack_postings(postings, postings.values, postings.values), "lengths": lengths}
 
 
-def _arrays(hashes: U64, places: I64, owners: I64, frequencies: Array, lengths: Array) -> dict[str, Array]:
-    """The arrays of a segment from postings whose places index `hashes`; terms that nobody holds are dropped."""
-    used = np.bincount(places, minlength=len(hashes)) > 0
-    order = np.argsort(hashes, kind="stable")
-    order = order[used[order]]
-    rank = np.empty(len(hashes), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    by_document = np.argsort(owners, kind="stable")
-    offsets, documents, tf = invert(
-        rank[places[by_document]], owners[by_document], frequencies[by_document], len(order)
-    )
-    return {"terms": hashes[order], "offsets": offsets, "documents": documents, "frequencies": tf, "lengths": lengths}
+def _impacts(arrays: dict[str, Array], config: LexicalConfig, mean: float) -> Impacts:
+    """A segment under this collection's mean length; `largest` pairs each list's largest tf with the least norm."""
+    norms = (config.k1 * (1 - config.b + config.b * arrays["lengths"] / mean)).astype(np.float32)
+    norms = np.maximum(norms, _LEAST_NORM)
+    most = arrays["largest"].astype(np.float32)
+    largest = most / (most + norms.min(initial=np.float32(np.inf)))
+    by_term = (arrays["offsets"], arrays["documents"], arrays["codes"], largest)
+    by_row = (arrays["row_offsets"], arrays["row_terms"], arrays["row_values"], norms)
+    return Impacts(*by_term, *by_row, saturating=True)
 
 
-def _vocabulary(parts: Sequence[SegmentPart]) -> U64:
-    """Every term hash of the parts, ascending: u64 [V]."""
-    if len(parts) == 1:
-        return np.asarray(parts[0].arrays["terms"])
-    return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *(part.arrays["terms"] for part in parts)]))
-
-
-def _places(vocabulary: U64, hashes: U64) -> I64:
-    """Where each hash stands in the ascending vocabulary, -1 where it is not there: i64 [n]."""
-    if not len(vocabulary):
-        return np.full(len(hashes), -1, dtype=np.int64)
-    places = np.minimum(np.searchsorted(vocabulary, hashes), len(vocabulary) - 1)
-    return np.where(np.asarray(vocabulary)[places] == hashes, places, -1).astype(np.int64)
+def _document_frequency(parts: Sequence[SegmentPart], numbers: Sequence[I64], vocabulary: int) -> I64:
+    """Live documents that hold each term: i64 [vocabulary]."""
+    out = np.zeros(vocabulary, dtype=np.int64)
+    for part, own in zip(parts, numbers, strict=True):
+        offsets = np.asarray(part.arrays["offsets"])
+        if part.live is None:
+            counts = np.diff(offsets)
+        else:
+            running = np.concatenate([[0], np.cumsum(part.live[part.arrays["documents"]])])
+            counts = running[offsets[1:]] - running[offsets[:-1]]
+        out[own] += counts
+    return out

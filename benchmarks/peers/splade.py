@@ -1,0 +1,51 @@
+"""Real learned sparse vectors for benchmarks/sparse.py, from the weights that sparse.sh fetched.
+
+python -m benchmarks.peers.splade ENVIRONMENT OUT CORPUS... writes the model as a sentence-transformers folder OUT/model
+and OUT/splade-NAME.npz for each corpus folder. Half an hour of one core for 25,000 passages.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from chamfer.types import VectorKind
+from indexing.corpus import read_corpus, read_queries
+from models.backbone import DeviceConfig
+from models.hub import load_hub_encoder
+
+LENGTH = 256
+
+
+def main() -> None:
+    """Saves the model, then encodes."""
+    environment, out, *corpora = map(Path, sys.argv[1:])
+    save_model(next(environment.glob("lib/python*/site-packages/cognition/model")), out / "model")
+    encoder = load_hub_encoder("splade", str(out / "model"), VectorKind.SPARSE, DeviceConfig())
+    for corpus in corpora:
+        documents, queries = list(read_corpus(str(corpus))), read_queries(corpus)
+        passages = encoder.encode_documents(documents, [VectorKind.SPARSE]).sparse
+        asked = encoder.encode_queries(queries, [VectorKind.SPARSE]).sparse
+        assert passages is not None
+        assert asked is not None
+        np.savez(
+            out / f"splade-{corpus.name}.npz",
+            **{name: getattr(passages, name) for name in ("offsets", "terms", "weights")},
+            **{f"q_{name}": getattr(asked, name) for name in ("offsets", "terms", "weights")},
+            vocabulary=passages.vocabulary,
+        )
+
+
+def save_model(weights: Path, out: Path) -> None:
+    """The weights as sentence-transformers wants them, cut at LENGTH tokens."""
+    from sentence_transformers import SparseEncoder
+
+    model = SparseEncoder(str(weights), device="cpu")
+    model.max_seq_length = LENGTH
+    model.save(str(out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Learned sparse vectors: exact top 10 beside SciPy, Seismic and BMP; CPU time of one thread, bytes and build rate.
+
+Real vectors come from --vectors (benchmarks/peers/splade.py); without them, and beyond their number (--documents), rows
+are synthetic: seven tenths of one row's terms and three of another's, weights jittered. Peers come from --peers (the
+environment that benchmarks/peers/sparse.sh makes); without it SciPy alone is measured. A peer's own query format is
+prepared outside the clock. Recall counts ties.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits
+
+from benchmarks.harness import Row, compare, emit, interleave, parser, titled
+from benchmarks.peers.engines import Run, bmp, seismic, sizes
+from benchmarks.peers.vectors import WIDTH, sparse_vectors
+from chamfer.types import Encoding, SparseVectors
+from indexing.family import SegmentPart
+from indexing.registry import make_family
+
+K = 10
+SEGMENT = 65_536
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--vectors", type=Path, help="folder of splade-*.npz")
+    arguments.add_argument("--peers", type=Path, help="the peers' environment")
+    arguments.add_argument("--documents", type=int, default=20_000)
+    options = arguments.parse_args()
+    if options.peers:
+        sys.path += [str(next(options.peers.glob("lib/python*/site-packages")))]
+    n = min(options.documents, 2_000) if options.quick else options.documents
+    documents, queries, origin = sparse_vectors(options.vectors, n, 50 if options.quick else 150)
+    with threadpool_limits(1):
+        rows = run(documents, queries, 3 if options.quick else 9, with_peers=options.peers is not None)
+    emit(titled(f"sparse, {len(documents):,} {origin} rows", rows), options.json)
+
+
+def run(documents: SparseVectors, queries: SparseVectors, rounds: int, *, with_peers: bool) -> list[Row]:
+    """Every engine's time, recall, bytes and build."""
+    transposed = csr_matrix((documents.weights, documents.terms, documents.offsets), (len(documents), WIDTH)).T.tocsr()
+    asked = [queries.take([i]) for i in range(len(queries))]
+    exact = [(_matrix(one) @ transposed).toarray()[0] for one in asked]
+    postings = float(np.mean([np.diff(transposed.indptr)[one.terms].sum() for one in asked]))
+    rows = [Row("postings of a query", postings, "postings")]
+    rows.append(Row("terms of a query", len(queries.terms) / len(queries), "terms"))
+    runs: dict[str, Run] = {"SciPy": partial(_scipy, transposed, asked)}
+    for storage in ("float32", "uint8"):
+        runs |= _ours(storage, documents, asked, rows)
+    if with_peers:
+        runs |= seismic(documents, asked, K, rows) | bmp(documents, asked, K, rows)
+    rows += titled("query, top 10", compare(interleave(runs, rounds), len(asked), "us", "SciPy"))
+    for name, each in runs.items():
+        rows.append(Row(f"recall@10: {name}", _recall(exact, each()), "share"))
+    return rows
+
+
+def _ours(storage: str, documents: SparseVectors, asked: list[SparseVectors], rows: list[Row]) -> dict[str, Run]:
+    name = f"chamfer {storage}"
+    family = make_family("sparse", {"storage": storage})
+    edges = range(0, len(documents), SEGMENT)
+    blocks = [documents.take(np.arange(start, min(start + SEGMENT, len(documents)))) for start in edges]
+    nothing = [Encoding(np.zeros(len(b), np.int32), np.zeros(len(b), bool), sparse=b) for b in blocks]
+    packed: list[Any] = []
+    seconds = interleave({name: lambda: packed.append([family.pack([], encoding) for encoding in nothing])}, 1)[name][0]
+    parts = [SegmentPart(arrays, None, len(block)) for arrays, block in zip(packed[-1], blocks, strict=True)]
+    sizes(name, seconds, sum(a.nbytes for part in parts for a in part.arrays.values()), documents, rows)
+    exact: Any = family.open(parts)
+    runs: dict[str, Run] = {name: lambda: [exact.search(one, K).of(0)[0] for one in asked]}
+    for pruning in (0.6, 0.8):
+        loose = exact.with_params(pruning=pruning)
+        runs[f"{name}, pruning {pruning}"] = partial(lambda r: [r.search(one, K).of(0)[0] for one in asked], loose)
+    return runs
+
+
+def _scipy(transposed: Any, asked: list[SparseVectors]) -> list[Any]:
+    out = []
+    for one in asked:
+        found = _matrix(one) @ transposed
+        best = np.argpartition(-found.data, min(K, len(found.data) - 1))[:K]
+        out.append(found.indices[best])
+    return out
+
+
+def _recall(exact: list[Any], found: list[Any]) -> float:
+    """Share of the rows found that score no less than the k-th best (float32's rounding aside)."""
+    shares = []
+    for scores, rows in zip(exact, found, strict=True):
+        kth = np.partition(scores, len(scores) - K)[len(scores) - K]
+        shares.append(np.count_nonzero(scores[rows[:K]] >= kth * (1 - 1e-5)) / K)
+    return float(np.mean(shares))
+
+
+def _matrix(vectors: SparseVectors) -> Any:
+    return csr_matrix((vectors.weights, vectors.terms, vectors.offsets), (len(vectors), WIDTH))
+
+
+if __name__ == "__main__":
+    main()

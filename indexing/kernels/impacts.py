@@ -1,0 +1,133 @@
+"""Exact top-k search of an inverted index of impacts, for BM25 and for learned sparse vectors alike.
+
+A segment's postings lie twice: by term, as small codes that are added up to find the rows that could be among the k
+best; and by row, with the values that scores are made of. The first has an error that is bounded, so that the rows it
+lets through hold the true k best; their scores come from the second in a fixed order of additions. Hence results do not
+depend on how documents lie in segments, on pruning, or on which of the compiled twins answered (ADR 2, ADR 10).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from chamfer.types import F32, I32, I64, Array, Bool
+from indexing.kernels import _native_impacts, _numba_impacts
+
+
+@dataclass(frozen=True, slots=True)
+class Impacts:
+    """One segment: V terms, N rows, Z postings.
+
+    offsets      i64 [V+1], documents u16 or i32 [Z] (ascending in a list), codes u8 [Z]: by term
+    row_offsets  i64 [N+1], row_terms u16 or i32 [Z] (ascending in a row), row_values u8 or f32 [Z]: by row
+    largest      f32 [V]: no row gains more than weight * largest[t] from a query's term t
+    norms        f32 [N]
+    saturating   a posting gives code / (code + norms[row]); otherwise code * norms[row], or its f32 row value, from
+                 which code * norms[row] is at most half a step norms[row] away
+    """
+
+    offsets: I64
+    documents: Array
+    codes: Array
+    largest: F32
+    row_offsets: I64
+    row_terms: Array
+    row_values: Array
+    norms: F32
+    saturating: bool
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def n_terms(self) -> int:
+        return len(self.offsets) - 1
+
+
+class Scratch:
+    """Working memory of one search at a time over one segment; zero between searches."""
+
+    def __init__(self, impacts: Impacts) -> None:
+        room = impacts.n_documents + 1040
+        self.scores = np.zeros(room, dtype=np.float32)
+        self.query = np.zeros(impacts.n_terms + 1, dtype=np.float32)
+        self.uppers = np.empty(room, dtype=np.float32)
+        self.lowers = np.empty(room, dtype=np.float32)
+        self.rows = np.empty(room, dtype=np.int32)
+        self.hits = np.empty(room, dtype=np.int64)
+        self.asked = np.empty((impacts.n_terms + 1, 2), dtype=np.int64)
+        self.native: Any = None  # what sparse.c asks for, made once
+
+
+def search(
+    impacts: Impacts,
+    scratch: Scratch,
+    query: tuple[I32, F32, I64],
+    k: int,
+    allowed: Bool | None,
+    floors: F32 | None,
+    grant: float,
+) -> tuple[I64, F32, I64]:
+    """(rows i64 [Q, k], scores f32 [Q, k], counts i64 [Q]): the k best rows of Q queries, ties by smaller row.
+
+    `query` is (terms i32 [Zq], weights f32 [Zq] > 0, offsets i64 [Q+1]), terms ascending; `floors` f32 [Q], if any, are
+    scores below which no row is wanted. Rows that share no term with a query are not returned. Rows are scored directly
+    where a filter leaves few; lists are left unread where no row can be lifted among the k best by them, or (`grant` <
+    1, approximate) by that share of what they could give. Cost: the postings of the query's terms, at most.
+    """
+    found = _native_impacts.search(impacts, scratch, query, k, allowed, floors, grant)
+    if found is not None:
+        return found
+    n_queries = len(query[2]) - 1
+    rows = np.empty((n_queries, k), dtype=np.int64)
+    scores = np.empty((n_queries, k), dtype=np.float32)
+    counts = np.zeros(n_queries, dtype=np.int64)
+    mask = np.empty(0, dtype=np.bool_) if allowed is None else allowed
+    by_term = (impacts.offsets, impacts.documents, impacts.codes)
+    by_row = (impacts.row_offsets, impacts.row_terms, impacts.row_values, impacts.norms)
+    room = (scratch.scores, scratch.query)
+    mode = (impacts.saturating, impacts.row_values.dtype == np.float32)
+    terms, weights, offsets = query
+    for q, (start, stop) in enumerate(pairwise(offsets)):
+        least = np.float32(0) if floors is None else floors[q]
+        asked = (terms[start:stop], weights[start:stop])
+        own = _numba_impacts.search(by_term, by_row, mode, room, asked, k, (mask, least))
+        order = np.lexsort((own[0], -own[1]))[:k]
+        counts[q] = len(order)
+        rows[q, : len(order)], scores[q, : len(order)] = own[0][order], own[1][order]
+    return rows, scores, counts
+
+
+def invert(row_offsets: I64, row_terms: Array, n_terms: int) -> tuple[I64, Array, I64]:
+    """Postings that lie by row, put by term: (offsets i64 [V+1], documents u16 or i32 [Z], their order i64 [Z]).
+
+    Documents ascend in a list. Cost O(Z) for u16 terms (radix sort), O(Z log Z) for i32.
+    """
+    n_rows = len(row_offsets) - 1
+    order = np.argsort(row_terms, kind="stable")
+    owners = np.repeat(narrow(np.arange(n_rows), n_rows), np.diff(row_offsets))
+    offsets = np.zeros(n_terms + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row_terms, minlength=n_terms), out=offsets[1:])
+    return offsets, owners[order], order
+
+
+def narrow(numbers: Array, below: int) -> Array:
+    """Numbers in 0..below-1 as u16 where they fit, else i32."""
+    return numbers.astype(np.uint16 if below <= 1 << 16 else np.int32)
+
+
+def quantise(weights: F32, row_offsets: I64) -> tuple[Array, F32]:
+    """(codes u8 [Z] in 1..255, scales f32 [N]): a row's weights > 0 in steps of 1/255 of its largest."""
+    lengths = np.diff(row_offsets)
+    largest = np.zeros(len(lengths), dtype=np.float32)
+    filled = lengths > 0
+    if filled.any():
+        largest[filled] = np.maximum.reduceat(weights, row_offsets[:-1][filled])
+    scales = largest / np.float32(255)
+    codes = np.rint(weights / np.repeat(scales, lengths))
+    return np.clip(codes, 1, 255).astype(np.uint8), scales

@@ -1,0 +1,192 @@
+"""What the channels `lexical` and `sparse` share: postings packed, merged and searched, whatever a term or a value is.
+
+A segment's arrays: terms [V] (names, ascending). By term: offsets i64 [V+1], documents u16 or i32 [Z], codes u8 [Z],
+largest [V]. By row: row_offsets i64 [N+1], row_terms u16 or i32 [Z] (places in `terms`, ascending in a row),
+row_values [Z].
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from chamfer.errors import InvalidInput
+from chamfer.types import F32, I32, I64, Array, Bool, Candidates, SparseVectors, join_offsets, ragged_index
+from indexing.family import SegmentPart, allowed_rows, locate, starts_of
+from indexing.kernels.impacts import Impacts, Scratch, invert, narrow, search
+from indexing.kernels.topk import as_candidates, best, check_depth
+
+
+def check_pruning(name: str, pruning: float) -> None:
+    """InvalidInput unless it is a share."""
+    if not 0 <= pruning <= 1:
+        raise InvalidInput(f"{name} pruning is {pruning}, expected 0 (exact) to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Postings:
+    """Postings that lie by row: names [V] ascending, places [Z] in them (ascending in a row), values [Z]."""
+
+    row_offsets: I64
+    names: Array
+    places: Array
+    values: Array
+
+
+def pack_postings(postings: Postings, codes: Array, weights: Array) -> dict[str, Array]:
+    """The arrays of a segment; names that nobody has are dropped. `largest` [V] are each list's largest weights."""
+    used = np.bincount(postings.places, minlength=len(postings.names)) > 0
+    names = postings.names[used]
+    row_terms = narrow((np.cumsum(used) - 1)[postings.places], len(names))
+    offsets, documents, order = invert(postings.row_offsets, row_terms, len(names))
+    return {
+        "terms": names,
+        "offsets": offsets,
+        "documents": documents,
+        "codes": codes[order],
+        "largest": np.maximum.reduceat(weights[order], offsets[:-1]) if len(names) else weights[:0],
+        "row_offsets": postings.row_offsets,
+        "row_terms": row_terms,
+        "row_values": postings.values,
+    }
+
+
+def live_postings(parts: Sequence[SegmentPart]) -> Postings:
+    """The postings of the live rows of all parts, in order."""
+    names = union([part.arrays["terms"] for part in parts])
+    offsets, places, values = [], [], []
+    for part in parts:
+        index, own = ragged_index(np.asarray(part.arrays["row_offsets"]), part.live_rows())
+        offsets.append(own)
+        places.append(np.searchsorted(names, part.arrays["terms"])[part.arrays["row_terms"][index]])
+        values.append(part.arrays["row_values"][index])
+    return Postings(join_offsets(offsets), names, np.concatenate(places), np.concatenate(values))
+
+
+def union(names: Sequence[Array]) -> Array:
+    """Every name of several ascending lists, ascending: [V]."""
+    if len(names) == 1:
+        return np.asarray(names[0])
+    return np.unique(np.concatenate(names)) if names else np.empty(0, dtype=np.uint64)
+
+
+def places_of(names: Array, wanted: Array) -> I64:
+    """Where each wanted name stands among ascending names, -1 where it is not there: i64 [n]."""
+    if not len(names):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    places = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
+    return np.where(np.asarray(names)[places] == wanted, places, -1).astype(np.int64)
+
+
+class ImpactIndex:
+    """The opened segments of one channel. Terms of queries are numbers 0..V-1 that run through all segments."""
+
+    def __init__(
+        self, parts: Sequence[SegmentPart], impacts: Sequence[Impacts], numbers: Sequence[Array], vocabulary: int
+    ) -> None:
+        """`numbers` [V of the part] are the terms' numbers in 0..vocabulary-1, ascending."""
+        self.vocabulary = vocabulary
+        self._parts = parts
+        self._starts = starts_of(parts)
+        self._impacts = impacts
+        self._numbers = numbers
+        self._local = [_inverse(own, vocabulary) for own in numbers]
+        self._pools: list[deque[Scratch]] = [deque() for _ in parts]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def search(self, queries: SparseVectors, weights: F32, k: int, allowed: Bool | None, grant: float) -> Candidates:
+        """The k best rows a query; `weights` f32 [Zq] stand for the queries' own."""
+        check_depth(k)
+        usable = allowed_rows(self._parts, allowed)
+        depth = min(k, len(self))
+        filled = [number for number, impacts in enumerate(self._impacts) if impacts.n_documents]
+        if len(filled) == 1:
+            return _padded(*self._search_part(filled[0], queries, weights, (depth, grant), usable, None))
+        floors = np.zeros(len(queries), dtype=np.float32)
+        ranked: list[tuple[Array, Array]] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+        for number in filled:
+            rows, scores, counts = self._search_part(number, queries, weights, (depth, grant), usable, floors)
+            for q, count in enumerate(counts.tolist()):
+                ranked[q] = _joined(ranked[q], (rows[q, :count], scores[q, :count]), depth)
+                if len(ranked[q][1]) == depth:
+                    floors[q] = ranked[q][1][-1]
+        return as_candidates(ranked, k)
+
+    def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
+        """The stored vectors of rows (of BM25: term frequencies). InvalidInput for a row that does not exist."""
+        part_of, local = locate(self._starts, np.asarray(rows, dtype=np.int64))
+        weights, terms, lengths = [np.empty(0, np.float32)], [np.empty(0, np.int32)], []
+        for number, row in zip(part_of.tolist(), local.tolist(), strict=True):
+            own = self._impacts[number]
+            span = slice(int(own.row_offsets[row]), int(own.row_offsets[row + 1]))
+            values = own.row_values[span].astype(np.float32)
+            scaled = own.row_values.dtype == np.uint8 and not own.saturating
+            weights.append(values * own.norms[row] if scaled else values)
+            terms.append(self._numbers[number][own.row_terms[span]].astype(np.int32))
+            lengths.append(span.stop - span.start)
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return SparseVectors(np.concatenate(weights), np.concatenate(terms), offsets, self.vocabulary)
+
+    def _search_part(
+        self,
+        number: int,
+        queries: SparseVectors,
+        weights: F32,
+        params: tuple[int, float],
+        usable: Bool | None,
+        floors: F32 | None,
+    ) -> tuple[I64, F32, I64]:
+        """(rows i64 [Q, k] of the collection, scores f32 [Q, k], counts i64 [Q]); params are k and the grant."""
+        first, last = self._starts[number : number + 2].tolist()
+        mask = None if usable is None else np.ascontiguousarray(usable[first:last])
+        asked = _local_query(self._local[number], queries, weights)
+        pool = self._pools[number]
+        try:
+            scratch = pool.pop()
+        except IndexError:
+            scratch = Scratch(self._impacts[number])
+        rows, scores, counts = search(self._impacts[number], scratch, asked, params[0], mask, floors, params[1])
+        pool.append(scratch)  # not after an error: it may not be clean
+        rows += first
+        return rows, scores, counts
+
+
+def _padded(rows: I64, scores: F32, counts: I64) -> Candidates:
+    """Candidates of rows and scores [Q, k] of which each query has the first `counts`."""
+    width = int(counts.max(initial=0))
+    rows, scores = rows[:, :width], scores[:, :width]
+    if counts.min(initial=width) < width:
+        beyond = np.arange(width) >= counts[:, None]
+        rows, scores = np.where(beyond, -1, rows), np.where(beyond, np.float32(-np.inf), scores)
+    return Candidates(np.ascontiguousarray(rows), np.ascontiguousarray(scores))
+
+
+def _inverse(numbers: Array, vocabulary: int) -> I32:
+    """A segment's place of each term of the vocabulary, -1 where it has none, last for unknown terms: i32 [V+1]."""
+    out = np.full(vocabulary + 1, -1, dtype=np.int32)
+    out[numbers] = np.arange(len(numbers), dtype=np.int32)
+    return out
+
+
+def _local_query(local: I32, queries: SparseVectors, weights: F32) -> tuple[I32, F32, I64]:
+    """The queries in a segment's own terms; those that it has not are dropped."""
+    places = local.take(queries.terms, mode="clip")
+    if not len(places) or places.min() >= 0:
+        return places, weights, queries.offsets
+    known = places >= 0
+    before = np.zeros(len(known) + 1, dtype=np.int64)
+    np.cumsum(known, out=before[1:])
+    return places[known], weights[known], before[queries.offsets]
+
+
+def _joined(ranked: tuple[Array, Array], found: tuple[Array, Array], k: int) -> tuple[Array, Array]:
+    """The k best of two rankings, all rows of the first before those of the second."""
+    rows, scores = (np.concatenate(pair) for pair in zip(ranked, found, strict=True))
+    places = best(scores, k)
+    return rows[places], scores[places]

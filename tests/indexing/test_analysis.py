@@ -1,0 +1,33 @@
+"""Text becomes terms in the language that was asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from chamfer.errors import InvalidInput
+from indexing.sparse.analysis import AnalysisConfig, Analyzer
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "terms"),
+    [
+        ("english", "The Foxes and the running dogs", ["fox", "run", "dog"]),
+        ("german", "Die Häuser und der alte Garten", ["haus", "alt", "gart"]),
+        ("french", "Les chevaux sont dans la maison", ["cheval", "maison"]),
+        ("russian", "Это большие дома", ["больш", "дом"]),
+        ("none", "The Foxes", ["the", "foxes"]),
+    ],
+)
+def test_each_language_has_its_own_stems_and_stop_words(language: str, text: str, terms: list[str]) -> None:
+    assert Analyzer(AnalysisConfig(language=language))(text) == terms
+
+
+def test_stop_words_can_be_another_language_s_or_none() -> None:
+    assert Analyzer(AnalysisConfig(stop_words="none"))("the fox") == ["the", "fox"]
+    assert Analyzer(AnalysisConfig(stop_words="german"))("die the fox") == ["the", "fox"]
+
+
+def test_a_language_without_stop_words_is_refused_by_name() -> None:
+    with pytest.raises(InvalidInput, match=r"no stop words for 'lithuanian'.*none or one of arabic"):
+        Analyzer(AnalysisConfig(language="lithuanian"))
+    assert Analyzer(AnalysisConfig(language="lithuanian", stop_words="none"))("namas")

@@ -20,6 +20,7 @@ from indexing.family import SegmentPart, WithoutCodec, allowed_rows, starts_of
 from indexing.kernels.inverted import add_bm25, invert
 from indexing.kernels.topk import as_candidates, best, check_depth
 from indexing.sparse.analysis import U64, AnalysisConfig, Analyzer, term_hashes
+from indexing.sparse.forward import ForwardIndex
 
 _MOST = np.iinfo(np.uint16).max
 
@@ -104,6 +105,8 @@ class LexicalFamily(WithoutCodec):
 class LexicalRetriever:
     """Exact BM25, a term at a time. Queries come from `encode_queries`: no model is asked."""
 
+    stored_kind: ClassVar[VectorKind] = VectorKind.SPARSE
+
     def __init__(self, parts: Sequence[SegmentPart], config: LexicalConfig) -> None:
         self._parts = parts
         self._starts = starts_of(parts)
@@ -115,6 +118,8 @@ class LexicalRetriever:
         self._n_live = sum(part.n_live for part in parts)
         self._document_frequency = self._count()
         self._norms = self._make_norms()
+        term_maps = [np.searchsorted(self._vocabulary, part.arrays["terms"]).astype(np.int64) for part in parts]
+        self._forward = ForwardIndex(parts, "frequencies", term_maps, len(self._vocabulary))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -150,6 +155,13 @@ class LexicalRetriever:
             places = best(scores, k)
             ranked.append((places, scores[places]))
         return as_candidates(ranked, k)
+
+    def vectors(self, rows: I64) -> SparseVectors:
+        """Term counts of rows, as `encode_queries` counts those of a query."""
+        return self._forward.vectors(rows)
+
+    def stored_form(self, queries: SparseVectors) -> SparseVectors:
+        return queries
 
     def with_params(self, **params: Any) -> Self:
         if unknown := set(params) - {"k1", "b"}:

@@ -73,7 +73,7 @@ def test_equal_scores_are_normalised_without_dividing_by_zero(normalisation: str
 
 
 def test_an_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="expected none, min_max or z_score"):
+    with pytest.raises(InvalidInput, match="expected none, min_max, centred or z_score"):
         normalise(np.ones(2, dtype=np.float32), "softmax")
 
 

@@ -109,7 +109,7 @@ class _Memory:
             tokens=TokenVectors(kept["tokens"], kept["offsets"]),
         )
         self.channels: dict[str, Any] = {}
-        for name in ("dense", "lexical", "multivector", "fde"):
+        for name in ("dense", "lexical", "multivector"):
             family: Any = make_family(name)
             family = family.with_codec(family.learn(encoding))
             part = SegmentPart(dict(family.pack(documents, encoding)), None, len(documents))

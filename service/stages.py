@@ -144,7 +144,9 @@ def explanation(search: Search, row: int, names: Mapping[int, str]) -> dict[str,
     A stage that did not see the document has rank and score None. `names` gives the doc_ids of feedback documents.
     """
     stages = _round(search, row, search.runs, search.fused, "fuse")
-    stages += [_feedback(name, expansion, row, names) for name, expansion in search.expansions.items()]
+    feedback = search.plan.plan.feedback
+    expanded = [name for name in (feedback.channels if feedback else ()) if name in search.expansions]
+    stages += [_feedback(name, search.expansions[name], row, names) for name in expanded]
     if search.runs_again:
         stages += _round(search, row, second_runs(search), search.fused_again, "fuse_again")
     for judgement in search.judgements:

@@ -17,7 +17,7 @@ from indexing.kernels.maxsim import fast_error, maxsim_fast, maxsim_rows
 from indexing.kernels.topk import as_candidates, best, check_depth, near_best
 
 F64 = NDArray[np.float64]
-SAMPLE = 128
+SAMPLE = 32
 _BLOCK_BYTES = 32 << 20
 
 

@@ -7,7 +7,7 @@ from threading import Lock
 
 import numpy as np
 
-from chamfer.types import I64, Array, SparseVectors, ragged_index
+from chamfer.types import F32, I32, I64, Array, SparseVectors
 from indexing.family import SegmentPart, locate, starts_of
 from indexing.kernels.inverted import invert
 
@@ -31,21 +31,20 @@ class ForwardIndex:
     def vectors(self, rows: I64) -> SparseVectors:
         """The stored weights of rows i64 [K], as they lie in the index."""
         part_of, local = locate(self._starts, rows)
-        return SparseVectors.concatenate(
-            [
-                SparseVectors(np.empty(0, np.float32), np.empty(0, np.int32), np.zeros(1, np.int64), self._vocabulary),
-                *(self._row(int(number), row) for number, row in zip(part_of, local, strict=True)),
-            ]
-        )
+        found = [self._row(int(number), int(row)) for number, row in zip(part_of, local, strict=True)]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(terms) for terms, _ in found], out=offsets[1:])
+        terms = np.concatenate([np.empty(0, dtype=np.int32), *(terms for terms, _ in found)])
+        weights = np.concatenate([np.empty(0, dtype=np.float32), *(values for _, values in found)])
+        return SparseVectors(weights, terms, offsets, self._vocabulary)
 
-    def _row(self, number: int, row: np.int64) -> SparseVectors:
+    def _row(self, number: int, row: int) -> tuple[I32, F32]:
         with self._lock:
             if number not in self._turned:
                 self._turned[number] = self._turn(self._parts[number].arrays, self._parts[number].n_documents)
         offsets, terms, values = self._turned[number]
-        places, own = ragged_index(offsets, np.array([row]))
-        found = self._term_maps[number][terms[places]].astype(np.int32)
-        return SparseVectors(values[places].astype(np.float32), found, own, self._vocabulary)
+        span = slice(int(offsets[row]), int(offsets[row + 1]))
+        return self._term_maps[number][terms[span]].astype(np.int32), values[span].astype(np.float32)
 
     def _turn(self, arrays: Mapping[str, Array], n_documents: int) -> tuple[I64, Array, Array]:
         lengths = np.diff(arrays["offsets"])

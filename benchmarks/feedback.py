@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -168,7 +168,7 @@ def cost(collection: Judged, encoder: str, n_queries: int) -> list[Row]:
     for name, (without, channels) in learning.items():
         fed = Plan.model_validate({**without.model_dump(), "feedback": {"channels": channels, "guard": None}})
         kinds = [VectorKind.DENSE, VectorKind.TOKENS] if without.rescore else [VectorKind.DENSE]
-        contenders = {"encoding": partial(_encode, model, some, kinds)}
+        contenders: dict[str, Callable[[], object]] = {"encoding": partial(_encode, model, some, kinds)}
         contenders |= {"without": partial(some.run, without, 10, 1), "with": partial(some.run, fed, 10, 1)}
         spent = {part: np.array(seconds) for part, seconds in interleave(contenders, 7).items()}
         parts = {part: float(np.median(seconds)) * 1e3 / len(some.queries) for part, seconds in spent.items()}

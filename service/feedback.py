@@ -71,7 +71,7 @@ def rocchio(query: F32, documents: F32, mixture: Mixture, length: Length = "quer
     values = documents.astype(np.float64)
     if length == "query":
         values *= _length(query) / np.maximum(np.sqrt(np.square(values).sum(axis=1, keepdims=True)), 1e-30)
-    mixed = mixture.alpha * query.astype(np.float64) + mixture.beta * values.mean(axis=0)
+    mixed: F64 = mixture.alpha * query.astype(np.float64) + mixture.beta * values.mean(axis=0)
     return mixed.astype(np.float32)
 
 
@@ -153,8 +153,8 @@ def _mixed(query: SparseVectors, added: _Terms, mixture: Mixture, terms: int) ->
 def _weighted_sum(documents: SparseVectors, shares: F64) -> _Terms:
     """sum_i shares_i p_i, added up in the order of the documents."""
     names, places = np.unique(documents.terms, return_inverse=True)
-    weights = documents.weights * np.repeat(shares, np.diff(documents.offsets))
-    return names, np.bincount(places, weights, len(names))
+    weights: F64 = documents.weights.astype(np.float64) * np.repeat(shares, np.diff(documents.offsets))
+    return names, np.bincount(places, weights, len(names)).astype(np.float64)
 
 
 def _heaviest(found: _Terms, most: int) -> _Terms:

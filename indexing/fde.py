@@ -226,7 +226,7 @@ class FdeRetriever:
         return as_candidates(ranked, k)
 
     def vectors(self, rows: I64) -> DenseVectors:
-        """What is stored of rows, f32 [K, D]: as far from their encodings as the storage is (from int8, half a step)."""
+        """What is stored of rows, f32 [K, D]: as far from their encodings as the storage is."""
         part_of, local = locate(self._starts, rows)
         out = np.empty((len(rows), self._config.shape().dim), dtype=np.float32)
         for number in np.unique(part_of):

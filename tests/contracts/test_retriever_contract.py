@@ -262,6 +262,8 @@ def test_queries_in_their_stored_form_find_the_same(family: Family) -> None:
 
 
 def test_doubling_the_stored_form_of_a_query_doubles_its_scores(family: Family) -> None:
+    if getattr(family.config, "storage", "") == "rabitq":
+        pytest.skip("faiss' RaBitQ estimates are not linear in the query's length")
     retriever: Any = family.open([pack(family, DOCUMENTS)])
     stored = retriever.stored_form(encode(family, retriever, QUERIES))
     twice = {

@@ -38,7 +38,7 @@ def main() -> None:
     rows: list[Row] = []
     for folder in options.folders or [demo_corpus()]:
         with tempfile.TemporaryDirectory() as work:
-            source = _excerpt(folder, Path(work)) if options.quick else folder
+            source = excerpt(folder, Path(work)) if options.quick else folder
             rows += measure(source, folder.resolve().name, Path(work))
     emit(rows, options.json)
 
@@ -64,9 +64,9 @@ def measure(source: Path, name: str, work: Path) -> list[Row]:
     return rows
 
 
-def _excerpt(folder: Path, work: Path) -> Path:
+def excerpt(folder: Path, work: Path) -> Path:
     """A small collection whose queries have an answer in it."""
-    out = work / "excerpt"
+    out = work / folder.resolve().name
     (out / "qrels").mkdir(parents=True)
     lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     qrels = list(read_qrels(folder, "test"))

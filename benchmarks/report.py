@@ -19,12 +19,15 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import numpy as np
+
 from benchmarks.__main__ import SUBJECTS
 from benchmarks.harness import Row, machine, markdown
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 KEPT = DOCS / "benchmarks"
 QUALITY_SETS = ("fairytaleqa", "scifact", "cranfield", "nfcorpus-stopped", "npl", "cisi", "squad-dev")
+FEEDBACK_SETS = ("cranfield", "scifact", "fairytaleqa", "squad-dev", "cisi", "npl")
 HEAD = """# Benchmarks
 
 Every figure comes from a program in `benchmarks/`; `python -m benchmarks.report` writes this page. Peers run on the
@@ -52,8 +55,9 @@ def main() -> None:
 def measure(subject: str, data: Path | None) -> None:
     """Runs one subject in full and keeps its rows."""
     named: list[str] = []
-    if data is not None and subject == "quality":
-        named = [str(data / name) for name in QUALITY_SETS if (data / name).is_dir()]
+    if data is not None and subject in ("quality", "feedback"):
+        wanted = QUALITY_SETS if subject == "quality" else FEEDBACK_SETS
+        named = [str(data / name) for name in wanted if (data / name).is_dir()]
     elif data is not None and subject == "encoder":
         named = ["--quality", str(data / "scifact")]
     print(f"measuring {subject}", file=sys.stderr)
@@ -74,7 +78,7 @@ def draw() -> None:
         record = json.loads(kept.read_text(encoding="utf-8"))
         rows = [Row(**row) for row in record["rows"]]
         about = (import_module(f"benchmarks.{subject}").__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        plot, table = (plot_quality, quality_table) if subject == "quality" else (plot_ratios, markdown)
+        plot, table = DRAWN.get(subject, (plot_ratios, markdown))
         parts.append(f"## {subject}\n\n{about}\n\n`{record['command']}`, {record['machine']}\n")
         if save(plot, rows, KEPT / f"{subject}.svg"):
             parts.append(f"![{subject}]({KEPT.name}/{subject}.svg)\n")
@@ -145,6 +149,50 @@ def quality_table(rows: list[Row]) -> str:
         lines.append(f"| {corpus} | {plan} | {figures} |")
     rates = [f"{row.what}: {row.value:.0f} {row.unit}" for row in rows if ": build of" in row.what]
     return "\n".join([*lines, "", *(f"- {rate}" for rate in rates), ""])
+
+
+def plot_feedback(axes: Any, rows: list[Row]) -> bool:
+    """nDCG@10 against the plan without feedback, by mode, for every collection and partner."""
+    cells = _cells([row for row in rows if "cost" not in row.what])
+    groups = list(dict.fromkeys((corpus, plan.split()[0]) for corpus, plan in cells))
+    modes = [mode for mode in ("before", "after", "both", "guarded", "rm3") if any(mode in plan for _, plan in cells)]
+    width = 0.8 / max(len(modes), 1)
+    for number, mode in enumerate(modes):
+        gains = [
+            cells.get((corpus, f"{pair} {mode}"), {}).get("nDCG@10", np.nan) - cells[corpus, f"{pair} none"]["nDCG@10"]
+            for corpus, pair in groups
+        ]
+        axes.bar([place + number * width for place in range(len(groups))], gains, width, label=mode)
+    names = [f"{corpus}\n{pair}" for corpus, pair in groups]
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], names, fontsize=6)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel("nDCG@10 gained by feedback")
+    axes.legend(fontsize=8, ncols=len(modes))
+    return bool(cells)
+
+
+def feedback_table(rows: list[Row]) -> str:
+    """One line a collection, pair and mode; p-values behind what differs from `none` at 0.05."""
+    lines = ["| corpus | pair | mode | nDCG@10 | AP | R@100 |", "| --- | --- | --- | --- | --- | --- |"]
+    for (corpus, plan), cell in _cells(
+        [row for row in rows if "cost" not in row.what and ": p " not in row.what]
+    ).items():
+        pair, _, mode = plan.partition(" ")
+        p_values = {
+            r.unit + r.what.split(": p ")[1]: r.value for r in rows if r.what.startswith(f"{corpus} {plan}: p ")
+        }
+        shown = []
+        for measure in ("nDCG@10", "AP", "R@100"):
+            p = p_values.get(f"p{measure}", 1.0)
+            shown.append(f"{cell[measure]:.4f}" + (f" (p {p:.3f})" if p < 0.05 else ""))
+        lines.append(f"| {corpus} | {pair} | {mode} | {' | '.join(shown)} |")
+    return "\n".join([*lines, "", markdown([row for row in rows if "cost" in row.what])])
+
+
+DRAWN: dict[str, tuple[Callable[[Any, list[Row]], bool], Callable[[list[Row]], str]]] = {
+    "quality": (plot_quality, quality_table),
+    "feedback": (plot_feedback, feedback_table),
+}
 
 
 def _cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:

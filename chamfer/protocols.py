@@ -72,6 +72,27 @@ class Rescorer(Protocol[QueryVectors]):
         ...
 
 
+class Expandable(Protocol[QueryVectors]):
+    """A retriever whose stored vectors feedback may read: its score is linear in the query's stored form.
+
+    `search` takes queries in both forms. Where they are token vectors, `commonness(vectors f32 [n, D])` gives how well
+    an average document matches each: f64 [n].
+    """
+
+    @property
+    def stored_kind(self) -> VectorKind:
+        """What `vectors` and `stored_form` give."""
+        ...
+
+    def vectors(self, rows: I64) -> Vectors:
+        """The stored vectors of rows i64 [K], in order; nothing is encoded again."""
+        ...
+
+    def stored_form(self, queries: QueryVectors) -> Vectors:
+        """The queries in the space of `vectors`."""
+        ...
+
+
 Pair = tuple[Query, Document]
 ScoreKind = Literal["logit", "probability", "similarity", "list"]
 

@@ -140,7 +140,9 @@ class SparseVectors:
             _expect(bool(np.all(self.weights > 0)), "a sparse weight is zero, negative or NaN")
             _expect(self.terms.min() >= 0 and self.terms.max() < self.vocabulary, "a sparse term is outside 0..V-1")
             falls = np.flatnonzero(np.diff(self.terms) <= 0) + 1
-            _expect(bool(np.isin(falls, self.offsets).all()), "sparse terms do not ascend within a row")
+            begins = np.zeros(len(self.terms) + 1, dtype=bool)
+            begins[self.offsets] = True
+            _expect(bool(begins[falls].all()), "sparse terms do not ascend within a row")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

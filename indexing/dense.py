@@ -65,6 +65,8 @@ class DenseFamily(WithoutCodec):
 class DenseRetriever:
     """Exact search over the parts' vectors."""
 
+    stored_kind: ClassVar[VectorKind] = VectorKind.DENSE
+
     def __init__(self, parts: Sequence[SegmentPart]) -> None:
         self._parts = parts
         self._starts = starts_of(parts)
@@ -98,6 +100,9 @@ class DenseRetriever:
             here = part_of == number
             out[here] = self._parts[number].arrays["values"][local[here]]
         return DenseVectors(out)
+
+    def stored_form(self, queries: DenseVectors) -> DenseVectors:
+        return queries
 
     def with_params(self, **params: Any) -> Self:
         if params:

@@ -16,8 +16,19 @@ import numpy as np
 
 from chamfer.artifact import ArrayStream
 from chamfer.errors import Incompatible, InvalidInput
-from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
-from indexing.family import Codec, SegmentPart, allowed_rows, starts_of
+from chamfer.types import (
+    F32,
+    I64,
+    Array,
+    Bool,
+    Candidates,
+    DenseVectors,
+    Document,
+    Encoding,
+    TokenVectors,
+    VectorKind,
+)
+from indexing.family import Codec, SegmentPart, allowed_rows, locate, starts_of
 from indexing.kernels.fde import FdeMatrices, FdeShape, Projection, draw_matrices, encode_documents, encode_queries
 from indexing.kernels.product import WIDTH
 from indexing.kernels.topk import as_candidates, best, check_depth
@@ -172,6 +183,8 @@ class FdeFamily:
 class FdeRetriever:
     """Inner products with the query's encoding; scores estimate repetitions times MaxSim."""
 
+    stored_kind: ClassVar[VectorKind] = VectorKind.DENSE
+
     def __init__(self, parts: Sequence[SegmentPart], config: FdeConfig, codec: Codec, encoder: Encoder | None) -> None:
         self._parts = parts
         self._config = config
@@ -194,14 +207,14 @@ class FdeRetriever:
         """Of all arrays of all parts."""
         return sum(array.nbytes for part in self._parts for array in part.arrays.values()) / max(len(self), 1)
 
-    def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k best rows a query; as many as are allowed if those are fewer."""
+    def search(self, queries: TokenVectors | DenseVectors, k: int, allowed: Bool | None = None) -> Candidates:
+        """The k best rows a query, token vectors or in their stored form; as many as are allowed if those are fewer."""
         check_depth(k)
         usable = allowed_rows(self._parts, allowed)
         if self._encoder is None or not len(self):
             return as_candidates([(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries), k)
         ranked: list[tuple[I64, F32]] = []
-        encoded = self._encoder.queries(queries)
+        encoded = queries.values if isinstance(queries, DenseVectors) else self._encoder.queries(queries)
         on_device = None if self._on_device is None else self._on_device(encoded)
         for number, query in enumerate(encoded):
             if on_device is None:
@@ -211,6 +224,22 @@ class FdeRetriever:
             places = best(scores, k)
             ranked.append((places, scores[places]))
         return as_candidates(ranked, k)
+
+    def vectors(self, rows: I64) -> DenseVectors:
+        """What is stored of rows, f32 [K, D]: as far from their encodings as the storage is."""
+        part_of, local = locate(self._starts, rows)
+        out = np.empty((len(rows), self._config.shape().dim), dtype=np.float32)
+        for number in np.unique(part_of):
+            here = part_of == number
+            arrays = {name: array[local[here]] for name, array in self._arrays[number].items()}
+            out[here] = self._storage.unpack(arrays, self._codec)
+        return DenseVectors(out)
+
+    def stored_form(self, queries: TokenVectors) -> DenseVectors:
+        """The queries' encodings f32 [Q, D], whose inner products with `vectors` are the scores."""
+        if self._encoder is None:
+            raise InvalidInput("the fde channel of an empty collection encodes nothing")
+        return DenseVectors(self._encoder.queries(queries))
 
     def with_params(self, **params: Any) -> Self:
         """The same rows, searched otherwise: ef_search (hnsw), n_probe (ivf), depth_factor (both); device (flat).

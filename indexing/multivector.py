@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
@@ -15,6 +16,8 @@ from indexing.family import SegmentPart, WithoutCodec, allowed_rows, locate, sta
 from indexing.kernels.maxsim import fast_error, maxsim_fast, maxsim_rows
 from indexing.kernels.topk import as_candidates, best, check_depth, near_best
 
+F64 = NDArray[np.float64]
+SAMPLE = 32
 _BLOCK_BYTES = 32 << 20
 
 
@@ -70,11 +73,14 @@ class MultivectorFamily(WithoutCodec):
 class MultivectorRetriever:
     """Exact MaxSim over the parts' token vectors; also a Rescorer."""
 
+    stored_kind: ClassVar[VectorKind] = VectorKind.TOKENS
+
     def __init__(self, parts: Sequence[SegmentPart]) -> None:
         self._parts = parts
         self._starts = starts_of(parts)
         # Views, not copies: numba takes plain arrays, and offsets are read often.
         self._arrays = [(np.asarray(p.arrays["values"]), np.array(p.arrays["offsets"])) for p in parts]
+        self._sample: tuple[F32, I64] | None = None
         self._largest_norm = max((float(p.arrays["largest_norm"][0]) for p in parts), default=0.0)
 
     def __len__(self) -> int:
@@ -100,6 +106,40 @@ class MultivectorRetriever:
             real = rows[q] >= 0
             out[q, real] = self._score(query, rows[q, real], maxsim_fast)
         return out
+
+    def vectors(self, rows: I64) -> TokenVectors:
+        """Stored token vectors f32 of rows."""
+        part_of, local = locate(self._starts, rows)
+        dim = self._arrays[0][0].shape[1] if self._arrays else 0
+        matrices = [np.empty((0, dim), dtype=np.float32)]
+        for number, row in zip(part_of, local, strict=True):
+            values, offsets = self._arrays[number]
+            matrices.append(values[offsets[row] : offsets[row + 1]].astype(np.float32))
+        ends = np.cumsum([len(matrix) for matrix in matrices]).astype(np.int64)
+        return TokenVectors(np.concatenate(matrices), ends)
+
+    def stored_form(self, queries: TokenVectors) -> TokenVectors:
+        return queries
+
+    def commonness(self, vectors: F32) -> F64:
+        """How well an average document matches each vector f32 [n, D]: mean of max_j <v, d_j>, f64 [n].
+
+        Over SAMPLE live documents with tokens, evenly spaced through the collection; read and kept at the first call.
+        """
+        if self._sample is None:
+            self._sample = self._draw_sample()
+        tokens, starts = self._sample
+        if not len(starts):
+            return np.zeros(len(vectors))
+        best_match = np.maximum.reduceat(vectors @ tokens.T, starts, axis=1)
+        out: F64 = best_match.mean(axis=1, dtype=np.float64)
+        return out
+
+    def _draw_sample(self) -> tuple[F32, I64]:
+        usable = allowed_rows(self._parts, None)
+        rows = np.arange(len(self), dtype=np.int64) if usable is None else np.flatnonzero(usable).astype(np.int64)
+        sample = self.vectors(rows[np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64))])
+        return sample.values, sample.offsets[:-1][np.diff(sample.offsets) > 0]
 
     def with_params(self, **params: Any) -> Self:
         if params:

@@ -47,14 +47,34 @@ def interpolate(runs: Mapping[str, Candidates], weights: Mapping[str, float], no
 
     A document that a channel did not find gets the lowest normalised score that the channel gave to this query
     (min_max: 0). A channel that found nothing, or has weight 0, takes no part. See `normalise` for the rest.
+    With two channels, weights lambda and 1 - lambda and min_max this is the interpolation of Li et al.
+    (arXiv 2205.00235) as the code that it refers to computes it.
     """
     return _fuse(runs, weights, lambda scores: normalise(scores, normalisation))
+
+
+def distribution_based(runs: Mapping[str, Candidates], weights: Mapping[str, float]) -> Fused:
+    """sum over channels of weight * (s - m + 3 d) / 6 d, where m and d are a list's mean and standard deviation.
+
+    d is the sample's (ddof 1), as in Qdrant; one score, or equal ones, give 0.5. Scores within three deviations come
+    to lie in 0..1; others are not clipped. A channel that did not find a document adds 0.
+    """
+
+    def by_distribution(scores: F32) -> tuple[F64, float]:
+        values: F64 = scores.astype(np.float64)
+        deviation = float(values.std(ddof=1)) if len(values) > 1 and values.max() > values.min() else 0.0
+        if not deviation > 0:
+            return np.full_like(values, 0.5), 0.0
+        return (values - values.mean() + 3 * deviation) / (6 * deviation), 0.0
+
+    return _fuse(runs, weights, by_distribution)
 
 
 def reciprocal_rank(runs: Mapping[str, Candidates], weights: Mapping[str, float], k: float = 60.0) -> Fused:
     """sum over channels of weight / (k + rank), ranks from 1; a channel that did not find a document adds 0.
 
-    Cormack, Clarke and Buettcher, SIGIR 2009, there with k = 60 and weights 1.
+    Cormack, Clarke and Buettcher, SIGIR 2009, there with k = 60 and weights 1. Engines that count ranks from 0 call
+    the same thing by a k that is 1 more (Qdrant's default of 2 is 1 here).
     """
     if not k > 0:
         raise InvalidInput(f"k of reciprocal rank fusion is {k}, expected above 0")
@@ -69,7 +89,9 @@ def normalise(scores: F32, normalisation: str) -> tuple[F64, float]:
     """(normalised scores f64 [n], the value for documents that are not in the list) of one query's falling scores.
 
     none     scores as they are; missing: the lowest
-    min_max  (s - min) / (max - min); equal scores all give 1; missing: 0
+    min_max  (s - min) / (max - min); equal scores all give 1; missing: 0 (Li et al., ICTIR 2021, their code)
+    centred  (s - (min + max) / 2) / (max - min); equal scores all give 0.5; missing: -0.5, the lowest (Pyserini's
+             hybrid search). min_max less a half, so the order is that of min_max
     z_score  (s - mean) / standard deviation (of the list, ddof 0); equal scores all give 0; missing: the lowest
     """
     values: F64 = scores.astype(np.float64)
@@ -79,13 +101,14 @@ def normalise(scores: F32, normalisation: str) -> tuple[F64, float]:
     if normalisation == "none":
         return values, lowest
     spread = float(values.max()) - lowest
-    if normalisation == "min_max":
-        return ((values - lowest) / spread if spread > 0 else np.ones_like(values)), 0.0
+    if normalisation in ("min_max", "centred"):
+        lift = 0.0 if normalisation == "min_max" else -0.5
+        return ((values - lowest) / spread if spread > 0 else np.ones_like(values)) + lift, lift
     if normalisation == "z_score":
         deviation = float(values.std()) if spread > 0 else 0.0
         values = (values - values.mean()) / deviation if deviation > 0 else np.zeros_like(values)
         return values, float(values.min())
-    raise InvalidInput(f"normalisation {normalisation!r}: expected none, min_max or z_score")
+    raise InvalidInput(f"normalisation {normalisation!r}: expected none, min_max, centred or z_score")
 
 
 def judged_first(current: Candidates, depth: int, scores: F32) -> Candidates:

@@ -17,11 +17,12 @@ import numpy as np
 from chamfer.errors import ChamferError, DeadlineExceeded, Internal
 from chamfer.protocols import Encoder, PairReranker, Reranker
 from chamfer.types import F32, I64, Candidates, Document, Hit, Query, VectorKind, Vectors
-from service.fusion import blend, interpolate, judged_first, reciprocal_rank
-from service.plans import Features, Plan, ReciprocalRank, Rerank, Rescore, named_plans, resolve
+from service.fusion import Fused, blend, distribution_based, interpolate, judged_first, reciprocal_rank
+from service.plans import DistributionBased, Features, Plan, ReciprocalRank, Rerank, Rescore, named_plans, resolve
 from service.records import ChannelView, CollectionView, SearchRequest, SearchResult
 from service.reranking import Ask, Pace, rank_in_time
-from service.stages import Clock, Judgement, Search, StageRunner, explanation, grouped
+from service.second_round import expand
+from service.stages import Clock, Judgement, Search, StageRunner, explanation, grouped, second_runs
 
 __all__ = ["Pipeline", "SearchRequest", "SearchResult"]
 
@@ -83,6 +84,7 @@ class Pipeline:
             self._encode,
             self._retrieve,
             self._fuse,
+            self._feed_back,
             self._rescore,
             self._rerank,
             self._finish,
@@ -150,6 +152,29 @@ class Pipeline:
                     "the allowed time was over before a channel had answered; allow more by timeout_ms"
                 )
 
+    def _feed_back(self, searches: list[Search]) -> None:
+        plans = {id(s): s.plan.plan.feedback for s in searches if s.plan.plan.feedback}
+        for name in dict.fromkeys(name for plan in plans.values() for name in plan.channels):
+            asking = [s for s in searches if s.result is None and id(s) in plans and name in plans[id(s)].channels]
+            in_time = self._stages.in_time(f"feedback:{name}", asking, needed=lambda _: False)
+            for group in grouped(in_time, partial(_retrieval_key, name)):
+                self._stages.attempt(f"feedback:{name}", group, partial(self._search_again, name))
+        for search in searches:
+            if search.result is None and search.runs_again:
+                self._stages.attempt("fuse_again", [search], _fuse_again)
+
+    def _search_again(self, name: str, group: list[Search]) -> None:
+        channel = self.collection.channels[name]
+        queries = channel.retriever.stored_form(_query_vectors(channel, group))
+        for row, search in enumerate(group):
+            search.expansions[name] = expand(search, name, channel.retriever, queries.take([row]))
+        changed = [s for s in group if s.expansions[name].vectors is not None and name in s.plan.plan.active]
+        if changed:
+            vectors = _expanded(name, changed)
+            found = channel.retriever.search(vectors, _retrieval_depth(name, group[0]), group[0].allowed)
+            for row, search in enumerate(changed):
+                search.runs_again[name] = Candidates(found.rows[row : row + 1], found.scores[row : row + 1])
+
     def _rescore(self, searches: list[Search]) -> None:
         for asking in grouped(searches, lambda s: s.plan.plan.rescore):
             rescore = asking[0].plan.plan.rescore
@@ -158,7 +183,7 @@ class Pipeline:
             stage = f"rescore:{rescore.channel}"
             scorable = [s for s in asking if s.current.depth]
             in_time = self._stages.in_time(stage, scorable, needed=lambda _: False)
-            for group in grouped(in_time, lambda s: id(s.encoding)):
+            for group in grouped(in_time, partial(_rescoring_key, rescore.channel)):
                 self._stages.attempt(stage, group, partial(self._rescore_group, rescore))
 
     def _rescore_group(self, plan: Rescore, group: list[Search]) -> None:
@@ -167,7 +192,9 @@ class Pipeline:
         for padded, head in zip(rows, heads, strict=True):
             padded[: len(head)] = head
         channel = self.collection.channels[plan.channel]
-        scores = channel.retriever.score(_query_vectors(channel, group), rows)
+        expanded = _is_expanded(plan.channel, group[0])
+        queries = _expanded(plan.channel, group) if expanded else _query_vectors(channel, group)
+        scores = channel.retriever.score(queries, rows)
         for search, head, own in zip(group, heads, scores, strict=True):
             judged, earlier = own[: len(head)], search.current
             search.judge(Judgement("rescore", plan.channel, head, judged, judged_first(earlier, plan.depth, judged)))
@@ -217,18 +244,26 @@ class Pipeline:
     def _answer(self, group: list[Search]) -> None:
         kept = [search.current.of(0)[0][: search.request.k] for search in group]
         documents = self.collection.documents(np.concatenate(kept))
+        names = self._feedback_ids([search for search in group if search.request.explain])
         start = 0
         for search, rows in zip(group, kept, strict=True):
             own = documents[start : start + len(rows)]
             start += len(rows)
             search.result = SearchResult(
-                hits=_hits(search, rows, own),
+                hits=_hits(search, rows, own, names),
                 timings_ms=search.timings_ms,
                 snapshot=self.snapshot,
                 degraded=tuple(search.degraded),
                 truncated_query=search.encoding is not None and bool(search.encoding.truncated[search.encoding_row]),
                 plan=search.plan,
             )
+
+    def _feedback_ids(self, explained: list[Search]) -> dict[int, str]:
+        """The doc_ids of the documents that explained searches learnt from, by row."""
+        rows = [e.rows for search in explained for e in search.expansions.values()]
+        wanted = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *rows]))
+        documents = self.collection.documents(wanted) if len(wanted) else []
+        return {row: document.doc_id for row, document in zip(wanted.tolist(), documents, strict=True)}
 
 
 def _features(collection: CollectionView, encoder: Encoder | None, rerankers: Mapping[str, Reranker]) -> Features:
@@ -238,6 +273,11 @@ def _features(collection: CollectionView, encoder: Encoder | None, rerankers: Ma
         channels=tuple(usable),
         rescorers=tuple(name for name, channel in usable.items() if hasattr(channel.retriever, "score")),
         rerankers=tuple(rerankers),
+        expandable={
+            name: channel.retriever.stored_kind
+            for name, channel in usable.items()
+            if hasattr(channel.retriever, "stored_kind")
+        },
     )
 
 
@@ -258,7 +298,8 @@ def _judged(search: Search, rows: I64, scores: F32) -> None:
 
 
 def _retrieval_depth(name: str, search: Search) -> int:
-    return max(search.plan.plan.channels[name].depth, search.request.k)
+    channel = search.plan.plan.channels.get(name)  # None where it only rescores
+    return max(channel.depth if channel else 1, search.request.k)
 
 
 def _retrieval_key(name: str, search: Search) -> tuple[int, str, int]:
@@ -277,26 +318,55 @@ def _query_vectors(channel: ChannelView, group: list[Search]) -> Vectors:
     return encoding.vectors(kind).take([search.encoding_row for search in group])
 
 
+def _is_expanded(name: str, search: Search) -> bool:
+    return name in search.expansions and search.expansions[name].vectors is not None
+
+
+def _rescoring_key(name: str, search: Search) -> tuple[int, bool]:
+    return id(search.encoding), _is_expanded(name, search)
+
+
+def _expanded(name: str, group: list[Search]) -> Vectors:
+    """The group's queries after feedback, in the stored form of the channel."""
+    parts: list[Any] = [search.expansions[name].vectors for search in group]
+    vectors: Vectors = type(parts[0]).concatenate(parts)
+    return vectors
+
+
 def _fuse_runs(group: list[Search]) -> None:
     for search in group:
-        plan = search.plan.plan
-        weights = {name: channel.weight for name, channel in plan.active.items()}
         # In the plan's order: the runs came in the order of the whole batch, and sums depend on order in the last bit.
-        runs = {name: search.runs[name] for name in weights if name in search.runs}
-        if isinstance(plan.fusion, ReciprocalRank):
-            search.fused = reciprocal_rank(runs, weights, plan.fusion.k)
-        else:
-            search.fused = interpolate(runs, weights, plan.fusion.normalisation)
+        runs = {name: search.runs[name] for name in search.plan.plan.active if name in search.runs}
+        search.fused = _fused(search.plan.plan, runs)
         search.ranked = search.fused.candidates
 
 
-def _hits(search: Search, rows: I64, documents: Sequence[Document]) -> tuple[Hit, ...]:
+def _fuse_again(group: list[Search]) -> None:
+    for search in group:
+        runs = second_runs(search)
+        if len(runs) > 1:
+            search.fused_again = _fused(search.plan.plan, runs)
+            search.ranked = search.fused_again.candidates
+        else:
+            [search.ranked] = runs.values()
+
+
+def _fused(plan: Plan, runs: Mapping[str, Candidates]) -> Fused:
+    weights = {name: plan.channels[name].weight for name in runs}
+    if isinstance(plan.fusion, ReciprocalRank):
+        return reciprocal_rank(runs, weights, plan.fusion.k)
+    if isinstance(plan.fusion, DistributionBased):
+        return distribution_based(runs, weights)
+    return interpolate(runs, weights, plan.fusion.normalisation)
+
+
+def _hits(search: Search, rows: I64, documents: Sequence[Document], names: Mapping[int, str]) -> tuple[Hit, ...]:
     scores = search.current.scores[0].tolist()
     return tuple(
-        Hit(document.doc_id, place + 1, scores[place], document, _explained(search, row))
+        Hit(document.doc_id, place + 1, scores[place], document, _explained(search, row, names))
         for place, (row, document) in enumerate(zip(rows.tolist(), documents, strict=True))
     )
 
 
-def _explained(search: Search, row: int) -> dict[str, Any] | None:
-    return explanation(search, row) if search.request.explain else None
+def _explained(search: Search, row: int, names: Mapping[int, str]) -> dict[str, Any] | None:
+    return explanation(search, row, names) if search.request.explain else None

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from chamfer.errors import InvalidInput
+from chamfer.types import VectorKind
+from service.parts import Depth, Feedback, Name, Part, Weight
 
 PRESETS = ("fast", "balanced", "best")
 DEFAULT_PRESET = "balanced"
-MAX_DEPTH = 10_000
 
 # What the presets ask, in one place. First-stage channels in order of preference; a channel of another name comes
 # after these with the weight OTHER_WEIGHT. Weights multiply min-max-normalised scores. Chosen on fairytaleqa dev and
@@ -31,37 +32,35 @@ RESCORE_DEPTH = 100
 RESCORE_INTERPOLATION: float | None = 0.6
 RERANK_DEPTH = 20
 
-Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
-Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ChannelPlan(_Part):
+class ChannelPlan(Part):
     """How deeply one channel is asked, and its weight in the fusion. Weight 0 leaves the channel out."""
 
     depth: Depth = FIRST_STAGE_DEPTH
     weight: Weight = 1.0
 
 
-class Interpolation(_Part):
+class Interpolation(Part):
     """Weighted sum of scores after normalisation within each channel (`fusion.interpolate`)."""
 
     method: Literal["interpolation"] = "interpolation"
-    normalisation: Literal["none", "min_max", "z_score"] = "min_max"
+    normalisation: Literal["none", "min_max", "centred", "z_score"] = "min_max"
 
 
-class ReciprocalRank(_Part):
+class ReciprocalRank(Part):
     """Weighted sum of 1 / (k + rank), ranks from 1 (`fusion.reciprocal_rank`)."""
 
     method: Literal["rrf"]
     k: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 60.0
 
 
-class Rescore(_Part):
+class DistributionBased(Part):
+    """Weighted sum of scores placed between three deviations below and above the mean (`fusion.distribution_based`)."""
+
+    method: Literal["dbsf"]
+
+
+class Rescore(Part):
     """Exact scores of the first `depth` candidates from the stored vectors of `channel`.
 
     `interpolate` is the share w of the exact score in w * exact + (1 - w) * earlier, both min-max-normalised over
@@ -73,7 +72,7 @@ class Rescore(_Part):
     interpolate: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
 
 
-class Rerank(_Part):
+class Rerank(Part):
     """The first `depth` candidates judged by a reranker that the service has loaded."""
 
     model: Name
@@ -86,23 +85,26 @@ def _fusion_tag(value: Any) -> str:
 
 
 Fusion = Annotated[
-    Annotated[Interpolation, Tag("<interpolation>")] | Annotated[ReciprocalRank, Tag("<rrf>")],
+    Annotated[Interpolation, Tag("<interpolation>")]
+    | Annotated[ReciprocalRank, Tag("<rrf>")]
+    | Annotated[DistributionBased, Tag("<dbsf>")],
     Discriminator(
         _fusion_tag,
         custom_error_type="unknown_fusion",
-        custom_error_message="Expected an object whose method is 'interpolation' or 'rrf'",
+        custom_error_message="Expected an object whose method is 'interpolation', 'rrf' or 'dbsf'",
     ),
 ]
 
 
-class Plan(_Part):
-    """A search plan: retrieve from each channel, fuse, rescore, rerank.
+class Plan(Part):
+    """A search plan: retrieve from each channel, fuse, feed back, rescore, rerank.
 
     A document below the depth of rescoring or reranking keeps its place after those that were judged.
     """
 
     channels: Annotated[dict[Name, ChannelPlan], Field(min_length=1, max_length=16)]
     fusion: Fusion = Interpolation()
+    feedback: Feedback | None = None
     rescore: Rescore | None = None
     rerank: Rerank | None = None
 
@@ -110,6 +112,17 @@ class Plan(_Part):
     def _some_channel_has_weight(self) -> Self:
         if not any(channel.weight > 0 for channel in self.channels.values()):
             raise ValueError("every channel has weight 0; at least one weight must be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _feedback_reaches_a_search(self) -> Self:
+        if self.feedback is None:
+            return self
+        searched = {*self.active, *([self.rescore.channel] if self.rescore else [])}
+        if idle := [name for name in self.feedback.channels if name not in searched]:
+            raise ValueError(f"feedback to channel {idle[0]!r}, which the plan neither retrieves from nor rescores by")
+        if self.feedback.source is not None and self.feedback.source not in self.active:
+            raise ValueError(f"feedback from channel {self.feedback.source!r}, which the plan does not retrieve from")
         return self
 
     @cached_property
@@ -130,6 +143,7 @@ class Features:
     channels: tuple[str, ...]
     rescorers: tuple[str, ...] = ()
     rerankers: tuple[str, ...] = ()
+    expandable: Mapping[str, VectorKind] = field(default_factory=dict)  # channels that feedback can change, and how
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +212,15 @@ def missing_parts(plan: Plan, features: Features) -> list[str]:
         missing.append(
             f"channel {plan.rescore.channel!r} for rescoring; {_offer('channels that can rescore', features.rescorers)}"
         )
+    for name, method in plan.feedback.channels.items() if plan.feedback else ():
+        kind = features.expandable.get(name)
+        if kind is None:
+            missing.append(f"channel {name!r} for feedback; {_offer('channels with feedback', features.expandable)}")
+        elif kind not in method.kinds:
+            wanted = " or ".join(kind.value for kind in method.kinds)
+            missing.append(
+                f"{wanted} vectors for feedback by {method.method!r}; channel {name!r} has {kind.value} ones"
+            )
     if plan.rerank and plan.rerank.model not in features.rerankers:
         missing.append(
             f"reranker {plan.rerank.model!r}; {_offer('rerankers', features.rerankers)}"

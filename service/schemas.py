@@ -89,6 +89,19 @@ class SearchBody(_Wire):
                         "rescore": {"channel": "multivector", "depth": 50},
                     },
                 },
+                {
+                    "query": "Why did the fox lose his tail?",
+                    "explain": True,
+                    "plan": {
+                        "channels": {"dense": {"weight": 0.3}, "lexical": {"weight": 0.7}},
+                        "feedback": {
+                            "interpolate": "both",
+                            "depth": 3,
+                            "channels": {"dense": {"alpha": 0.4, "beta": 0.6}, "lexical": {"method": "rm3"}},
+                            "guard": {"low": 3.0, "high": 5.0},
+                        },
+                    },
+                },
             ]
         }
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
 
 from chamfer.errors import ChamferError, Internal
-from chamfer.types import F32, I64, Bool, Candidates, Encoding, Query
-from service.fusion import Fused
+from chamfer.types import F32, I64, Bool, Candidates, Encoding, Query, Vectors
+from service.fusion import ChannelShare, Fused
 from service.plans import ResolvedPlan
 from service.records import SearchRequest, SearchResult
 
@@ -27,9 +27,26 @@ class Judgement:
     ranked: Candidates
 
 
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """What feedback did to one channel's query.
+
+    `rows` are the feedback documents, best first. `vectors` holds one query in the channel's stored form, None where
+    the guard skipped the channel or there was nothing to learn from. `facts` are shown in explanations.
+    """
+
+    rows: I64
+    vectors: Vectors | None
+    facts: Mapping[str, Any]
+
+
 @dataclass(slots=True)
 class Search:
-    """A request in flight. All its Candidates have Q = 1."""
+    """A request in flight. All its Candidates have Q = 1.
+
+    `runs` and `fused` are of the first round, `expansions`, `runs_again` and `fused_again` of the one after feedback.
+    A round that fuses nothing has no `fused`: its one run is its ranking.
+    """
 
     request: SearchRequest
     plan: ResolvedPlan
@@ -39,6 +56,9 @@ class Search:
     encoding_row: int = 0
     runs: dict[str, Candidates] = field(default_factory=dict)
     fused: Fused | None = None
+    expansions: dict[str, Expansion] = field(default_factory=dict)
+    runs_again: dict[str, Candidates] = field(default_factory=dict)
+    fused_again: Fused | None = None
     ranked: Candidates | None = None
     judgements: list[Judgement] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
@@ -118,12 +138,17 @@ def grouped(searches: Iterable[Search], key: Callable[[Search], Hashable]) -> li
     return list(groups.values())
 
 
-def explanation(search: Search, row: int) -> dict[str, Any]:
+def explanation(search: Search, row: int, names: Mapping[int, str]) -> dict[str, Any]:
     """The stages that a hit went through, in order: its rank and score in each and the arithmetic of the fusion.
 
-    A stage that did not see the document has rank and score None.
+    A stage that did not see the document has rank and score None. `names` gives the doc_ids of feedback documents.
     """
-    stages = _retrieval_stages(search, row)
+    stages = _round(search, row, search.runs, search.fused, "fuse")
+    feedback = search.plan.plan.feedback
+    expanded = [name for name in (feedback.channels if feedback else ()) if name in search.expansions]
+    stages += [_feedback(name, search.expansions[name], row, names) for name in expanded]
+    if search.runs_again:
+        stages += _round(search, row, second_runs(search), search.fused_again, "fuse_again")
     for judgement in search.judgements:
         scored = _position(judgement.rows, row)
         stages.append(
@@ -137,29 +162,55 @@ def explanation(search: Search, row: int) -> dict[str, Any]:
     return {"stages": stages}
 
 
-def _retrieval_stages(search: Search, row: int) -> list[dict[str, Any]]:
-    if search.fused is None:  # one channel, nothing to fuse
-        [(name, run)] = search.runs.items()
-        place = _position(run.rows[0], row) or 0
-        return [{"stage": "retrieve", "name": name, "rank": place + 1, "score": float(run.scores[0, place])}]
-    place = _position(search.fused.candidates.rows[0], row) or 0
-    stages: list[dict[str, Any]] = []
-    for name, share in search.fused.channels.items():
+def second_runs(search: Search) -> dict[str, Candidates]:
+    """What makes the ranking after feedback, in the plan's order: see plans.Feedback.interpolate."""
+    plan = search.plan.plan
+    alone = plan.feedback is not None and plan.feedback.interpolate == "before"
+    first = {} if alone else search.runs
+    return {name: run for name in plan.active if (run := search.runs_again.get(name, first.get(name))) is not None}
+
+
+def _feedback(name: str, expansion: Expansion, row: int, names: Mapping[int, str]) -> dict[str, Any]:
+    """What feedback did for a channel; rank is the hit's among the documents that were learnt from."""
+    return {
+        "stage": "feedback",
+        "name": name,
+        "rank": _position(expansion.rows, row, from_one=True),
+        "score": None,
+        "skipped": expansion.vectors is None,
+        **expansion.facts,
+        "documents": [names[each] for each in expansion.rows.tolist()],
+    }
+
+
+def _round(
+    search: Search, row: int, runs: Mapping[str, Candidates], fused: Fused | None, fusing: str
+) -> list[dict[str, Any]]:
+    retrieval = {
+        name: "retrieve_again" if run is search.runs_again.get(name) else "retrieve" for name, run in runs.items()
+    }
+    if fused is None:  # one channel, nothing to fuse
+        [(name, run)] = runs.items()
+        told: dict[str, Any] = {"stage": retrieval[name], "name": name, "rank": None, "score": None}
+        if (place := _position(run.rows[0], row)) is not None:
+            told |= {"rank": place + 1, "score": float(run.scores[0, place])}
+        return [told]
+    place = _position(fused.candidates.rows[0], row)
+    stages = [_share(retrieval[name], name, share, place) for name, share in fused.channels.items()]
+    fusion: dict[str, Any] = {"stage": fusing, "name": search.plan.plan.fusion.method, "rank": None, "score": None}
+    if place is not None:
+        fusion |= {"rank": place + 1, "score": float(fused.candidates.scores[0, place])}
+    return [*stages, fusion]
+
+
+def _share(stage: str, name: str, share: ChannelShare, place: int | None) -> dict[str, Any]:
+    """What a channel gave to the fused candidate at `place`; one that this round did not find has no arithmetic."""
+    told: dict[str, Any] = {"stage": stage, "name": name, "rank": None, "score": None}
+    if place is not None:
         rank = int(share.ranks[0, place])
-        stages.append(
-            {
-                "stage": "retrieve",
-                "name": name,
-                "rank": rank or None,
-                "score": float(share.scores[0, place]) if rank else None,
-                "value": float(share.values[0, place]),
-                "weight": share.weight,
-                "share": float(share.shares[0, place]),
-            }
-        )
-    score = float(search.fused.candidates.scores[0, place])
-    method = search.plan.plan.fusion.method
-    return [*stages, {"stage": "fuse", "name": method, "rank": place + 1, "score": score}]
+        told |= {"rank": rank or None, "score": float(share.scores[0, place]) if rank else None}
+        told |= {"value": float(share.values[0, place]), "weight": share.weight, "share": float(share.shares[0, place])}
+    return told
 
 
 def _position(rows: I64, row: int, *, from_one: bool = False) -> int | None:

@@ -7,6 +7,7 @@ import hashlib
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chamfer.errors import InvalidInput, Unavailable
 from chamfer.protocols import EncoderSpec
@@ -121,8 +123,13 @@ class _Retriever:
     def __len__(self) -> int:
         return self._n
 
+    def stored_form(self, queries: Any) -> Any:
+        return queries
+
 
 class DenseRetriever(_Retriever):
+    stored_kind = VectorKind.DENSE
+
     def __init__(self, documents: Sequence[Document]) -> None:
         super().__init__(len(documents))
         self._values = encode([d.content for d in documents], [VectorKind.DENSE], 256).vectors(VectorKind.DENSE).values  # type: ignore[union-attr]  # dense was asked for
@@ -133,8 +140,13 @@ class DenseRetriever(_Retriever):
         scores = np.stack([(self._values * query).sum(axis=1) for query in queries.values]).astype(np.float32)
         return best_rows(scores, k, allowed)
 
+    def vectors(self, rows: I64) -> DenseVectors:
+        return DenseVectors(np.ascontiguousarray(self._values[rows]))
+
 
 class TokenRetriever(_Retriever):
+    stored_kind = VectorKind.TOKENS
+
     def __init__(self, documents: Sequence[Document]) -> None:
         super().__init__(len(documents))
         self._matrices = [np.stack([word_vector(w) for w in words(d.content)]) for d in documents]
@@ -155,8 +167,17 @@ class TokenRetriever(_Retriever):
                     scores[query, place] = (tokens @ self._matrices[row].T).max(axis=1).sum()
         return scores
 
+    def vectors(self, rows: I64) -> TokenVectors:
+        matrices = [self._matrices[row] for row in rows]
+        return TokenVectors(np.concatenate(matrices), np.cumsum([0, *map(len, matrices)]).astype(np.int64))
+
+    def commonness(self, vectors: F32) -> NDArray[np.float64]:
+        return np.mean([(vectors @ m.T).max(axis=1) for m in self._matrices], axis=0, dtype=np.float64)
+
 
 class LexicalRetriever(_Retriever):
+    stored_kind = VectorKind.SPARSE
+
     def __init__(self, documents: Sequence[Document]) -> None:
         super().__init__(len(documents))
         self._terms = [[term(word) for word in words(d.content)] for d in documents]
@@ -172,9 +193,16 @@ class LexicalRetriever(_Retriever):
         self.calls.append((len(queries), k))
         scores = np.zeros((len(queries), self._n), dtype=np.float32)
         for query in range(len(queries)):
-            own = set(queries.terms[queries.offsets[query] : queries.offsets[query + 1]].tolist())
-            scores[query] = [sum(t in own for t in terms) / (5 + len(terms)) for terms in self._terms]
+            span = slice(queries.offsets[query], queries.offsets[query + 1])
+            own = dict(zip(queries.terms[span].tolist(), queries.weights[span].tolist(), strict=True))
+            scores[query] = [sum(own.get(t, 0.0) for t in terms) / (5 + len(terms)) for terms in self._terms]
         return best_rows(scores, k, allowed, positive=True)
+
+    def vectors(self, rows: I64) -> SparseVectors:
+        counts = [sorted(Counter(self._terms[row]).items()) for row in rows]
+        offsets = np.cumsum([0, *map(len, counts)]).astype(np.int64)
+        terms, weights = zip(*(pair for count in counts for pair in count), strict=True)
+        return SparseVectors(np.asarray(weights, np.float32), np.asarray(terms, np.int32), offsets, VOCABULARY)
 
 
 @dataclass(frozen=True)

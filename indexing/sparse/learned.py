@@ -68,6 +68,8 @@ class SparseFamily(WithoutCodec):
 class SparseRetriever:
     """Inner products of sparse queries with all rows' vectors; rows that share no term are not returned."""
 
+    stored_kind: ClassVar[VectorKind] = VectorKind.SPARSE
+
     def __init__(self, parts: Sequence[SegmentPart], config: SparseConfig) -> None:
         self._config = config
         arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
@@ -84,6 +86,10 @@ class SparseRetriever:
     def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
         """The stored vectors of rows."""
         return self._index.vectors(rows)
+
+    def stored_form(self, queries: SparseVectors) -> SparseVectors:
+        """The queries themselves."""
+        return queries
 
     def with_params(self, **params: Any) -> Self:
         """pruning."""

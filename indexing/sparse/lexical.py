@@ -103,6 +103,8 @@ class LexicalRetriever:
     `encode_queries`: no model is asked.
     """
 
+    stored_kind: ClassVar[VectorKind] = VectorKind.SPARSE
+
     def __init__(self, parts: Sequence[SegmentPart], config: LexicalConfig) -> None:
         self._parts = parts
         self._config = config
@@ -146,8 +148,12 @@ class LexicalRetriever:
         return self._index.search(queries, weights, k, allowed, 1 - self._config.pruning)
 
     def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
-        """Term frequencies of rows over this collection's vocabulary."""
+        """Term counts of rows over this collection's vocabulary, as `encode_queries` counts those of a query."""
         return self._index.vectors(rows)
+
+    def stored_form(self, queries: SparseVectors) -> SparseVectors:
+        """The queries: their counts are of the same kind."""
+        return queries
 
     def with_params(self, **params: Any) -> Self:
         """k1, b, pruning."""

@@ -79,9 +79,10 @@ function bytes(value) {
 
 const COLOURS = 6;
 const OVERHEAD = new Set(["queue", "filter", "documents", "other"]);
-const LABELS = { fuse: "fused", rescore: "rescored", blend: "blended", rerank: "reranked" };
+const LABELS = { fuse: "fused", fuse_again: "fused again", rescore: "rescored", blend: "blended", rerank: "reranked" };
 // The key of a stage in explanations, as it stands in timings.
-const stageKey = (stage) => (stage.stage === "fuse" ? "fuse" : `${stage.stage}:${stage.name}`);
+const stageKey = ({ stage, name }) =>
+  stage.startsWith("fuse") ? stage : `${stage === "retrieve_again" ? "feedback" : stage}:${name}`;
 
 // One colour a stage in the whole page, in the order of appearance.
 function colourOf() {
@@ -126,8 +127,24 @@ function scales(hits) {
   };
 }
 
+// What feedback learnt, and how far it was trusted; it scores nothing itself.
+function feedbackRow(stage) {
+  const learnt = `${stage.method} from ${stage.documents.join(", ") || "nothing"} (${stage.source} ranking)`;
+  const trusted = stage.trust == null ? "" : `, which stands out by ${stage.standout}: trust ${stage.trust}`;
+  return el(
+    "div",
+    { class: "stage learnt", title: `${stageKey(stage)}: ${learnt}${trusted}` },
+    el("span", { class: "name", text: `${stage.name} feedback` }),
+    el("span", { class: "told", text: stage.skipped ? "skipped" : `from ${stage.documents.length}` }),
+    el("span", { class: "value", text: stage.trust == null ? "" : `× ${stage.trust}` }),
+    el("span", { class: "place", text: stage.rank == null ? "" : `#${stage.rank}` }),
+  );
+}
+
 function stageRow(stage, share, shade, last) {
-  const label = LABELS[stage.stage] ?? stage.name;
+  if (stage.stage === "feedback") return feedbackRow(stage);
+  const again = stage.stage === "retrieve_again" ? " again" : "";
+  const label = LABELS[stage.stage] ?? stage.name + again;
   const words = stage.score == null ? "not found" : `score ${score(stage.score)}, rank ${stage.rank}`;
   const weight = stage.weight == null ? "" : `, ${score(stage.weight)} × ${score(stage.value)} = ${score(stage.share)} of the fused score`;
   const fill = el("i", { class: shade });

@@ -13,7 +13,7 @@ from support_encoders import HashEncoder, make_documents
 
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
-from chamfer.types import Document, Query, SparseVectors, VectorKind
+from chamfer.types import DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
 from indexing.family import Family, SegmentPart
 from indexing.kernels.fde import FdeMatrices, encode_queries
 from indexing.quantisers import STORAGES
@@ -242,3 +242,59 @@ def test_packing_twice_gives_the_same_bytes(family: Family) -> None:
     first, second = pack(family, DOCUMENTS), pack(family, DOCUMENTS)
     for name, array in first.arrays.items():
         assert array.tobytes() == second.arrays[name].tobytes()
+
+
+def rows_of(vectors: Any) -> list[Any]:
+    """The vectors of each row, as bytes."""
+    if isinstance(vectors, DenseVectors):
+        return [row.tobytes() for row in vectors.values]
+    spans = list(itertools.pairwise(vectors.offsets.tolist()))
+    if isinstance(vectors, SparseVectors):
+        return [(vectors.terms[a:b].tolist(), vectors.weights[a:b].tobytes()) for a, b in spans]
+    return [vectors.values[a:b].tobytes() for a, b in spans]
+
+
+def test_stored_vectors_do_not_depend_on_segments_or_on_what_else_is_read(family: Family) -> None:
+    rows = np.array([5, 62, 0, 31, 5], dtype=np.int64)
+    whole: Any = family.open([pack(family, DOCUMENTS)])
+    cut_up: Any = family.open([pack(family, part) for part in cut(DOCUMENTS, [1, 30])])
+    everything = rows_of(whole.vectors(np.arange(len(DOCUMENTS))))
+    assert rows_of(whole.vectors(rows)) == [everything[row] for row in rows]
+    assert rows_of(cut_up.vectors(rows)) == [everything[row] for row in rows]
+    assert len(whole.vectors(rows[:0])) == 0
+
+
+def test_queries_in_their_stored_form_find_the_same(family: Family) -> None:
+    retriever: Any = family.open([pack(family, DOCUMENTS)])
+    queries = encode(family, retriever, QUERIES)
+    plain, stored = retriever.search(queries, 20), retriever.search(retriever.stored_form(queries), 20)
+    np.testing.assert_array_equal(plain.rows, stored.rows)
+    np.testing.assert_array_equal(plain.scores, stored.scores)
+    assert type(retriever.vectors(np.arange(2))) is type(retriever.stored_form(queries))
+
+
+def test_doubling_the_stored_form_of_a_query_doubles_its_scores(family: Family) -> None:
+    if getattr(family.config, "storage", "") == "rabitq":
+        pytest.skip("faiss' RaBitQ estimates are not linear in the query's length")
+    retriever: Any = family.open([pack(family, DOCUMENTS)])
+    stored = retriever.stored_form(encode(family, retriever, QUERIES))
+    twice = {
+        VectorKind.DENSE: lambda v: DenseVectors(v.values * np.float32(2)),
+        VectorKind.TOKENS: lambda v: TokenVectors(v.values * np.float32(2), v.offsets),
+        VectorKind.SPARSE: lambda v: SparseVectors(v.weights * np.float32(2), v.terms, v.offsets, v.vocabulary),
+    }[retriever.stored_kind](stored)
+    once, found = retriever.search(stored, 60), retriever.search(twice, 60)
+    for query in range(len(QUERIES)):
+        np.testing.assert_allclose(found.of(query)[1], 2 * once.of(query)[1], rtol=1e-5)
+
+
+def test_a_vector_of_every_document_is_common_and_a_foreign_one_is_not() -> None:
+    family = make_family("multivector")
+    tokens = np.eye(12, dtype=np.float32)[[0, 1, 0, 2, 0]]
+    encoding = Encoding(
+        np.zeros(4, np.int32), np.zeros(4, bool), tokens=TokenVectors(tokens, np.array([0, 2, 4, 5, 5], dtype=np.int64))
+    )
+    documents = [Document(str(n), "x") for n in range(4)]
+    retriever: Any = family.open([as_part(dict(family.pack(documents, encoding)), None, 4)])
+    assert retriever.commonness(np.eye(12, dtype=np.float32)[[0, 1, 11]]).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+    assert family.open([]).commonness(tokens).tolist() == [0.0] * 5  # type: ignore[attr-defined]

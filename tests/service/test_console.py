@@ -13,10 +13,17 @@ from support_service import LengthReranker, collection, fables, fables_app, pipe
 
 from chamfer.types import Document
 from service.pipeline import Pipeline
+from service.plans import Plan
 
 pytestmark = pytest.mark.browser
 
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">'
+LEARNING = Plan.model_validate(
+    {
+        "channels": {"dense": {}, "lexical": {}},
+        "feedback": {"channels": {"dense": {}}, "depth": 2, "guard": {"low": 0.0, "high": 5.0}},
+    }
+)
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -33,7 +40,8 @@ FLAGS = (
 def load(_: Path) -> Pipeline:
     hostile = Document(HOSTILE, f"{HOSTILE} text about a serpent", f"{HOSTILE} title", {HOSTILE: HOSTILE})
     long = Document("long", "The heron waited. " * 200, "The heron", {"lang": "en"})
-    return pipeline(collection=collection([*fables(), hostile, long]), rerankers={"length": LengthReranker()})
+    stored = collection([*fables(), hostile, long])
+    return pipeline(collection=stored, rerankers={"length": LengthReranker()}, plans={"learning": LEARNING})
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +124,17 @@ def test_typing_a_query_and_enter_searches_and_shows_each_stage_as_a_bar(visit: 
     assert widths == sorted(widths, reverse=True)
     legend = " ".join(texts(browser, ".legend li"))
     assert all(stage in legend for stage in ("queue", "encode", "retrieve:dense", "rerank:length"))
+
+
+def test_feedback_shows_what_it_learnt_from_and_how_far_it_was_trusted(visit: Callable[..., Any]) -> None:
+    browser = visit(q="why did the fox lose his tail", plan="learning")
+    wait(browser, "document.querySelectorAll('.hit').length === 10")
+    names = texts(browser, ".hit:first-child .stage .name")
+    assert names == ["dense", "lexical", "fused", "dense feedback", "dense again", "lexical", "fused again"]
+    title = browser.execute_script("return document.querySelector('.hit:first-child .learnt').title")
+    assert title.startswith("feedback:dense: rocchio from long, fable-0 (fused ranking), which stands out by 1.")
+    assert texts(browser, ".hit:first-child .learnt .told") == ["from 2"]
+    assert texts(browser, ".hit:first-child .learnt .value")[0].startswith("× 0.")
 
 
 def test_a_deep_link_compares_two_plans_and_marks_what_moved(visit: Callable[..., Any]) -> None:

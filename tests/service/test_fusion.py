@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from chamfer.errors import Internal, InvalidInput
 from chamfer.types import Candidates
-from service.fusion import Fused, blend, interpolate, judged_first, normalise, reciprocal_rank
+from service.fusion import Fused, blend, distribution_based, interpolate, judged_first, normalise, reciprocal_rank
 
 
 def candidates(*queries: dict[int, float]) -> Candidates:
@@ -73,7 +76,7 @@ def test_equal_scores_are_normalised_without_dividing_by_zero(normalisation: str
 
 
 def test_an_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="expected none, min_max or z_score"):
+    with pytest.raises(InvalidInput, match="expected none, min_max, centred or z_score"):
         normalise(np.ones(2, dtype=np.float32), "softmax")
 
 
@@ -174,3 +177,93 @@ def test_blending_with_share_one_or_zero_keeps_one_side() -> None:
     new, old = np.asarray([1.0, 3.0, 2.0], dtype=np.float32), np.asarray([9.0, 5.0, 1.0], dtype=np.float32)
     assert blend(1.0, new, old).tolist() == [0.0, 1.0, 0.5]
     assert blend(0.0, new, old).tolist() == [1.0, 0.5, 0.0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(some_runs, some_runs)
+def test_centred_scores_are_min_max_scores_less_half_the_weights(a: Candidates, b: Candidates) -> None:
+    weights = {"a": 0.5, "b": 0.25}
+    found = {"a": a, "b": b}
+    centred, min_max = (interpolate(found, weights, name) for name in ("centred", "min_max"))
+    lower = 0.5 * sum(weights[name] for name, run in found.items() if len(run.of(0)[0]))
+    assert as_dict(centred) == pytest.approx({row: score - lower for row, score in as_dict(min_max).items()}, abs=1e-5)
+
+
+def test_fusion_by_distribution_by_hand() -> None:
+    fused = distribution_based(
+        {"a": candidates({1: 4.0, 2: 2.0, 3: 0.0}), "b": candidates({2: 7.0})}, {"a": 2.0, "b": 1.0}
+    )
+    # mean 2, sample deviation 2: (s - 2 + 6) / 12
+    assert as_dict(fused) == pytest.approx({1: 2 * 8 / 12, 2: 2 * 6 / 12 + 0.5, 3: 2 * 4 / 12})
+
+
+def test_equal_scores_are_half_by_distribution() -> None:
+    assert as_dict(distribution_based({"a": candidates({1: 3.0, 2: 3.0})}, {"a": 1.0})) == {1: 0.5, 2: 0.5}
+
+
+def distinct(run: Candidates) -> bool:
+    """Whether all scores are far apart for their size: near-equal ones are ordered by rounding, here and elsewhere."""
+    scores = run.of(0)[1].astype(np.float64)
+    return bool(len(scores) < 2 or (-np.diff(scores)).min() > 1e-3)
+
+
+spread_runs = some_runs.map(lambda run: Candidates(run.rows[:1], run.scores[:1])).filter(distinct)
+
+
+def points(run: Candidates) -> list[Any]:
+    from qdrant_client.http.models import ScoredPoint
+
+    rows, scores = run.of(0)
+    return [ScoredPoint(id=int(r), version=0, score=float(s)) for r, s in zip(rows, scores, strict=True)]
+
+
+def by_qdrant(found: Sequence[Any]) -> dict[int, float]:
+    return {int(point.id): float(point.score) for point in found}
+
+
+@settings(deadline=None, max_examples=60)
+@given(spread_runs, spread_runs, st.integers(2, 80))
+def test_reciprocal_rank_fusion_equals_qdrants_with_k_one_lower(a: Candidates, b: Candidates, k: int) -> None:
+    from qdrant_client.hybrid.fusion import reciprocal_rank_fusion
+
+    theirs = by_qdrant(reciprocal_rank_fusion([points(a), points(b)], limit=100, ranking_constant_k=k))
+    assert as_dict(reciprocal_rank({"a": a, "b": b}, {"a": 1.0, "b": 1.0}, k=k - 1)) == pytest.approx(theirs, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(spread_runs, spread_runs)
+def test_fusion_by_distribution_equals_qdrants(a: Candidates, b: Candidates) -> None:
+    from qdrant_client.hybrid.fusion import distribution_based_score_fusion
+
+    theirs = by_qdrant(distribution_based_score_fusion([points(a), points(b)], limit=100))
+    assert as_dict(distribution_based({"a": a, "b": b}, {"a": 1.0, "b": 1.0})) == pytest.approx(
+        theirs, rel=1e-4, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_the_whole_weight_on_one_channel_gives_its_order_alone(first: str) -> None:
+    found = {"a": candidates({1: 3.0, 2: 1.0}), "b": candidates({5: 0.2, 1: 0.1})}
+    weights = {name: float(name == first) for name in found}
+    for fused in (interpolate(found, weights), reciprocal_rank(found, weights), distribution_based(found, weights)):
+        assert fused.candidates.rows.tolist() == found[first].rows.tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(spread_runs)
+def test_fusing_a_run_with_itself_by_distribution_keeps_its_order(run: Candidates) -> None:
+    fused = distribution_based({"a": run, "b": run}, {"a": 0.7, "b": 0.3})
+    assert fused.candidates.rows.tolist() == run.rows.tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(spread_runs, spread_runs, st.sampled_from([0.5, 4.0]), st.integers(-8, 8))
+def test_min_max_fusion_does_not_depend_on_a_channels_scale(
+    a: Candidates, b: Candidates, times: float, plus: int
+) -> None:
+    moved = Candidates(
+        a.rows, np.where(a.rows >= 0, a.scores * np.float32(times) + np.float32(plus), -np.inf).astype(np.float32)
+    )
+    for normalisation in ("min_max", "centred", "z_score"):
+        here, there = (interpolate({"a": run, "b": b}, {"a": 0.5, "b": 0.5}, normalisation) for run in (a, moved))
+        assert as_dict(here) == pytest.approx(as_dict(there), abs=1e-3)

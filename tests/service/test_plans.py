@@ -8,6 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from chamfer.errors import InvalidInput
+from chamfer.types import VectorKind
+from service.parts import RelevanceModel, Rocchio
 from service.plans import (
     FIRST_STAGE_WEIGHTS,
     ChannelPlan,
@@ -104,6 +106,57 @@ def test_fusion_is_interpolation_by_default() -> None:
     assert Plan.model_validate({"channels": {"dense": {}}, "fusion": {"normalisation": "z_score"}}).fusion == (
         Interpolation(normalisation="z_score")
     )
+
+
+def test_feedback_reads_from_toml_and_json_with_the_papers_defaults() -> None:
+    text = """
+    [channels]
+    dense = {}
+    lexical = { weight = 0.5 }
+    [feedback]
+    interpolate = "after"
+    guard = { low = 1, high = 2 }
+    [feedback.channels]
+    dense = {}
+    lexical = { method = "rm3", original = 0.25 }
+    """
+    plan = Plan.model_validate(tomllib.loads(text))
+    assert plan == Plan.model_validate_json(plan.model_dump_json())
+    assert plan.feedback is not None
+    assert plan.feedback.channels == {
+        "dense": Rocchio(alpha=0.4, beta=0.6, length="query"),
+        "lexical": RelevanceModel(method="rm3", original=0.25),
+    }
+    assert (plan.feedback.depth, plan.feedback.interpolate, plan.feedback.source) == (3, "after", None)
+
+
+def test_feedback_names_what_the_collection_has_and_what_its_vectors_are() -> None:
+    features = Features(("dense", "lexical"), expandable={"dense": VectorKind.DENSE})
+    plan = {"channels": {"dense": {}, "lexical": {}}, "feedback": {"channels": {"lexical": {}}}}
+    with pytest.raises(
+        InvalidInput, match="'lexical' for feedback; the collection has the channels with feedback dense"
+    ):
+        resolve(Plan.model_validate(plan), features, {})
+    plan["feedback"] = {"channels": {"dense": {"method": "rm3"}}}
+    with pytest.raises(InvalidInput, match="sparse vectors for feedback by 'rm3'; channel 'dense' has dense ones"):
+        resolve(Plan.model_validate(plan), features, {})
+
+
+@pytest.mark.parametrize(
+    ("feedback", "message"),
+    [
+        ({"channels": {"lexical": {}}}, "neither retrieves from nor rescores by"),
+        ({"channels": {"dense": {}}, "source": "lexical"}, "does not retrieve from"),
+        ({"channels": {"dense": {}}, "guard": {"low": 4.0, "high": 3.0}}, "low 4.0 is above high 3.0"),
+        ({"channels": {"dense": {"method": "magic"}}}, "'rocchio', 'average', 'rm3' or 'expansion'"),
+        ({"channels": {}}, "at least 1"),
+        ({"channels": {"dense": {"beta": -1.0}}}, "greater than or equal to 0"),
+        ({"channels": {"dense": {"method": "average", "alpha": 1.0}}}, "Extra inputs"),
+    ],
+)
+def test_faulty_feedback_is_refused_with_the_reason(feedback: object, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Plan.model_validate({"channels": {"dense": {}}, "feedback": feedback})
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_a_plan_may_be_spelled_out_and_is_echoed() -> None:
         plan = {
             "channels": {"dense": {"depth": 5, "weight": 1.0}, "lexical": {"depth": 7, "weight": 0.5}},
             "fusion": {"method": "rrf", "k": 10.0},
+            "feedback": None,
             "rescore": {"channel": "multivector", "depth": 4, "interpolate": 0.5},
             "rerank": None,
         }

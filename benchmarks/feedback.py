@@ -1,0 +1,209 @@
+"""Interpolation and pseudo-relevance feedback: the table of arXiv 2205.00235 made again; what feedback costs a request.
+
+    python -m benchmarks.feedback [FOLDER ...] [--sparse NAME] [--vectors DIR] [--choose] [--quick] [--json]
+
+Folders are BEIR collections, judged by their test queries (1,100 at most, evenly spaced). Dense vectors are mixed with
+those of the first three documents (Rocchio); rankings are interpolated with BM25 and, with --sparse, with a learned
+sparse encoder of that name. Weights are constants here, chosen by --choose on the queries of TUNING alone. AP counts
+the first 100 hits. p compares with the plan without feedback (paired randomisation test, Holm over a table's modes).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Row, demo_corpus, emit, interleave, parser
+from benchmarks.judged import Judged, open_judged
+from benchmarks.quality import excerpt
+from chamfer.evaluation import Evaluation, holm, significance
+from chamfer.protocols import Encoder
+from chamfer.types import VectorKind
+from service.plans import Plan
+
+MEASURES = ("nDCG@10", "AP", "R@100")
+TUNING = (("fairytaleqa", "dev"), ("scifact", "train"), ("nfcorpus-stopped", "dev"))
+MODES = ("before", "after", "both")
+PAIRS = ("lexical", "sparse")
+MOST = 1100
+
+# The partner's weight in the interpolation (dense: the rest) without feedback, and by mode (weight, alpha, beta): for
+# BM25 chosen by the mean nDCG@10 over TUNING, for learned sparse the paper's.
+WEIGHTS = {"lexical": 0.7, "sparse": 0.5}
+MIXTURES: dict[tuple[str, str], tuple[float, float, float]] = {
+    ("lexical", "before"): (0.8, 0.4, 0.6),
+    ("lexical", "after"): (0.7, 0.4, 0.6),
+    ("lexical", "both"): (0.7, 0.7, 0.3),
+    **{("sparse", mode): (WEIGHTS["sparse"], 0.4, 0.6) for mode in MODES},
+}
+GUARD = {"low": 3.0, "high": 5.0}
+WEIGHT_GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+MIXTURE_GRID = ((0.4, 0.6), (0.7, 0.3))
+GUARD_GRID = ((2.0, 4.0), (3.0, 5.0), (4.0, 6.0), (4.5, 4.5), (5.0, 6.0))
+RM3 = {"method": "rm3"}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folders", type=Path, nargs="*")
+    arguments.add_argument("--encoder", default="mini")
+    arguments.add_argument("--sparse")
+    arguments.add_argument("--vectors", type=Path, help="where encodings are kept")
+    arguments.add_argument("--choose", nargs="*", help="print the grids over TUNING (or some of its sets) instead")
+    options = arguments.parse_args()
+    folders = options.folders or [demo_corpus()]
+    if options.choose is not None:
+        wanted = options.choose or [name for name, _ in TUNING]
+        tuning = [(folders[0].parent / name, split, 400) for name, split in TUNING if name in wanted]
+        sets = _open(tuning, options)
+        rows = [row for pair in PAIRS if all(_has(s, pair) for s in sets) for row in choose(sets, pair)]
+    else:
+        rows = []
+        for folder in folders:
+            with tempfile.TemporaryDirectory() as work:
+                source = excerpt(folder, Path(work)) if options.quick else folder
+                [collection] = _open([(source, "test", MOST)], options)
+            for pair in PAIRS:
+                if _has(collection, pair):
+                    rows += table(collection, pair)
+            rows += cost(collection, options.encoder, 40 if options.quick else 60)
+    emit(rows, options.json)
+
+
+def plan(
+    pair: str, weight: float, mode: str | None = None, mixture: tuple[float, float] = (0.4, 0.6), **more: Any
+) -> Plan:
+    """Dense and its partner interpolated, with feedback to `dense` in the given mode."""
+    asked: dict[str, Any] = {"channels": {pair: {"weight": weight}, "dense": {"weight": round(1 - weight, 3)}}}
+    if mode is not None:
+        rocchio = {"alpha": mixture[0], "beta": mixture[1]}
+        own = more.pop("own", None)
+        channels = {"dense": rocchio, **({pair: own} if own else {})}
+        asked["feedback"] = {"interpolate": mode, "channels": channels, "guard": None, **more}
+    return Plan.model_validate(asked)
+
+
+def plans(pair: str) -> dict[str, Plan]:
+    """The lines of a table. `guarded` is `both` with the drift guard, `rm3` is `both` with RM3 on the partner too."""
+    out = {
+        "dense": Plan.model_validate({"channels": {"dense": {}}}),
+        pair: Plan.model_validate({"channels": {pair: {}}}),
+    }
+    out["none"] = plan(pair, WEIGHTS[pair])
+    for mode in MODES:
+        weight, *mixture = MIXTURES[pair, mode]
+        out[mode] = plan(pair, weight, mode, (mixture[0], mixture[1]))
+    weight, alpha, beta = MIXTURES[pair, "both"]
+    out["guarded"] = plan(pair, weight, "both", (alpha, beta), guard=GUARD)
+    out["rm3"] = plan(pair, weight, "both", (alpha, beta), own=RM3)
+    out["rm3 guarded"] = plan(pair, weight, "both", (alpha, beta), own=RM3, guard=GUARD)
+    return out
+
+
+def table(collection: Judged, pair: str) -> list[Row]:
+    """One collection, one partner: all lines, with p-values against `none`."""
+    results = {name: collection.evaluate(each, MEASURES) for name, each in plans(pair).items()}
+    compared = [name for name in results if name not in ("dense", pair, "none")]
+    rows = []
+    for name, result in results.items():
+        rows += [Row(f"{collection.name} dense+{pair} {name}: {m}", v, m) for m, v in result.means.items()]
+    for measure in ("nDCG@10", "AP"):
+        against = results["none"].per_query[measure]
+        p_values = holm([significance(results[name].per_query[measure], against) for name in compared])
+        rows += [
+            Row(f"{collection.name} dense+{pair} {name}: p {measure}", p, "p")
+            for name, p in zip(compared, p_values, strict=True)
+        ]
+    return rows
+
+
+def choose(sets: Sequence[Judged], pair: str) -> list[Row]:
+    """The grids: mean over the sets of nDCG@10 and AP for each weight, mode and mixture, then for each guard."""
+    tried = {f"none {w}": plan(pair, w) for w in WEIGHT_GRID}
+    for mode, weight, mixture in product(MODES, WEIGHT_GRID, MIXTURE_GRID):
+        tried[f"{mode} {weight} {mixture}"] = plan(pair, weight, mode, mixture)
+    for own, mixture in product((RM3, {"method": "rm3", "original": 0.7}, {"method": "rocchio"}), MIXTURE_GRID):
+        tried[f"both {WEIGHTS[pair]} {mixture} {own}"] = plan(pair, WEIGHTS[pair], "both", mixture, own=own)
+    for low, high in GUARD_GRID:
+        guard = {"low": low, "high": high}
+        tried[f"guard {guard}"] = plan(pair, WEIGHTS[pair], "both", guard=guard)
+        tried[f"guard {guard} rm3"] = plan(pair, WEIGHTS[pair], "both", own=RM3, guard=guard)
+    rows = []
+    for name, each in tried.items():
+        results = [collection.evaluate(each, MEASURES) for collection in sets]
+        rows.append(Row(f"{pair} {name}: {_each(results)}", _mean(results, "nDCG@10"), "nDCG@10"))
+    return rows
+
+
+def cost(collection: Judged, encoder: str, n_queries: int) -> list[Row]:
+    """CPU time of a request, one at a time, by its parts: encoding the query, the plan without feedback, and with it.
+
+    The ratio is that of encoding and search together; HTTP, which both pay alike, is not in it.
+    """
+    from models.backbone import DeviceConfig
+    from models.registry import load_encoder
+
+    model = load_encoder(encoder, DeviceConfig())
+    rescore = {"channel": "multivector", "interpolate": 0.6}
+    base = plan("lexical", WEIGHTS["lexical"])
+    best = Plan.model_validate({**base.model_dump(), "rescore": rescore})
+    learning = {
+        "balanced + rocchio": (base, {"dense": {}}),
+        "balanced + rocchio and rm3": (base, {"dense": {}, "lexical": RM3}),
+        "best + rocchio and rm3": (best, {"dense": {}, "lexical": RM3}),
+        "best + token expansion": (best, {"multivector": {"method": "expansion"}}),
+    }
+    some = replace(collection, queries=collection.queries[:n_queries])
+    rows = []
+    for name, (without, channels) in learning.items():
+        fed = Plan.model_validate({**without.model_dump(), "feedback": {"channels": channels, "guard": None}})
+        kinds = [VectorKind.DENSE, VectorKind.TOKENS] if without.rescore else [VectorKind.DENSE]
+        contenders: dict[str, Callable[[], object]] = {"encoding": partial(_encode, model, some, kinds)}
+        contenders |= {"without": partial(some.run, without, 10, 1), "with": partial(some.run, fed, 10, 1)}
+        spent = {part: np.array(seconds) for part, seconds in interleave(contenders, 7).items()}
+        parts = {part: float(np.median(seconds)) * 1e3 / len(some.queries) for part, seconds in spent.items()}
+        ratio = float(np.median((spent["encoding"] + spent["with"]) / (spent["encoding"] + spent["without"])))
+        title = f"{collection.name} cost, {name}"
+        rows += [Row(f"{title}: {part}", value, "ms") for part, value in parts.items()]
+        rows.append(Row(f"{title}: a request, times that without feedback", ratio, "x"))
+    return rows
+
+
+def _encode(model: Encoder, collection: Judged, kinds: Sequence[VectorKind]) -> None:
+    for query in collection.queries:
+        model.encode_queries([query], kinds)
+
+
+def _open(asked: Iterable[tuple[Path, str, int]], options: Any) -> list[Judged]:
+    out = []
+    for folder, split, most in asked:
+        begin = time.perf_counter()
+        out.append(open_judged(folder, split, options.encoder, options.sparse, options.vectors, most))
+        print(f"{folder.name} {split} opened in {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+    return out
+
+
+def _has(collection: Judged, pair: str) -> bool:
+    return pair in collection.pipeline.features.channels
+
+
+def _mean(results: Sequence[Evaluation], measure: str) -> float:
+    return float(np.mean([result.means[measure] for result in results]))
+
+
+def _each(results: Sequence[Evaluation]) -> str:
+    return " ".join(f"{r.means['nDCG@10']:.4f}/{r.means['AP']:.4f}/{r.means['R@100']:.4f}" for r in results)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ import numpy as np
 from chamfer.artifact import ArrayStream
 from chamfer.errors import Incompatible, InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
-from indexing.family import Codec, SegmentPart, allowed_rows, starts_of
+from indexing.family import Codec, OnCpu, SegmentPart, allowed_rows, starts_of
 from indexing.kernels.fde import FdeMatrices, FdeShape, Projection, draw_matrices, encode_documents, encode_queries
 from indexing.kernels.scan import quantise_rows, scan_half, scan_int8
 from indexing.kernels.topk import as_candidates, best, check_depth
@@ -52,11 +52,12 @@ class FdeConfig:
         return FdeShape(self.repetitions, self.k_sim, self.d_proj, self.projection, self.final_dim)
 
 
-class FdeFamily:
+class FdeFamily(OnCpu):
     """See indexing.family.Family. Arrays: values i8 or f16 [N, D]; for int8 scales f32 [N]."""
 
     name: ClassVar[str] = "fde"
     kind: ClassVar[VectorKind | None] = VectorKind.TOKENS
+    learns: ClassVar[bool] = True
 
     def __init__(self, config: FdeConfig) -> None:
         self.config = config

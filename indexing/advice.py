@@ -68,7 +68,7 @@ def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> l
     n = len(sample.documents)
     out = []
     for each in measured:
-        scan = each.query_ms * n_documents / n
+        scan = each.costs.query_ms * n_documents / n
         for depth in (K,) if each.direct else DEPTHS:
             if depth >= n_documents and not each.direct:
                 continue
@@ -79,7 +79,7 @@ def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> l
                 # Its order is the answer. Exact MaxSim stays exact; what pooling loses, it loses at any size.
                 expected = worst = recall(each.ranks_10, K)
             ms = scan if each.direct else scan + sample.rescore_ms * depth / 1000
-            size = each.bytes_per_document + (0 if each.direct else sample.token_bytes)
+            size = each.costs.bytes_per_document + (0 if each.direct else sample.token_bytes)
             out.append(Option(each, depth, expected, worst, ms, size))
     return out
 
@@ -130,7 +130,7 @@ def needed_at(measured: Measured, sample: Sample, n_documents: int) -> dict[floa
 def remarks(measured: Sequence[Measured]) -> list[str]:
     """What a user of FDEs should know about this encoder: the failures that others found after they had built."""
     at_100 = {each.name: recall(each.ranks_10, 100) for each in measured}
-    size = {each.name: each.bytes_per_document for each in measured}
+    size = {each.name: each.costs.bytes_per_document for each in measured}
     out = []
     for name in ("fde 2560", "fde 10240"):
         if at_100.get(name, 1.0) < 0.9:

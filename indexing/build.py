@@ -27,6 +27,7 @@ from indexing.segment import Segment, merge_segments, open_segment, write_segmen
 from indexing.snapshot import BLOCKS, CollectionConfig, Learnt, commit, current_name, has_snapshot, writer_lock
 
 T = TypeVar("T")
+_Prepared = tuple[Sequence[Document], str, Callable[[], Encoding | None]]  # documents, their digest, how to encode them
 BuildConfig = CollectionConfig
 
 
@@ -155,20 +156,19 @@ class BlockWriter:
         """The blocks' folders, in order."""
         blocks = _cut(documents, self._config.block_documents)
         sample = self._sample(blocks) if self._learns else []
-        known = [(block.documents, block.digest, block.encoding) for block in sample]
-        others = ((block, self._digest(block), partial(self._encode, block)) for block in blocks)
+        known: Iterable[_Prepared] = [(block.documents, block.digest, block.encoding) for block in sample]
+        others: Iterable[_Prepared] = ((b, self._digest(b), partial(self._encode, b)) for b in blocks)
         paths: list[Path] = []
         done = 0
-        for path, n in overlapped(self._work(index, *block) for index, block in enumerate(chain(known, others))):
+        for path, n in overlapped(self._work(*numbered) for numbered in enumerate(chain(known, others))):
             paths.append(path)
             done += n
             self._run.say("encode", done, self._run.total)
         return paths
 
-    def _work(
-        self, index: int, documents: Sequence[Document], digest: str, encode: Callable[[], Encoding | None]
-    ) -> Callable[[], tuple[Path, int]]:
+    def _work(self, index: int, block: _Prepared) -> Callable[[], tuple[Path, int]]:
         """What is left to do for a block once it is encoded; it gives the block's folder and length."""
+        documents, digest, encode = block
         recipe = [list(self._config.channels), self._config.parameters]
         path = self.folder / f"{index:06d}-{digest_of(digest, recipe, self._codec_digest)[:40]}"
         if (path / MANIFEST).exists():

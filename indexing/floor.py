@@ -154,8 +154,8 @@ def refusal(channel: str, found: ChannelRecall, floor: float, n_documents: int, 
         f"channel {channel!r} holds {found.recall:.1%} of the exact MaxSim top {K} in {found.depth} candidates "
         f"({where}{large}), below build.floor.recall = {floor:g}. "
         + (f"On the same sample {tried}. " if tried else "No other size or setting tried held more. ")
-        + "More candidates help too (build.floor.depth, with a plan that rescores as many). `chamfer plan` measures all "
-        "that there is; --recall-floor 0 builds it all the same"
+        + "More candidates help too (build.floor.depth, with a plan that rescores as many). `chamfer plan` measures "
+        "all that there is; --recall-floor 0 builds it all the same"
     )
 
 

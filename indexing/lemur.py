@@ -45,9 +45,9 @@ class LemurConfig:
     storage              int8: a byte a dimension and one scale a document; float16: two bytes
     """
 
-    dim: int = 2048
-    target_documents: int = 1024
-    training_tokens: int = 32_768
+    dim: int = 1024
+    target_documents: int = 512
+    training_tokens: int = 16_384
     epochs: int = 10
     fit_tokens: int = 8_192
     seed: int = 1

@@ -7,10 +7,11 @@ packs, opens and searches the sample by the code that serves it later.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import astuple, dataclass, field, replace
+from functools import partial, reduce
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -69,14 +70,30 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What a source takes.
+
+    bytes_per_document   of its own arrays; the token vectors come on top unless it answers directly
+    learn_s              CPU seconds of learning the codec, once a collection
+    build_ms, query_ms   CPU milliseconds of packing a document, and of a query over the whole sample
+    """
+
+    bytes_per_document: float
+    learn_s: float = 0.0
+    build_ms: float = 0.0
+    query_ms: float = 0.0
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """What one source, or a union of several, does on the sample.
 
     found                all documents in each source's order
     ranks_10, ranks_100  i64 [Q, k]: rank of each of the exact top k (indexing.recall)
     exponent             how the candidates needed grow with the collection (indexing.recall.growth)
-    bytes_per_document   of the sources' own arrays; the token vectors come on top unless it answers directly
-    build_ms, query_ms   CPU of one thread, a document, and a query over the whole sample
     """
 
     name: str
@@ -85,9 +102,7 @@ class Measured:
     ranks_10: I64
     ranks_100: I64
     exponent: float
-    bytes_per_document: float
-    build_ms: float
-    query_ms: float
+    costs: Costs
 
     @property
     def direct(self) -> bool:
@@ -128,7 +143,7 @@ def make_sample(
         raise InvalidInput(f"the planner got {len(documents)} documents and {len(queries)} queries; it needs both")
     if encoding.tokens is None or encoded_queries.tokens is None:
         raise InvalidInput("the planner needs token vectors; choose an encoder that gives them (--encoder)")
-    retriever, n_bytes = _open(EXACT, documents, encoding)
+    retriever, opened = _open(EXACT, documents, encoding)
     tokens = encoded_queries.tokens
     exact = rank_by_maxsim(retriever, tokens)
     rows = np.arange(len(documents), dtype=np.int64)[None]
@@ -137,7 +152,7 @@ def make_sample(
     for number in some:
         retriever.score(tokens.take([number]), rows)
     cost = (time.process_time() - begin) * 1e6 / (len(some) * len(documents))
-    return Sample(documents, queries, encoding, encoded_queries, exact, cost, n_bytes / len(documents))
+    return Sample(documents, queries, encoding, encoded_queries, exact, cost, opened.bytes_per_document)
 
 
 def measure_all(sample: Sample, pool: Pool, say: Say) -> list[Measured]:
@@ -158,39 +173,36 @@ def measure_all(sample: Sample, pool: Pool, say: Say) -> list[Measured]:
 def exact_itself(sample: Sample) -> Measured:
     """MaxSim over everything: always right, at a cost."""
     whole = sample.rescore_ms * len(sample.documents) / 1000
-    return _judged("exact MaxSim", (EXACT,), (sample.exact,), sample, (sample.token_bytes, 0.0, whole))
+    return _judged("exact MaxSim", (EXACT,), (sample.exact,), sample, Costs(sample.token_bytes, query_ms=whole))
 
 
 def measure(source: Source, sample: Sample, pool: Pool) -> Measured:
     """Builds the source over the sample and searches it with every query."""
-    encoding = sample.encoding
+    encoding, n = sample.encoding, len(sample.documents)
+    if source.pooling and encoding.tokens is not None:
+        pool(encoding.tokens.take([0]), source.pooling)  # compiles
     begin = time.process_time()
     if source.pooling and encoding.tokens is not None:
         encoding = replace(encoding, tokens=pool(encoding.tokens, source.pooling))
-    retriever, n_bytes = _open(source, sample.documents, encoding)
-    built = time.process_time() - begin
+    pooled = time.process_time() - begin
+    retriever, opened = _open(source, sample.documents, encoding)
     asked = _queries(source, retriever, sample)
-    n = len(sample.documents)
     some = range(min(_TIMED_QUERIES, len(sample.queries)))
     retriever.search(asked.take([0]), min(_TIMED_DEPTH, n))  # compiles
     begin = time.process_time()
     for number in some:
         retriever.search(asked.take([number]), min(_TIMED_DEPTH, n))
     took = time.process_time() - begin
-    costs = n_bytes / n, built * 1e3 / n, took * 1e3 / len(some)
+    costs = opened + Costs(0.0, 0.0, pooled * 1e3 / n, took * 1e3 / len(some))
     return _judged(source.name, (source,), (retriever.search(asked, n),), sample, costs)
 
 
 def union(parts: Sequence[Measured], sample: Sample) -> Measured:
     """Several sources that give equally many candidates."""
-    costs = (
-        sum(part.bytes_per_document for part in parts),
-        sum(part.build_ms for part in parts),
-        sum(part.query_ms for part in parts),
-    )
+    total = reduce(operator.add, (part.costs for part in parts))
     names = " + ".join(part.name for part in parts)
     found = tuple(each for part in parts for each in part.found)
-    return _judged(names, tuple(source for part in parts for source in part.sources), found, sample, costs)
+    return _judged(names, tuple(source for part in parts for source in part.sources), found, sample, total)
 
 
 def candidates_at(measured: Measured, query: int, depth: int) -> I64:
@@ -212,22 +224,27 @@ def _judged(
     own: tuple[Source, ...],
     found: tuple[Candidates, ...],
     sample: Sample,
-    costs: tuple[float, float, float],
+    costs: Costs,
 ) -> Measured:
     def ranks(k: int, members: Bool | None) -> I64:
         return ranks_of_union([ranks_of_best(each, sample.exact, k, members) for each in found])
 
     exponent = growth(partial(ranks, K), len(sample.documents))
-    return Measured(name, own, found, ranks(K, None), ranks(100, None), exponent, *costs)
+    return Measured(name, own, found, ranks(K, None), ranks(100, None), exponent, costs)
 
 
-def _open(source: Source, documents: Sequence[Document], encoding: Encoding) -> tuple[Any, int]:
-    """(retriever over one segment, bytes of its arrays)."""
+def _open(source: Source, documents: Sequence[Document], encoding: Encoding) -> tuple[Any, Costs]:
+    """(retriever over one segment, what it cost)."""
     family = make_family(source.family, source.parameters)
+    n = len(documents)
+    begin = time.process_time()
     family = family.with_codec(family.learn(encoding))
+    learnt = time.process_time()
     arrays = {name: np.asarray(array) for name, array in family.pack(documents, encoding).items()}
-    retriever = family.open([SegmentPart(arrays, None, len(documents))])
-    return retriever, sum(array.nbytes for array in arrays.values())
+    packed = time.process_time()
+    size = sum(array.nbytes for array in arrays.values()) / n
+    retriever = family.open([SegmentPart(arrays, None, n)])
+    return retriever, Costs(size, learnt - begin, (packed - learnt) * 1e3 / n)
 
 
 def _queries(source: Source, retriever: Any, sample: Sample) -> Any:

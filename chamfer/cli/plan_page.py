@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _STYLE = (
     "body{font:15px system-ui;max-width:75rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;font-size:13px}"
-    "td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}"
+    "td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd}"
+    "td:first-child,th:first-child{text-align:left}"
     "pre{background:#f4f4f4;padding:1rem}img{max-width:100%}"
 )
 _LOSS_SHOWN = 1e-3
@@ -29,13 +30,18 @@ def table(advice: Advice, ndcg: Mapping[str, float]) -> tuple[list[str], list[li
 
     depths = (10, 50, 100, 200)
     head = ["source", *(f"R10@{d}" for d in depths), "R100@500", "growth", *(f"{t:.0%} needs" for t in TARGETS)]
-    head += ["bytes/doc", "build ms/doc", "query ms", *(["nDCG@10"] if ndcg else [])]
+    head += ["bytes/doc", "learn s", "build ms/doc", "query ms", *(["nDCG@10"] if ndcg else [])]
     rows = []
     for each in advice.measured:
         needs = needed_at(each, advice.sample, advice.n_documents)
         row = [each.name, *(f"{recall(each.ranks_10, d):.3f}" for d in depths), f"{recall(each.ranks_100, 500):.3f}"]
         row += [f"{each.exponent:.2f}", *("-" if n is None else f"{n:,}" for n in needs.values())]
-        row += [f"{each.bytes_per_document:,.0f}", f"{each.build_ms:.2f}", f"{each.query_ms:.2f}"]
+        row += [
+            f"{each.costs.bytes_per_document:,.0f}",
+            f"{each.costs.learn_s:.1f}",
+            f"{each.costs.build_ms:.2f}",
+            f"{each.costs.query_ms:.2f}",
+        ]
         rows.append([*row, *([f"{ndcg[each.name]:.4f}"] if ndcg else [])])
     return head, rows
 
@@ -75,7 +81,7 @@ def picture(advice: Advice) -> bytes:
         marker = "*" if each.direct else "os^vDP"[number // len(colours) % 6]
         sizes = [15 + option.bytes_per_document / 200 for option in own]
         axes.plot([o.query_ms for o in own], [_lost(o) for o in own], color=colour, linewidth=0.8)
-        label = f"{each.name}, {each.bytes_per_document:,.0f} B"
+        label = f"{each.name}, {each.costs.bytes_per_document:,.0f} B"
         axes.scatter([o.query_ms for o in own], [_lost(o) for o in own], sizes, [colour], marker=marker, label=label)
     front = pareto(advice.options)
     axes.plot([o.query_ms for o in front], [_lost(o) for o in front], color="black", linewidth=0.8, linestyle=":")
@@ -109,8 +115,8 @@ def page(advice: Advice, settings: str, png: bytes, head: Sequence[str], rows: S
         f"<img alt='Recall against time' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
         "<p>R10@d: share of the exact top 10 among d candidates of the sample. Growth g: candidates needed grow as the "
         "collection to the power g, from nested parts of the sample; the columns of needs are so extrapolated. A union "
-        "counts the candidates of all its sources. Lines join the depths 50, 100, 200, 500 and 1000; the dotted line is "
-        f"the front; a point's area is its bytes a document.</p><ul>{said}</ul>"
+        "counts the candidates of all its sources. Lines join the depths 50, 100, 200, 500 and 1000; the dotted line "
+        f"is the front; a point's area is its bytes a document.</p><ul>{said}</ul>"
         f"<table><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr>{cells}</table></html>\n"
     )
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from chamfer.protocols import Encoder
     from chamfer.types import Document, Encoding, Query, TokenVectors
     from indexing.advice import Advice
+    from indexing.build import BuildProgress
     from indexing.planner import Sample
 
 _SEED = 1
@@ -121,8 +122,8 @@ def _encode(encoder: Encoder, documents: Sequence[Document], queries: Sequence[Q
     kinds: Collection[VectorKind] = [kind for kind in VectorKind if kind in encoder.spec.dims]
     if VectorKind.TOKENS not in kinds:
         raise InvalidInput(
-            f"encoder {encoder.spec.name!r} gives {', '.join(kinds)}; the planner needs token vectors: choose an encoder "
-            "that gives them (--encoder)"
+            f"encoder {encoder.spec.name!r} gives {', '.join(kinds)}; the planner needs token vectors: choose an "
+            "encoder that gives them (--encoder)"
         )
     parts: list[Encoding] = []
     with printing.build_progress() as show:
@@ -142,7 +143,7 @@ def _report(advice: Advice, encoder: str, ndcg: dict[str, float], out: Path) -> 
     summary = plan_page.summary(advice)
     printing.table(f"First stages, {len(advice.sample.documents):,} of {advice.n_documents:,} documents", head, rows)
     for line in (*advice.remarks, summary):
-        printing.data.print(line, highlight=False)
+        printing.data.print(line, highlight=False, soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
     settings = "" if advice.chosen is None else plan_page.toml(settings_of(advice.chosen, encoder))
     png = plan_page.picture(advice)
@@ -184,7 +185,7 @@ def _pool(tokens: TokenVectors, name: str) -> TokenVectors:
     return pool(tokens, parse_pooling(name).document)
 
 
-def _progress(stage: str, done: int, total: int) -> printing.BuildProgress:
+def _progress(stage: str, done: int, total: int) -> BuildProgress:
     from indexing.build import BuildProgress
 
     return BuildProgress(stage, done, total)

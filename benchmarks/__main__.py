@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SUBJECTS = ("encoder", "exact", "lexical", "http", "quality")
+SUBJECTS = ("encoder", "exact", "lexical", "http", "quality", "gpu")
 
 if __name__ == "__main__":
     failed = [

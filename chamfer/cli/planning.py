@@ -40,7 +40,10 @@ def _plan(
     encoder: Annotated[str | None, typer.Option(help="Catalogue name, or KIND:NAME.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
 ) -> None:
-    """Measure on a sample which first stage finds what exact MaxSim would, and recommend one."""
+    """Measure on a sample which first stage finds what exact MaxSim would, and recommend one.
+
+    Exit status 1 if nothing is within the budgets.
+    """
     from chamfer.settings import load_settings
     from indexing.advice import Budgets, advise
     from indexing.planner import measure_all
@@ -158,6 +161,7 @@ def _report(advice: Advice, encoder: str, ndcg: dict[str, float], out: Path) -> 
     else:
         (out / "plan.toml").unlink(missing_ok=True)
         printing.messages.print(f"{out}/plan.html shows what there is", style="yellow")
+        raise typer.Exit(1)
 
 
 def _ndcg(advice: Advice, qrels: Sequence[Qrel]) -> dict[str, float]:

@@ -132,18 +132,23 @@ def train_features(
 def inverse_of(psi: torch.Tensor) -> F32:
     """B f32 [h, r] with B B^T psi^T = pinv(psi) for psi f32 [n, h]; singular values below the cut-off count as 0.
 
-    From the eigenvectors of psi^T psi in f64: squares of kept singular values lie above 1e-15 of the largest.
+    From the eigenvectors of psi^T psi (psi psi^T where that is smaller) in f64: squares of kept singular values lie
+    above 1e-15 of the largest.
     """
     import torch
 
-    gram = torch.zeros((psi.shape[1], psi.shape[1]), dtype=torch.float64, device=psi.device)
-    for part in psi.split(_ROWS_A_PRODUCT):
+    wide = len(psi) < psi.shape[1]
+    side = min(psi.shape)
+    gram = torch.zeros((side, side), dtype=torch.float64, device=psi.device)
+    for part in psi.T.split(_ROWS_A_PRODUCT) if wide else psi.split(_ROWS_A_PRODUCT):
         double = part.double()
         gram += double.T @ double
     squares, vectors = torch.linalg.eigh(gram)
     cut = (np.finfo(np.float32).eps * max(psi.shape)) ** 2 * squares[-1]
     kept = squares > torch.clamp(cut, min=1e-300)
-    out: F32 = (vectors[:, kept] / squares[kept].sqrt()).float().cpu().numpy()
+    squares, vectors = squares[kept], vectors[:, kept]
+    factor = psi.double().T @ (vectors / squares) if wide else vectors / squares.sqrt()
+    out: F32 = factor.float().cpu().numpy()
     return out
 
 

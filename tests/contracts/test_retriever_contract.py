@@ -30,7 +30,7 @@ DOCUMENTS = [
     Document("void", ""),
 ]
 MATRICES = ("planes", "projections", "final_slots", "final_signs")
-SMALL = {"lemur": {"dim": 48, "epochs": 2}}
+SMALL = {"lemur": {"dim": 48, "epochs": 2, "fit_tokens": 300}}
 QUERIES = ["w1 w2", "w3 w4 w5 w1", "w7", "title 3 w9", "never-seen-word w1", "w1 w1 w1 w2"]
 
 

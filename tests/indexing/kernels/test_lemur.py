@@ -103,7 +103,7 @@ def test_training_lowers_the_error_and_the_same_seed_gives_the_same_bits() -> No
     again = list(train_features(tokens, targets, 64, 8, seed=5))
     other = next(iter(train_features(tokens, targets, 64, 8, seed=6)))
     losses = [loss for _, loss in first[1:]]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     np.testing.assert_array_equal(first[-1][0].weight, again[-1][0].weight)
     assert not np.array_equal(first[0][0].weight, other[0].weight)
 

@@ -7,7 +7,7 @@ learnt once a collection and kept in its snapshots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,13 +15,11 @@ import numpy as np
 
 from chamfer.artifact import ArrayStream
 from chamfer.errors import Incompatible, InvalidInput
-from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
-from indexing.family import Codec, OnCpu, SegmentPart, allowed_rows, starts_of
+from chamfer.types import F32, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
+from indexing.family import Codec, OnCpu, SegmentPart
 from indexing.kernels.fde import FdeMatrices, FdeShape, Projection, draw_matrices, encode_documents, encode_queries
-from indexing.kernels.scan import quantise_rows, scan_half, scan_int8
-from indexing.kernels.topk import as_candidates, best, check_depth
+from indexing.scanned import RowScan, merge_rows, pack_rows
 
-_BLOCK_BYTES = 32 << 20
 _ARRAYS = ("planes", "projections", "final_slots", "final_signs", "centre")
 
 
@@ -30,7 +28,7 @@ class FdeConfig:
     """repetitions, k_sim, d_proj, projection, final_dim: the encoding (indexing.kernels.fde.FdeShape).
 
     fill      an empty cell of a document takes its nearest token
-    centred   the mean of the first block's token vectors is taken off every token
+    centred   the mean of the sample's token vectors is taken off every token
     seed      of all draws
     storage   int8: a byte a dimension and one scale a document; float16: two bytes
     """
@@ -97,34 +95,17 @@ class FdeFamily(OnCpu):
         values = encode_documents(
             _minus(tokens.values, centre), tokens.offsets, matrices, self.config.shape(), fill=self.config.fill
         )
-        if self.config.storage == "float16":
-            halves = values.astype(np.float16)
-            if not np.isfinite(halves).all():
-                raise InvalidInput("an encoding is not finite as float16; set fde.storage to int8")
-            return {"values": halves}
-        codes, scales = quantise_rows(values)
-        return {"values": codes, "scales": scales}
+        return pack_rows(values, self.config.storage)
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-        first = parts[0].arrays["values"]
-        n_rows = sum(part.n_live for part in parts)
-
-        def chunks() -> Iterator[Array]:
-            for part in parts:
-                for rows in part.live_blocks(first.shape[1] * first.itemsize, _BLOCK_BYTES):
-                    yield part.arrays["values"][rows]
-
-        out: dict[str, Array | ArrayStream] = {"values": ArrayStream(first.dtype, (n_rows, first.shape[1]), chunks())}
-        if "scales" in parts[0].arrays:
-            out["scales"] = np.concatenate([part.arrays["scales"][part.live_rows()] for part in parts])
-        return out
+        return merge_rows(parts)
 
     def open(self, parts: Sequence[SegmentPart]) -> FdeRetriever:
         return FdeRetriever(parts, self.config, self._codec)
 
     def _need_codec(self) -> tuple[FdeMatrices, F32]:
         if self._codec is None:
-            raise InvalidInput("the fde channel has no codec yet; a collection learns it from its first block")
+            raise InvalidInput("the fde channel has no codec yet; a collection learns it from its sample")
         return self._codec
 
 
@@ -132,43 +113,26 @@ class FdeRetriever:
     """Every row's inner product with the query's encoding; scores estimate repetitions times MaxSim."""
 
     def __init__(self, parts: Sequence[SegmentPart], config: FdeConfig, codec: tuple[FdeMatrices, F32] | None) -> None:
-        self._parts = parts
+        self._rows = RowScan(parts)
         self._config = config
         self._codec = codec
-        # Views, not copies: numba takes plain arrays.
-        self._arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
 
     def __len__(self) -> int:
-        return int(starts_of(self._parts)[-1])
+        return len(self._rows)
 
     def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
         """The k best rows a query."""
-        check_depth(k)
-        usable = allowed_rows(self._parts, allowed)
-        if self._codec is None or not len(self):
-            return as_candidates([(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries), k)
-        matrices, centre = self._codec
-        values = _minus(np.asarray(queries.values, dtype=np.float32), centre)
-        encoded = encode_queries(values, queries.offsets, matrices, self._config.shape())
-        ranked: list[tuple[I64, F32]] = []
-        for query in encoded:
-            scores = np.concatenate([_scan(arrays, query) for arrays in self._arrays])
-            if usable is not None:
-                scores[~usable] = -np.inf
-            places = best(scores, k)
-            ranked.append((places, scores[places]))
-        return as_candidates(ranked, k)
+        encoded = None
+        if self._codec is not None:
+            matrices, centre = self._codec
+            values = _minus(np.asarray(queries.values, dtype=np.float32), centre)
+            encoded = encode_queries(values, queries.offsets, matrices, self._config.shape())
+        return self._rows.search(len(queries), encoded, k, allowed)
 
     def with_params(self, **params: Any) -> Self:
         if params:
             raise InvalidInput(f"an fde scan has no parameters, got {sorted(params)}")
         return self
-
-
-def _scan(arrays: dict[str, Array], query: F32) -> F32:
-    if "scales" in arrays:
-        return scan_int8(arrays["values"], arrays["scales"], query)
-    return scan_half(arrays["values"], query)
 
 
 def _minus(values: F32, centre: F32) -> F32:

@@ -141,18 +141,16 @@ def kinds_of(encoding: Encoding) -> Collection[VectorKind]:
 def _kept_encoding(path: Path) -> Encoding:
     kept = open_artifact(path, _KIND)
 
-    def read(kind: str, *names: str) -> list[Any] | None:
-        arrays = kept.arrays(f"{kind}.")
-        return [np.array(arrays[name]) for name in names] if arrays else None
+    def read(kind: str) -> dict[str, Any]:
+        return {name: np.array(array) for name, array in kept.arrays(f"{kind}.").items()}
 
-    dense, tokens = read("dense", "values"), read("tokens", "values", "offsets")
-    sparse = read("sparse", "weights", "terms", "offsets")
+    dense, tokens, sparse = read("dense"), read("tokens"), read("sparse")
     return Encoding(
         np.array(kept.array("n_tokens")),
         np.array(kept.array("truncated")),
-        dense=DenseVectors(*dense) if dense else None,
-        tokens=TokenVectors(*tokens) if tokens else None,
-        sparse=SparseVectors(*sparse, int(kept.body["vocabulary"])) if sparse else None,
+        dense=DenseVectors(**dense) if dense else None,
+        tokens=TokenVectors(**tokens) if tokens else None,
+        sparse=SparseVectors(**sparse, vocabulary=int(kept.body["vocabulary"])) if sparse else None,
     )
 
 

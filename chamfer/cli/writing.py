@@ -94,8 +94,10 @@ def _add(
 ) -> None:
     """Add documents, or with --replace upsert them. The encoder is the one that the collection was built with."""
     from chamfer.api import encoder_of
+    from chamfer.settings import load_settings
     from indexing.corpus import Rejects, read_corpus
     from indexing.updates import add
+    from models.backbone import decide
 
     kept = Rejects(rejects or collection.with_name(collection.name + ".rejects.ndjson"))
     encoder = encoder_of(collection, config=config)
@@ -106,6 +108,7 @@ def _add(
             encoder=encoder,
             on_existing="replace" if replace else "error",
             progress=show,
+            device="cpu" if encoder is None else decide(load_settings(config).models.device).device,
         )
     printing.messages.print(
         f"{report.snapshot}: {report.added:,} documents added, {report.deleted:,} of them replaced older ones"

@@ -119,10 +119,10 @@ def train_features(
     yield _as_map(hidden, norm), float("nan")
     for _ in range(epochs):
         total = torch.zeros((), device=inputs.device)
-        for rows in torch.randperm(len(inputs), generator=draw).to(inputs.device).split(BATCH_TOKENS):
+        for rows in torch.split(torch.randperm(len(inputs), generator=draw).to(inputs.device), BATCH_TOKENS):
             loss = nn.functional.mse_loss(model(inputs[rows]), targets[rows])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
             optimizer.step()
             total += loss.detach() * len(rows)
@@ -140,7 +140,7 @@ def inverse_of(psi: torch.Tensor) -> F32:
     wide = len(psi) < psi.shape[1]
     side = min(psi.shape)
     gram = torch.zeros((side, side), dtype=torch.float64, device=psi.device)
-    for part in psi.T.split(_ROWS_A_PRODUCT) if wide else psi.split(_ROWS_A_PRODUCT):
+    for part in torch.split(psi.T if wide else psi, _ROWS_A_PRODUCT):
         double = part.double()
         gram += double.T @ double
     squares, vectors = torch.linalg.eigh(gram)
@@ -162,7 +162,7 @@ class DocumentFit:
         self._tokens = torch.from_numpy(fit.tokens).to(device)
         psi = torch.from_numpy(fit.features(fit.tokens)).to(device)
         inverse = torch.from_numpy(fit.inverse).to(device).double()
-        parts = [(inverse @ (inverse.T @ rows.double().T)).float() for rows in psi.split(_ROWS_A_PRODUCT)]
+        parts = [(inverse @ (inverse.T @ rows.double().T)).float() for rows in torch.split(psi, _ROWS_A_PRODUCT)]
         self._pseudo_inverse = torch.cat(parts, dim=1)
 
     def __call__(self, values: Array, offsets: I64) -> F32:

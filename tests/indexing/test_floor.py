@@ -50,6 +50,24 @@ def test_an_encoding_below_the_floor_is_refused_with_its_recall_and_what_would_h
     assert not (tmp_path / "c" / "CURRENT").exists()
 
 
+class NarrowEncoder(HashEncoder):
+    """Token vectors in a narrow cone, as those of many late-interaction models: one direction common to all."""
+
+    def _vector(self, word: str) -> np.ndarray:
+        common = np.full(16, 1.5, dtype=np.float32)
+        vector = super()._vector(word) + common
+        return vector / np.linalg.norm(vector)
+
+
+def test_the_known_failure_on_narrow_token_vectors_is_noticed_and_centring_named(tmp_path: Path) -> None:
+    small = {"repetitions": 10, "k_sim": 3, "d_proj": 8}
+    build(DOCUMENTS, tmp_path / "wide", encoder=HashEncoder(), config=config(small, 0.55))
+    with pytest.raises(InvalidInput, match=r"fde\.centred = true: [67]\d") as caught:
+        build(DOCUMENTS, tmp_path / "narrow", encoder=NarrowEncoder(), config=config(small, 0.55))
+    assert "below build.floor.recall = 0.55" in caught.value.detail
+    build(DOCUMENTS, tmp_path / "centred", encoder=NarrowEncoder(), config=config({**small, "centred": True}, 0.55))
+
+
 def test_after_a_refusal_the_sample_is_not_encoded_again(tmp_path: Path) -> None:
     encoder = HashEncoder()
     with pytest.raises(InvalidInput):

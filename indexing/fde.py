@@ -16,7 +16,7 @@ import numpy as np
 from chamfer.artifact import ArrayStream
 from chamfer.errors import Incompatible, InvalidInput
 from chamfer.types import F32, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
-from indexing.family import Codec, OnCpu, SegmentPart
+from indexing.family import Codec, SegmentPart
 from indexing.kernels.fde import FdeMatrices, FdeShape, Projection, draw_matrices, encode_documents, encode_queries
 from indexing.scanned import RowScan, merge_rows, pack_rows
 
@@ -50,16 +50,22 @@ class FdeConfig:
         return FdeShape(self.repetitions, self.k_sim, self.d_proj, self.projection, self.final_dim)
 
 
-class FdeFamily(OnCpu):
+class FdeFamily:
     """See indexing.family.Family. Arrays: values i8 or f16 [N, D]; for int8 scales f32 [N]."""
 
     name: ClassVar[str] = "fde"
     kind: ClassVar[VectorKind | None] = VectorKind.TOKENS
     learns: ClassVar[bool] = True
 
-    def __init__(self, config: FdeConfig) -> None:
+    def __init__(self, config: FdeConfig, device: str = "cpu") -> None:
         self.config = config
+        self._device = device
         self._codec: tuple[FdeMatrices, F32] | None = None
+
+    def on_device(self, device: str) -> Self:
+        out = type(self)(self.config, device)
+        out._codec = self._codec
+        return out
 
     def learn(self, encoding: Encoding | None) -> Codec:
         """Draws the matrices, and takes the mean of the token vectors."""
@@ -79,7 +85,7 @@ class FdeFamily(OnCpu):
         }
 
     def with_codec(self, codec: Codec) -> Self:
-        out = type(self)(self.config)
+        out = type(self)(self.config, self._device)
         if codec:
             if missing := [name for name in _ARRAYS if name not in codec]:
                 raise Incompatible(f"the fde channel's codec lacks {missing}; build the collection again")
@@ -90,11 +96,7 @@ class FdeFamily(OnCpu):
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
         if encoding is None or encoding.tokens is None:
             raise InvalidInput("the fde channel needs token vectors from the encoder")
-        matrices, centre = self._need_codec()
-        tokens = encoding.tokens
-        values = encode_documents(
-            _minus(tokens.values, centre), tokens.offsets, matrices, self.config.shape(), fill=self.config.fill
-        )
+        values = self._encoded(encoding.tokens)
         return pack_rows(values, self.config.storage)
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
@@ -102,6 +104,20 @@ class FdeFamily(OnCpu):
 
     def open(self, parts: Sequence[SegmentPart]) -> FdeRetriever:
         return FdeRetriever(parts, self.config, self._codec)
+
+    def _encoded(self, tokens: TokenVectors) -> F32:
+        matrices, centre = self._need_codec()
+        shape, fill = self.config.shape(), self.config.fill
+        values = _minus(tokens.values, centre)
+        if self._device == "cpu":
+            return encode_documents(values, tokens.offsets, matrices, shape, fill=fill)
+        import torch
+
+        from indexing.kernels import fde_torch
+
+        moved, offsets = (torch.from_numpy(array).to(self._device) for array in (values, tokens.offsets))
+        out: F32 = fde_torch.encode_documents(moved, offsets, matrices, shape, fill=fill).cpu().numpy()
+        return out
 
     def _need_codec(self) -> tuple[FdeMatrices, F32]:
         if self._codec is None:

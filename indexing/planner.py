@@ -31,7 +31,7 @@ K = 10
 _TIMED_QUERIES = 20
 _TIMED_DEPTH = 100
 _FDE_SIZES = ((3, 8), (4, 8), (5, 8), (5, 16))  # k_sim and d_proj of the paper's four sizes, 20 repetitions
-_LEMUR_DIMS = (1280, 2560)
+_LEMUR_DIMS = (512, 1280)
 _UNIONS = ("lexical", "sparse", "fde 2560", "fde 10240")  # each beside dense
 
 
@@ -194,7 +194,8 @@ def measure(source: Source, sample: Sample, pool: Pool) -> Measured:
         retriever.search(asked.take([number]), min(_TIMED_DEPTH, n))
     took = time.process_time() - begin
     costs = opened + Costs(0.0, 0.0, pooled * 1e3 / n, took * 1e3 / len(some))
-    return _judged(source.name, (source,), (retriever.search(asked, n),), sample, costs)
+    found = rank_by_maxsim(retriever, asked) if source.direct else retriever.search(asked, n)
+    return _judged(source.name, (source,), (found,), sample, costs)
 
 
 def union(parts: Sequence[Measured], sample: Sample) -> Measured:
@@ -220,11 +221,7 @@ def final_order(measured: Measured, sample: Sample, query: int, depth: int) -> I
 
 
 def _judged(
-    name: str,
-    own: tuple[Source, ...],
-    found: tuple[Candidates, ...],
-    sample: Sample,
-    costs: Costs,
+    name: str, own: tuple[Source, ...], found: tuple[Candidates, ...], sample: Sample, costs: Costs
 ) -> Measured:
     def ranks(k: int, members: Bool | None) -> I64:
         return ranks_of_union([ranks_of_best(each, sample.exact, k, members) for each in found])

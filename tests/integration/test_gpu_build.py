@@ -17,6 +17,7 @@ from chamfer.types import Query, VectorKind
 from indexing.build import BuildConfig, BuildRun, build
 from indexing.collection import Collection
 from indexing.floor import FloorConfig
+from indexing.registry import make_family
 from indexing.updates import add
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,17 @@ def test_what_a_device_built_is_searched_and_added_to_on_the_cpu(tmp_path: Path,
             found = opened.channels[channel].retriever.search(tokens, 60)
             held = np.mean([np.isin(exact.of(q)[0], found.of(q)[0]).mean() for q in range(10)])
             assert held > 0.7, channel
+
+
+def test_the_torch_path_of_an_encoding_packs_what_the_compiled_one_does() -> None:
+    pytest.importorskip("indexing.kernels.fde_torch")
+    encoding = HashEncoder().encode_documents(DOCUMENTS, [VectorKind.TOKENS])
+    plain = make_family("fde", {"storage": "float16", "centred": True})
+    plain = plain.with_codec(plain.learn(encoding))
+    expected = plain.pack(DOCUMENTS, encoding)["values"]
+    # "cpu:0" is not "cpu", hence torch's path, and needs no GPU.
+    found = plain.on_device("cpu:0").pack(DOCUMENTS, encoding)["values"]
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_the_gpu_benchmark_says_plainly_that_there_is_none() -> None:

@@ -63,6 +63,9 @@ def measure(subject: str, data: Path | None) -> None:
     print(f"measuring {subject}", file=sys.stderr)
     command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *named]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    if not json.loads(done.stdout):
+        print(f"{subject} measured nothing; its kept rows stay", file=sys.stderr)
+        return
     shown = " ".join(["python -m", f"benchmarks.{subject}", *(Path(word).name for word in named)])
     record = {"machine": machine(), "command": shown, "rows": json.loads(done.stdout)}
     (KEPT / f"{subject}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace as with_changes
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -11,13 +12,14 @@ from typing import Any, Literal, Self
 from chamfer.errors import ChamferError, InvalidInput
 from chamfer.protocols import Encoder, Reranker
 from chamfer.settings import Settings, load_settings
-from chamfer.types import Document, Hit
-from indexing.build import BuildReport, Progress, kinds_needed
+from chamfer.types import Document, Hit, Query
+from indexing.build import BuildReport, BuildRun, Progress, kinds_needed
 from indexing.build import build as build_collection
 from indexing.collection import Collection
 from indexing.corpus import Rejects, count_lines, read_corpus
 from indexing.filters import parse_condition
 from indexing.snapshot import open_snapshot
+from models.backbone import decide
 from models.registry import load_encoder, load_reranker
 from service.loading import PipelineLoader
 from service.pipeline import Pipeline
@@ -96,10 +98,15 @@ def build(
     on_error: Literal["stop", "skip"] = "stop",
     replace: bool = False,
     progress: Progress | None = None,
+    queries: Sequence[Query] = (),
 ) -> Searcher:
-    """Builds a collection at `out` and opens it. `corpus` is what `chamfer build` takes, or documents."""
+    """Builds a collection at `out` and opens it. `corpus` is what `chamfer build` takes, or documents.
+
+    `queries` are for the recall floor (indexing.floor); without them they are made up from the documents.
+    """
     chosen = settings or load_settings(config)
-    _build(corpus, Path(out), chosen, on_error=on_error, rejects=None, replace=replace, progress=progress)
+    run = BuildRun(progress=progress, queries=queries)
+    _build(corpus, Path(out), chosen, run, on_error=on_error, rejects=None, replace=replace)
     return open(out, settings=chosen)
 
 
@@ -112,11 +119,11 @@ def build_report(
     on_error: Literal["stop", "skip"],
     rejects: Rejects,
     replace: bool,
-    progress: Progress,
+    run: BuildRun,
 ) -> BuildReport:
     """What the command line does: settings with a few overridden, and the report instead of a searcher."""
     settings = load_settings(config, overrides=overrides)
-    return _build(corpus, out, settings, on_error=on_error, rejects=rejects, replace=replace, progress=progress)
+    return _build(corpus, out, settings, run, on_error=on_error, rejects=rejects, replace=replace)
 
 
 def open(path: str | Path, *, settings: Settings | None = None, config: Path | None = None) -> Searcher:
@@ -164,21 +171,20 @@ def _build(
     corpus: str | Path | Iterable[Document],
     out: Path,
     settings: Settings,
+    run: BuildRun,
     *,
     on_error: Literal["stop", "skip"],
     rejects: Rejects | None,
     replace: bool,
-    progress: Progress | None,
 ) -> BuildReport:
     documents: Iterable[Document]
-    total = None
     if isinstance(corpus, str | Path):
-        total = count_lines(str(corpus))
+        run = with_changes(run, total=count_lines(str(corpus)))
         documents = read_corpus(str(corpus), on_error=on_error, rejects=rejects)
     else:
         documents = corpus
-    needed = kinds_needed(settings.build.families())
-    encoder = load_encoder(settings.models.encoder, settings.models.device) if needed else None
-    return build_collection(
-        documents, out, encoder=encoder, config=settings.build, replace=replace, total=total, progress=progress
-    )
+    encoder = None
+    if kinds_needed(settings.build.families()):
+        encoder = load_encoder(settings.models.encoder, settings.models.device)
+        run = with_changes(run, device=decide(settings.models.device).device)
+    return build_collection(documents, out, encoder=encoder, config=settings.build, replace=replace, run=run)

@@ -189,6 +189,20 @@ class Encoding:
             raise InvalidInput(f"{kind.value} vectors were not encoded; pass the kind to the encoder")
         return found
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Encoding]) -> Self:
+        """The texts of all parts, in order; at least one part, all of the same kinds."""
+        dense = [part.dense for part in parts if part.dense is not None]
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        sparse = [part.sparse for part in parts if part.sparse is not None]
+        return cls(
+            np.concatenate([part.n_tokens for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+            dense=DenseVectors.concatenate(dense) if dense else None,
+            tokens=TokenVectors.concatenate(tokens) if tokens else None,
+            sparse=SparseVectors.concatenate(sparse) if sparse else None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:

@@ -6,31 +6,28 @@ finished blocks and goes on; what it makes has the same bytes as an unbroken one
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
-from chamfer.artifact import MANIFEST, canonical_json, digest_of, open_artifact, write_artifact
+from chamfer.artifact import MANIFEST, canonical_json, digest_of
 from chamfer.errors import Conflict, InvalidInput
 from chamfer.protocols import Encoder
-from chamfer.types import Document, Encoding, VectorKind
+from chamfer.types import Document, Encoding, Query, VectorKind
 from indexing.family import Codec, Family
+from indexing.floor import ChannelRecall
+from indexing.learning import SampleBlock, check_floor, codec_digest, keep_sample, learn
 from indexing.segment import Segment, merge_segments, open_segment, write_segment
-from indexing.snapshot import (
-    BLOCKS,
-    CollectionConfig,
-    add_codecs,
-    commit,
-    current_name,
-    has_snapshot,
-    read_codecs,
-    writer_lock,
-)
+from indexing.snapshot import BLOCKS, CollectionConfig, Learnt, commit, current_name, has_snapshot, writer_lock
 
+T = TypeVar("T")
+_Prepared = tuple[Sequence[Document], str, Callable[[], Encoding | None]]  # documents, their digest, how to encode them
 BuildConfig = CollectionConfig
 
 
@@ -45,7 +42,8 @@ class BuildProgress:
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What was built. `reused_blocks` came from an earlier attempt; `truncated` documents were cut by the encoder."""
+    """What was built. `reused_blocks` came from an earlier attempt; `truncated` documents were cut by the encoder;
+    `recall` is what channels that stand in for MaxSim held in the sample."""
 
     snapshot: str
     documents: int
@@ -54,9 +52,29 @@ class BuildReport:
     seconds: float
     blocks: int
     reused_blocks: int
+    recall: Mapping[str, ChannelRecall] = field(default_factory=dict)
 
 
 Progress = Callable[[BuildProgress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRun:
+    """How a build runs: who is told, where families compute, what the recall floor is measured with.
+
+    total    how many documents there will be, if that is known
+    device   where families learn and pack: cpu or cuda (the encoder knows its own)
+    queries  for the recall floor; made up from the documents if none are given
+    """
+
+    total: int | None = None
+    progress: Progress | None = None
+    device: str = "cpu"
+    queries: Sequence[Query] = ()
+
+    def say(self, stage: str, done: int, total: int | None) -> None:
+        if self.progress is not None:
+            self.progress(BuildProgress(stage, done, total))
 
 
 def build(
@@ -66,25 +84,26 @@ def build(
     encoder: Encoder | None,
     config: BuildConfig | None = None,
     replace: bool = False,
-    total: int | None = None,
-    progress: Progress | None = None,
+    run: BuildRun | None = None,
 ) -> BuildReport:
     """Builds a collection at `out` from documents; run again after an interruption, it goes on.
 
     Raises Conflict if there is a collection already (unless `replace`: then it becomes a new snapshot) or another
-    writer; InvalidInput if a channel needs an encoder and there is none, or an id was used twice.
+    writer; InvalidInput if a channel needs an encoder and there is none, an id was used twice, or a channel is below
+    the recall floor.
     """
     started = time.monotonic()
     settings = config or BuildConfig()
+    how = run or BuildRun()
     with writer_lock(out):
         exists = has_snapshot(out)
         if exists and not replace:
             raise Conflict(f"{out} holds a collection already; add to it, or replace it (--replace)")
         number = 1 + (int(current_name(out).rpartition("-")[2]) if exists else 0)
-        blocks = BlockWriter(out / BLOCKS, settings, encoder, progress)
-        kept = blocks.write(documents, total)
-        segments = merge_blocks(out, number, kept, settings, blocks.families, progress)
-        name = commit(out, number, settings, encoder_identity(encoder), blocks.codecs, segments)
+        blocks = BlockWriter(out / BLOCKS, settings, encoder, how)
+        kept = blocks.write(documents)
+        segments = merge_blocks(out, number, kept, settings, blocks.families, how.progress)
+        name = commit(out, number, settings, encoder_identity(encoder), blocks.learnt, segments)
         shutil.rmtree(out / BLOCKS, ignore_errors=True)
     return BuildReport(
         name,
@@ -94,14 +113,15 @@ def build(
         time.monotonic() - started,
         len(kept),
         blocks.reused,
+        blocks.learnt.recall,
     )
 
 
 class BlockWriter:
     """Encodes documents block by block into a folder, reusing blocks that are already there.
 
-    Without `codecs` those of a new collection are learnt from the first block. After `write`, `families` and `codecs`
-    are what the blocks were packed with.
+    While a block is packed and written, the next is being encoded. Without `learnt` a new collection learns from its
+    first documents. After `write`, `families` and `learnt` are what the blocks were packed with.
     """
 
     def __init__(
@@ -109,18 +129,19 @@ class BlockWriter:
         folder: Path,
         config: CollectionConfig,
         encoder: Encoder | None,
-        progress: Progress | None,
-        codecs: Mapping[str, Codec] | None = None,
+        run: BuildRun,
+        learnt: Learnt | None = None,
     ) -> None:
         self.folder = folder
         self.reused = 0
-        self.families = config.families(codecs)
-        self.codecs: Mapping[str, Codec] = codecs or {}
-        self._codec_digest = "" if codecs is None else _codec_digest(codecs)
+        self.learnt = learnt or Learnt({})
+        self.families = self._families(config, None if learnt is None else learnt.codecs, run.device)
+        self._learns = learnt is None and any(family.learns for family in self.families.values())
+        self._codec_digest = codec_digest(self.learnt.codecs)
         self._config = config
         self._kinds = kinds_needed(self.families)
         self._encoder = encoder
-        self._progress = progress
+        self._run = run
         if self._kinds and encoder is None:
             raise InvalidInput(
                 f"channels {list(config.channels)} need {sorted(self._kinds)} vectors, and there is no encoder"
@@ -131,58 +152,87 @@ class BlockWriter:
                 "too; choose other channels (--channels) or another encoder"
             )
 
-    def write(self, documents: Iterable[Document], total: int | None) -> list[Path]:
+    def write(self, documents: Iterable[Document]) -> list[Path]:
         """The blocks' folders, in order."""
-        paths = []
+        blocks = _cut(documents, self._config.block_documents)
+        sample = self._sample(blocks) if self._learns else []
+        known: Iterable[_Prepared] = [(block.documents, block.digest, block.encoding) for block in sample]
+        others: Iterable[_Prepared] = ((b, self._digest(b), partial(self._encode, b)) for b in blocks)
+        paths: list[Path] = []
         done = 0
-        for index, block in enumerate(_cut(documents, self._config.block_documents)):
-            paths.append(self._block(index, block))
-            done += len(block)
-            if self._progress is not None:
-                self._progress(BuildProgress("encode", done, total))
-        if not self._codec_digest:
-            self._learn(digest_of("no document"), None)
+        for path, n in overlapped(self._work(*numbered) for numbered in enumerate(chain(known, others))):
+            paths.append(path)
+            done += n
+            self._run.say("encode", done, self._run.total)
         return paths
 
-    def _block(self, index: int, documents: Sequence[Document]) -> Path:
-        encoding = None
-        digest = self._digest(documents)
-        if not self._codec_digest:
-            encoding = self._learn(digest, documents)
-        path = self.folder / f"{index:06d}-{digest_of(digest, self._codec_digest)[:40]}"
+    def _work(self, index: int, block: _Prepared) -> Callable[[], tuple[Path, int]]:
+        """What is left to do for a block once it is encoded; it gives the block's folder and length."""
+        documents, digest, encode = block
+        recipe = [list(self._config.channels), self._config.parameters]
+        path = self.folder / f"{index:06d}-{digest_of(digest, recipe, self._codec_digest)[:40]}"
         if (path / MANIFEST).exists():
             self.reused += 1
-            return path
-        write_segment(path, documents, encoding or self._encode(documents), self.families)
-        return path
+            return lambda: (path, len(documents))
+        encoding = encode()
+
+        def pack_and_write() -> tuple[Path, int]:
+            write_segment(path, documents, encoding, self.families)
+            return path, len(documents)
+
+        return pack_and_write
+
+    def _sample(self, blocks: Iterator[list[Document]]) -> list[SampleBlock]:
+        """Takes the sample's blocks and learns from them."""
+        sample: list[SampleBlock] = []
+        done = 0
+        wanted = self._config.sample_documents
+        for block in blocks:
+            sample.append(keep_sample(self.folder, block, self._digest(block), self._encoded))
+            done += len(block)
+            self._run.say("sample", min(done, wanted), wanted)
+            if done >= wanted:
+                break
+        recipe = self.families, self._encoder, self._config, self._run.queries
+        self.learnt = learn(self.folder, sample, *recipe)
+        check_floor(self.learnt, sample, *recipe, self._run.total)
+        self._codec_digest = codec_digest(self.learnt.codecs)
+        self.families = self._families(self._config, self.learnt.codecs, self._run.device)
+        return sample
 
     def _encode(self, documents: Sequence[Document]) -> Encoding | None:
-        if self._encoder is None or not self._kinds:
-            return None
+        return self._encoded(documents) if self._kinds else None
+
+    def _encoded(self, documents: Sequence[Document]) -> Encoding:
+        assert self._encoder is not None  # the constructor saw to it
         return self._encoder.encode_documents(documents, self._kinds)
 
-    def _learn(self, digest: str, documents: Sequence[Document] | None) -> Encoding | None:
-        """Codecs learnt from the first block, kept beside it so that a resumed build goes on with the same ones."""
-        path = self.folder / f"codecs-{digest[:40]}"
-        encoding = None
-        if not (path / MANIFEST).exists():
-            encoding = None if documents is None else self._encode(documents)
-            with write_artifact(path, "codecs", {}) as writer:
-                add_codecs(writer, {name: family.learn(encoding) for name, family in self.families.items()})
-        self.codecs = read_codecs(open_artifact(path, "codecs"), self._config.channels)
-        self._codec_digest = _codec_digest(self.codecs)
-        self.families = self._config.families(self.codecs)
-        return encoding
-
     def _digest(self, documents: Sequence[Document]) -> str:
-        settings = asdict(self._config)
         content = [[d.doc_id, d.title, d.text, canonical_json(dict(d.metadata))] for d in documents]
-        recipe = [settings["channels"], settings["parameters"], encoder_identity(self._encoder)]
         try:
-            return digest_of(content, recipe)
+            return digest_of(content, sorted(self._kinds), encoder_identity(self._encoder))
         except UnicodeEncodeError as error:
             bad = next(d.doc_id for d in documents if not _is_utf8(d))
             raise InvalidInput(f"document {bad!r} holds half a surrogate pair, which is no text: {error}") from error
+
+    @staticmethod
+    def _families(config: CollectionConfig, codecs: Mapping[str, Codec] | None, device: str) -> dict[str, Family]:
+        return {name: family.on_device(device) for name, family in config.families(codecs).items()}
+
+
+def overlapped(pieces: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What the pieces of work return, in order. Each runs in one thread while the next ones are being made.
+
+    At most two wait. If making a piece fails, those made before are finished first.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        waiting: Future[T] | None = None
+        for piece in pieces:
+            earlier, waiting = waiting, thread.submit(piece)
+            if earlier is not None:
+                yield earlier.result()
+        if waiting is not None:
+            yield waiting.result()
 
 
 def merge_blocks(
@@ -218,15 +268,6 @@ def kinds_needed(families: dict[str, Family]) -> set[VectorKind]:
 def encoder_identity(encoder: Encoder | None) -> tuple[str, str] | None:
     """(name, fingerprint)."""
     return None if encoder is None else (encoder.spec.name, encoder.spec.fingerprint)
-
-
-def _codec_digest(codecs: Mapping[str, Codec]) -> str:
-    parts = [
-        [channel, name, str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
-        for channel, codec in sorted(codecs.items())
-        for name, array in sorted(codec.items())
-    ]
-    return digest_of(parts)
 
 
 def _cut(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:

@@ -14,6 +14,7 @@ from chamfer.protocols import Retriever
 from chamfer.types import I64, Bool, Document
 from indexing.family import Family, locate
 from indexing.filters import Condition
+from indexing.floor import ChannelRecall
 from indexing.segment import Segment
 from indexing.snapshot import CollectionConfig, Snapshot, naming_corruption, open_snapshot
 
@@ -81,6 +82,11 @@ class Collection:
     @property
     def segments(self) -> Sequence[Segment]:
         return self._segments
+
+    @property
+    def recall(self) -> Mapping[str, ChannelRecall]:
+        """What channels that stand in for MaxSim held of it in the sample of the build."""
+        return self._snapshot.recall
 
     @property
     def n_truncated(self) -> int:

@@ -54,16 +54,24 @@ class Family(Protocol):
 
     name: ClassVar[str]
     kind: ClassVar[VectorKind | None]  # what it needs from the encoder; None reads the documents' text alone
+    learns: ClassVar[bool]  # whether it has a codec
 
     @property
     def config(self) -> Any: ...
 
     def learn(self, encoding: Encoding | None) -> Codec:
-        """The codec of a new collection, from the encoding of its first block. Equal inputs give equal bytes."""
+        """The codec of a new collection, from the encoding of a sample. Equal inputs give equal bytes."""
         ...
 
     def with_codec(self, codec: Codec) -> Self:
         """The family that packs and searches with this codec."""
+        ...
+
+    def on_device(self, device: str) -> Self:
+        """The family that learns and packs on this device ("cpu", "cuda"); one that computes nothing there is itself.
+
+        A collection may be opened anywhere, whatever device built it.
+        """
         ...
 
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
@@ -83,8 +91,18 @@ class Family(Protocol):
         ...
 
 
-class WithoutCodec:
+class OnCpu:
+    """The device's part of a family that learns and packs on the CPU alone."""
+
+    def on_device(self, device: str) -> Self:
+        del device
+        return self
+
+
+class WithoutCodec(OnCpu):
     """The codec's part of a family that has none."""
+
+    learns: ClassVar[bool] = False
 
     def learn(self, encoding: Encoding | None) -> Codec:
         del encoding

@@ -47,7 +47,7 @@ class FdeConfig:
     """repetitions, k_sim, d_proj, projection, final_dim: the encoding (indexing.kernels.fde.FdeShape).
 
     fill      an empty cell of a document takes its nearest token
-    centred   the mean of the first block's token vectors is taken off every token
+    centred   the mean of the sample's token vectors is taken off every token
     seed      of all draws
     storage   int8: a byte a dimension and one scale a document; float16: two bytes; pq8: the paper's PQ-256-8, a byte
               for 8 dimensions; rabitq: a bit a dimension (indexing.quantisers)
@@ -97,12 +97,17 @@ class FdeFamily:
 
     name: ClassVar[str] = "fde"
     kind: ClassVar[VectorKind | None] = VectorKind.TOKENS
+    learns: ClassVar[bool] = True
 
-    def __init__(self, config: FdeConfig) -> None:
+    def __init__(self, config: FdeConfig, device: str = "cpu") -> None:
         self.config = config
+        self._device = device
         self._storage: Storage = STORAGES[config.storage]
         self._codec: Codec = {}
         self._encoder: Encoder | None = None
+
+    def on_device(self, device: str) -> Self:
+        return type(self)(self.config, device).with_codec(self._codec)
 
     def learn(self, encoding: Encoding | None) -> Codec:
         """Draws the matrices, takes the mean of the token vectors, and trains the storage on a sample of documents."""
@@ -113,7 +118,7 @@ class FdeFamily:
         centre = np.zeros(tokens.dim, dtype=np.float32)
         if config.centred and len(tokens.values):
             centre = tokens.values.astype(np.float64).mean(axis=0).astype(np.float32)
-        encoder = Encoder(matrices, centre, config)
+        encoder = Encoder(matrices, centre, config, self._device)
         most = min(len(tokens), _SAMPLE_ROWS, max(1, _SAMPLE_BYTES // (4 * config.shape().dim)))
         sample = encoder.documents(tokens.take(np.linspace(0, len(tokens) - 1, most).astype(np.int64)))
         return {
@@ -126,20 +131,20 @@ class FdeFamily:
         }
 
     def with_codec(self, codec: Codec) -> Self:
-        out = type(self)(self.config)
+        out = type(self)(self.config, self._device)
         if codec:
             if missing := [name for name in _DRAWN if name not in codec]:
                 raise Incompatible(f"the fde channel's codec lacks {missing}; build the collection again")
             out._codec = {name: np.array(array) for name, array in codec.items()}
             planes, projections, slots, signs, centre = (out._codec[name] for name in _DRAWN)
-            out._encoder = Encoder(FdeMatrices(planes, projections, slots, signs), centre, self.config)
+            out._encoder = Encoder(FdeMatrices(planes, projections, slots, signs), centre, self.config, self._device)
         return out
 
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
         if encoding is None or encoding.tokens is None:
             raise InvalidInput("the fde channel needs token vectors from the encoder")
         if self._encoder is None:
-            raise InvalidInput("the fde channel has no codec yet; a collection learns it from its first block")
+            raise InvalidInput("the fde channel has no codec yet; a collection learns it from its sample")
         tokens, step = encoding.tokens, max(1, _BLOCK_BYTES // (4 * self.config.shape().dim))
         blocks = [
             self._storage.pack(
@@ -303,16 +308,25 @@ class FdeRetriever:
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """The collection's encoding of token vectors."""
+    """The collection's encoding of token vectors; documents are encoded on `device`."""
 
     matrices: FdeMatrices
     centre: F32
     config: FdeConfig
+    device: str = "cpu"
 
     def documents(self, tokens: TokenVectors) -> F32:
         """f32 [N, D]."""
-        values = self._centred(tokens)
-        return encode_documents(values, tokens.offsets, self.matrices, self.config.shape(), fill=self.config.fill)
+        values, shape, fill = self._centred(tokens), self.config.shape(), self.config.fill
+        if self.device == "cpu":
+            return encode_documents(values, tokens.offsets, self.matrices, shape, fill=fill)
+        import torch
+
+        from indexing.kernels import fde_torch
+
+        moved, offsets = (torch.from_numpy(array).to(self.device) for array in (values, tokens.offsets))
+        out: F32 = fde_torch.encode_documents(moved, offsets, self.matrices, shape, fill=fill).cpu().numpy()
+        return out
 
     def queries(self, tokens: TokenVectors) -> F32:
         """f32 [Q, D]."""

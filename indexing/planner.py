@@ -1,4 +1,4 @@
-"""Which first stage finds what exact MaxSim would find, at what price: measured on a sample, extrapolated.
+"""First stages for late interaction, measured on a sample of a corpus; `indexing.advice` chooses among them.
 
 Late interaction is searched in two steps: a source gives candidates, exact MaxSim orders them. A source is good if the
 exact top 10 are among few candidates. How good depends on the encoder and the corpus, so it is measured: every source
@@ -7,28 +7,39 @@ packs, opens and searches the sample by the code that serves it later.
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from functools import partial, reduce
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from chamfer.errors import InvalidInput
-from chamfer.types import I64, Candidates, Document, Encoding, TokenVectors, VectorKind, Vectors
+from chamfer.types import I64, Bool, Candidates, Document, Encoding, Query, TokenVectors, VectorKind
 from indexing.family import SegmentPart
-from indexing.registry import make_family
+from indexing.fde import FdeConfig
+from indexing.recall import growth, rank_by_maxsim, ranks_of_best, ranks_of_union
+from indexing.registry import FAMILIES, make_family
 
 Pool = Callable[[TokenVectors, str], TokenVectors]
-DEPTHS = (100, 200, 500, 1000)
-TARGETS = (0.90, 0.95, 0.99)
+Say = Callable[[str, int, int], None]
+"""Told (what, done, of how many)."""
+
+K = 10
+_TIMED_QUERIES = 20
+_TIMED_DEPTH = 100
+_FDE_SIZES = ((3, 8), (4, 8), (5, 8), (5, 16))  # k_sim and d_proj of the paper's four sizes, 20 repetitions
+_LEMUR_DIMS = (512, 1280)
+_UNIONS = ("lexical", "sparse", "fde 2560", "fde 10240")  # each beside dense
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """A first stage to measure: a family with parameters, over token vectors pooled by `pooling` ("" for all).
 
-    A collection has one set of token vectors: a pooled source beside exact ones is measured to compare, not offered.
+    A `direct` source answers itself, without a second step: MaxSim over all token vectors, or over pooled ones.
     """
 
     name: str
@@ -36,260 +47,206 @@ class Source:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     pooling: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a source does on the sample.
-
-    recall_10, recall_100    share of the exact top 10 (100) among the first DEPTHS candidates
-    candidates               how many candidates hold 90, 95 and 99 % of the exact top 10; None: more than measured
-    bytes_per_document       of the source's own arrays (the exact token vectors come on top for all)
-    build_ms, query_ms       CPU of one thread, a document and a query over the whole sample
-    """
-
-    name: str
-    sources: tuple[Source, ...]
-    found: Candidates
-    recall_10: dict[int, float]
-    recall_100: dict[int, float]
-    candidates: dict[float, int | None]
-    bytes_per_document: float
-    build_ms: float
-    query_ms: float
+    @property
+    def direct(self) -> bool:
+        return self.family == "multivector"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Documents and queries, encoded; `exact` ranks all documents for every query by exact MaxSim."""
+    """Documents and queries, encoded; `exact` ranks all documents for every query by MaxSim.
+
+    rescore_ms   CPU of MaxSim of one query and 1,000 documents
+    token_bytes  of the exact token vectors, a document
+    """
 
     documents: Sequence[Document]
+    queries: Sequence[Query]
     encoding: Encoding
-    queries: Encoding
+    encoded_queries: Encoding
     exact: Candidates
-    rescore_ms: float  # CPU of MaxSim, a query and 1,000 documents
-    token_bytes: float  # of the exact token vectors, a document
+    rescore_ms: float
+    token_bytes: float
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    """A measured first stage with a number of candidates, at the full size of the corpus."""
+class Costs:
+    """What a source takes.
 
-    measured: Measured
-    depth: int
-    recall: float
-    query_ms: float
+    bytes_per_document   of its own arrays; the token vectors come on top unless it answers directly
+    learn_s              CPU seconds of learning the codec, once a collection
+    build_ms, query_ms   CPU milliseconds of packing a document, and of a query over the whole sample
+    """
+
     bytes_per_document: float
+    learn_s: float = 0.0
+    build_ms: float = 0.0
+    query_ms: float = 0.0
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-SOURCES = (
-    Source("dense", "dense", {"storage": "float16"}),
-    Source("multivector c0x8", "multivector", pooling="c0x8"),
-    Source("multivector c0x32", "multivector", pooling="c0x32"),
-    *(
-        Source(f"fde {20 * 2**k * p}{extra}", "fde", {"k_sim": k, "d_proj": p, **more})
-        for k, p in ((3, 8), (4, 8), (5, 8), (5, 16))
-        for extra, more in (
-            ("", {}),
-            (" centred", {"centred": True}),
-            *(((" unfilled", {"fill": False}), (" float16", {"storage": "float16"})) if (k, p) == (4, 8) else ()),
-        )
-    ),
-)
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one source, or a union of several, does on the sample.
+
+    found                all documents in each source's order
+    ranks_10, ranks_100  i64 [Q, k]: rank of each of the exact top k (indexing.recall)
+    exponent             how the candidates needed grow with the collection (indexing.recall.growth)
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    found: tuple[Candidates, ...]
+    ranks_10: I64
+    ranks_100: I64
+    exponent: float
+    costs: Costs
+
+    @property
+    def direct(self) -> bool:
+        return self.sources[0].direct
 
 
-def make_sample(documents: Sequence[Document], encoding: Encoding, queries: Encoding) -> Sample:
-    """Encodes nothing: takes encodings with token vectors, and ranks the sample exactly."""
-    if encoding.tokens is None or queries.tokens is None:
-        raise InvalidInput("the planner needs token vectors; choose an encoder that gives them (--encoder)")
+EXACT = Source("exact MaxSim", "multivector")
+
+
+def sources(kinds: Collection[VectorKind]) -> list[Source]:
+    """What is measured with an encoder that gives these kinds."""
+    out = [Source("lexical", "lexical")]
+    if VectorKind.DENSE in kinds:
+        out.append(Source("dense", "dense", {"storage": "float16"}))
+    if VectorKind.SPARSE in kinds:
+        # make_family reads the kind, which a family class may lack until it is made.
+        out += [Source(name, name) for name in sorted(FAMILIES) if make_family(name).kind == VectorKind.SPARSE]
+    out += [Source(f"multivector {name}", "multivector", pooling=name) for name in ("c0x8", "c0x32")]
+    for k_sim, d_proj in _FDE_SIZES:
+        name, size = f"fde {20 * 2**k_sim * d_proj}", {"k_sim": k_sim, "d_proj": d_proj}
+        out += [Source(name, "fde", size), Source(f"{name} centred", "fde", {**size, "centred": True})]
+    small = {"k_sim": 4, "d_proj": 8}
+    out.append(Source("fde 2560 unfilled", "fde", {**small, "fill": False}))
+    for storage in get_args(get_type_hints(FdeConfig)["storage"]):
+        if storage != FdeConfig.storage:
+            out.append(Source(f"fde 2560 {storage}", "fde", {**small, "storage": storage}))
+    return [*out, *(Source(f"lemur {dim}", "lemur", {"dim": dim}) for dim in _LEMUR_DIMS)]
+
+
+def make_sample(
+    documents: Sequence[Document], queries: Sequence[Query], encoding: Encoding, encoded_queries: Encoding
+) -> Sample:
+    """Ranks the encoded sample by MaxSim: the first 100 exactly, the rest by the fast pass.
+
+    InvalidInput without token vectors, documents or queries.
+    """
     if not len(documents) or not len(queries):
-        raise InvalidInput(f"{len(documents)} documents and {len(queries)} queries; both are needed")
-    retriever, n_bytes = _open("multivector", {}, documents, encoding)
-    exact = retriever.search(queries.tokens, len(documents))
-    rows = np.tile(np.arange(len(documents), dtype=np.int64), (min(len(queries), 20), 1))
-    some = queries.tokens.take(range(len(rows)))
-    retriever.score(some, rows[:, :1])  # compiles
+        raise InvalidInput(f"the planner got {len(documents)} documents and {len(queries)} queries; it needs both")
+    if encoding.tokens is None or encoded_queries.tokens is None:
+        raise InvalidInput("the planner needs token vectors; choose an encoder that gives them (--encoder)")
+    retriever, opened = _open(EXACT, documents, encoding)
+    tokens = encoded_queries.tokens
+    exact = rank_by_maxsim(retriever, tokens)
+    rows = np.arange(len(documents), dtype=np.int64)[None]
+    some = range(min(_TIMED_QUERIES, len(queries)))
     begin = time.process_time()
-    retriever.score(some, rows)
-    spent = (time.process_time() - begin) * 1e6 / rows.size
-    return Sample(documents, encoding, queries, exact, spent, n_bytes / len(documents))
+    for number in some:
+        retriever.score(tokens.take([number]), rows)
+    cost = (time.process_time() - begin) * 1e6 / (len(some) * len(documents))
+    return Sample(documents, queries, encoding, encoded_queries, exact, cost, opened.bytes_per_document)
+
+
+def measure_all(sample: Sample, pool: Pool, say: Say) -> list[Measured]:
+    """Every source that the sample's vectors allow, and unions with the dense one."""
+    kinds = [kind for kind in VectorKind if getattr(sample.encoding, kind.value) is not None]
+    wanted = sources(kinds)
+    out = [exact_itself(sample)]
+    for number, source in enumerate(wanted):
+        say(source.name, number, len(wanted))
+        out.append(measure(source, sample, pool))
+    say("done", len(wanted), len(wanted))
+    named = {each.name: each for each in out}
+    if "dense" in named:
+        out += [union([named["dense"], named[name]], sample) for name in _UNIONS if name in named]
+    return out
+
+
+def exact_itself(sample: Sample) -> Measured:
+    """MaxSim over everything: always right, at a cost."""
+    whole = sample.rescore_ms * len(sample.documents) / 1000
+    return _judged("exact MaxSim", (EXACT,), (sample.exact,), sample, Costs(sample.token_bytes, query_ms=whole))
 
 
 def measure(source: Source, sample: Sample, pool: Pool) -> Measured:
     """Builds the source over the sample and searches it with every query."""
-    encoding = sample.encoding
+    encoding, n = sample.encoding, len(sample.documents)
+    if source.pooling and encoding.tokens is not None:
+        pool(encoding.tokens.take([0]), source.pooling)  # compiles
     begin = time.process_time()
     if source.pooling and encoding.tokens is not None:
         encoding = replace(encoding, tokens=pool(encoding.tokens, source.pooling))
-    retriever, n_bytes = _open(source.family, source.parameters, sample.documents, encoding)
-    built = time.process_time() - begin
-    kind = make_family(source.family).kind
-    queries: Vectors = sample.queries.vectors(kind or VectorKind.TOKENS)
-    depth = min(DEPTHS[-1], len(sample.documents))
-    retriever.search(queries.take([0]), depth)  # compiles
+    pooled = time.process_time() - begin
+    retriever, opened = _open(source, sample.documents, encoding)
+    asked = _queries(source, retriever, sample)
+    some = range(min(_TIMED_QUERIES, len(sample.queries)))
+    retriever.search(asked.take([0]), min(_TIMED_DEPTH, n))  # compiles
     begin = time.process_time()
-    found = retriever.search(queries, depth)
-    asked = time.process_time() - begin
-    n = len(sample.documents)
-    costs = n_bytes / n, built * 1e3 / n, asked * 1e3 / len(sample.queries)
-    return _judged(source.name, (source,), found, sample, costs)
+    for number in some:
+        retriever.search(asked.take([number]), min(_TIMED_DEPTH, n))
+    took = time.process_time() - begin
+    costs = opened + Costs(0.0, 0.0, pooled * 1e3 / n, took * 1e3 / len(some))
+    found = rank_by_maxsim(retriever, asked) if source.direct else retriever.search(asked, n)
+    return _judged(source.name, (source,), (found,), sample, costs)
 
 
 def union(parts: Sequence[Measured], sample: Sample) -> Measured:
-    """Several sources whose candidates are taken in turn, each document once."""
-    costs = (
-        sum(part.bytes_per_document for part in parts),
-        sum(part.build_ms for part in parts),
-        sum(part.query_ms for part in parts),
-    )
-    name = " + ".join(part.name for part in parts)
-    sources = tuple(source for part in parts for source in part.sources)
-    return _judged(name, sources, interleaved([part.found for part in parts]), sample, costs)
+    """Several sources that give equally many candidates."""
+    total = reduce(operator.add, (part.costs for part in parts))
+    names = " + ".join(part.name for part in parts)
+    found = tuple(each for part in parts for each in part.found)
+    return _judged(names, tuple(source for part in parts for source in part.sources), found, sample, total)
 
 
-def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> list[Option]:
-    """Every source at every depth, its scan extrapolated linearly to n_documents."""
-    larger = n_documents / len(sample.documents)
-    return [
-        Option(
-            each,
-            depth,
-            each.recall_10[depth],
-            each.query_ms * larger + sample.rescore_ms * min(depth, n_documents) / 1000,
-            each.bytes_per_document + sample.token_bytes,
-        )
-        for each in measured
-        if not any(source.pooling for source in each.sources)
-        for depth in DEPTHS
-        if depth < n_documents
-    ]
+def candidates_at(measured: Measured, query: int, depth: int) -> I64:
+    """Rows i64 that enter the second step at this depth, each once; in the source's order if there is one source."""
+    rows = np.concatenate([found.of(query)[0][: depth // len(measured.found)] for found in measured.found])
+    return rows[np.sort(np.unique(rows, return_index=True)[1])]
 
 
-def direct(sample: Sample, n_documents: int) -> float:
-    """Milliseconds a query of exact MaxSim over the whole corpus, extrapolated."""
-    return sample.rescore_ms * n_documents / 1000
-
-
-def recommend(
-    choices: Sequence[Option], *, floor: float, budget_ms: float | None, budget_bytes: float | None
-) -> tuple[Option | None, str]:
-    """(the cheapest option that finds `floor` of the exact top 10 within the budgets, why); None if there is none."""
-    affordable = [
-        option
-        for option in choices
-        if (budget_ms is None or option.query_ms <= budget_ms)
-        and (budget_bytes is None or option.bytes_per_document <= budget_bytes)
-    ]
-    good = [option for option in affordable if option.recall >= floor]
-    if good:
-        best = min(good, key=lambda o: (o.query_ms, o.bytes_per_document))
-        return best, f"the cheapest that finds at least {floor:.0%} of the exact top 10 ({best.recall:.1%})"
-    if affordable:
-        best = max(affordable, key=lambda o: (o.recall, -o.query_ms))
-        return best, f"no option within the budgets finds {floor:.0%} of the exact top 10; this one finds the most"
-    return None, "no option is within the budgets; the exact token vectors alone may exceed them"
-
-
-def pareto(choices: Sequence[Option]) -> list[Option]:
-    """The options that no other one beats in both recall and time, by time."""
-    out: list[Option] = []
-    for option in sorted(choices, key=lambda o: (o.query_ms, -o.recall)):
-        if not out or option.recall > out[-1].recall:
-            out.append(option)
-    return out
+def final_order(measured: Measured, sample: Sample, query: int, depth: int) -> I64:
+    """The rows that are served: a direct source's own order, else its candidates as exact MaxSim orders them."""
+    if measured.direct:
+        return measured.found[0].of(query)[0][:depth]
+    order = sample.exact.of(query)[0]
+    return order[np.isin(order, candidates_at(measured, query, depth))]
 
 
 def _judged(
-    name: str, sources: tuple[Source, ...], found: Candidates, sample: Sample, costs: tuple[float, float, float]
+    name: str, own: tuple[Source, ...], found: tuple[Candidates, ...], sample: Sample, costs: Costs
 ) -> Measured:
-    return Measured(
-        name,
-        sources,
-        found,
-        {d: recall(found, sample.exact, d, 10) for d in DEPTHS},
-        {d: recall(found, sample.exact, d, 100) for d in DEPTHS},
-        {target: needed(found, sample.exact, target, 10) for target in TARGETS},
-        *costs,
-    )
+    def ranks(k: int, members: Bool | None) -> I64:
+        return ranks_of_union([ranks_of_best(each, sample.exact, k, members) for each in found])
+
+    exponent = growth(partial(ranks, K), len(sample.documents))
+    return Measured(name, own, found, ranks(K, None), ranks(100, None), exponent, costs)
 
 
-def recall(found: Candidates, exact: Candidates, depth: int, k: int) -> float:
-    """Mean share of the exact top k rows among the first `depth` candidates."""
-    return float(np.mean([np.isin(_top(exact, q, k), found.of(q)[0][:depth]).mean() for q in range(len(exact))]))
-
-
-def needed(found: Candidates, exact: Candidates, target: float, k: int) -> int | None:
-    """The smallest depth at which `recall` reaches the target; None if even all candidates do not."""
-    ranks: list[I64] = []
-    for q in range(len(exact)):
-        rows = found.of(q)[0]
-        place = {int(row): i + 1 for i, row in enumerate(rows)}
-        ranks.append(np.array([place.get(int(row), np.iinfo(np.int64).max) for row in _top(exact, q, k)]))
-    # Every query counts alike: a row found is worth 1 / |its own top|.
-    worth = np.concatenate([np.full(len(r), 1 / len(r)) for r in ranks if len(r)])
-    depth = np.concatenate([r for r in ranks if len(r)])
-    order = np.argsort(depth, kind="stable")
-    reached = np.cumsum(worth[order]) / max(sum(1 for r in ranks if len(r)), 1)
-    at = int(np.searchsorted(reached, target - 1e-9))
-    if at >= len(order) or depth[order[at]] == np.iinfo(np.int64).max:
-        return None
-    return int(depth[order[at]])
-
-
-def interleaved(parts: Sequence[Candidates]) -> Candidates:
-    """Candidates of several sources taken in turn, each row once; scores are minus the place."""
-    rankings = []
-    for q in range(len(parts[0])):
-        columns = [part.of(q)[0] for part in parts]
-        turns = [row for turn in _zip_longest(columns) for row in turn]
-        rankings.append(list(dict.fromkeys(turns)))
-    width = max(map(len, rankings))
-    rows = np.full((len(rankings), width), -1, dtype=np.int64)
-    scores = np.full((len(rankings), width), -np.inf, dtype=np.float32)
-    for q, ranking in enumerate(rankings):
-        rows[q, : len(ranking)] = ranking
-        scores[q, : len(ranking)] = -np.arange(len(ranking), dtype=np.float32)
-    return Candidates(rows, scores)
-
-
-def _zip_longest(columns: Sequence[I64]) -> list[list[int]]:
-    longest = max(map(len, columns), default=0)
-    return [[int(column[i]) for column in columns if i < len(column)] for i in range(longest)]
-
-
-def _top(exact: Candidates, q: int, k: int) -> I64:
-    return exact.of(q)[0][:k]
-
-
-def _open(
-    family_name: str, parameters: Mapping[str, Any], documents: Sequence[Document], encoding: Encoding
-) -> tuple[Any, int]:
-    """(retriever over one segment, bytes of its arrays)."""
-    family = make_family(family_name, parameters)
+def _open(source: Source, documents: Sequence[Document], encoding: Encoding) -> tuple[Any, Costs]:
+    """(retriever over one segment, what it cost)."""
+    family = make_family(source.family, source.parameters)
+    n = len(documents)
+    begin = time.process_time()
     family = family.with_codec(family.learn(encoding))
-    arrays = family.pack(documents, encoding)
-    retriever = family.open([SegmentPart(arrays, None, len(documents))])
-    return retriever, sum(array.nbytes for array in arrays.values())
+    learnt = time.process_time()
+    arrays = {name: np.asarray(array) for name, array in family.pack(documents, encoding).items()}
+    packed = time.process_time()
+    size = sum(array.nbytes for array in arrays.values()) / n
+    retriever = family.open([SegmentPart(arrays, None, n)])
+    return retriever, Costs(size, learnt - begin, (packed - learnt) * 1e3 / n)
 
 
-def exact_order(found: Candidates, exact: Candidates, depth: int) -> list[I64]:
-    """The first `depth` candidates of every query as exact MaxSim orders them."""
-    out = []
-    for q in range(len(exact)):
-        order = exact.of(q)[0]
-        out.append(order[np.isin(order, found.of(q)[0][:depth])])
-    return out
-
-
-def settings_of(option: Option) -> tuple[list[str], dict[str, dict[str, Any]], dict[str, int]]:
-    """(channels to build, their parameters, depth of each first-stage channel) of an option."""
-    channels = ["multivector"]
-    parameters: dict[str, dict[str, Any]] = {}
-    depths: dict[str, int] = {}
-    share = -(-option.depth // len(option.measured.sources))
-    for source in option.measured.sources:
-        if source.family not in channels:
-            channels.append(source.family)
-        if source.parameters:
-            parameters[source.family] = dict(source.parameters)
-        depths[source.family] = share
-    return sorted(channels), parameters, depths
+def _queries(source: Source, retriever: Any, sample: Sample) -> Any:
+    """The sample's queries as this source reads them. A pooled source pools documents alone."""
+    kind = make_family(source.family).kind
+    if kind is None:
+        return retriever.encode_queries([query.text for query in sample.queries])
+    return sample.encoded_queries.vectors(kind)

@@ -11,6 +11,7 @@ from chamfer.errors import InvalidInput
 from indexing.dense import DenseConfig, DenseFamily
 from indexing.family import Family
 from indexing.fde import FdeConfig, FdeFamily
+from indexing.lemur import LemurConfig, LemurFamily
 from indexing.multivector import MultivectorConfig, MultivectorFamily
 from indexing.sparse.learned import SparseConfig, SparseFamily
 from indexing.sparse.lexical import LexicalConfig, LexicalFamily
@@ -19,6 +20,7 @@ FAMILIES: dict[str, tuple[Callable[[Any], Family], type[Any]]] = {
     "dense": (DenseFamily, DenseConfig),
     "multivector": (MultivectorFamily, MultivectorConfig),
     "fde": (FdeFamily, FdeConfig),
+    "lemur": (LemurFamily, LemurConfig),
     "lexical": (LexicalFamily, LexicalConfig),
     "sparse": (SparseFamily, SparseConfig),
 }

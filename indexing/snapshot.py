@@ -26,6 +26,7 @@ from chamfer.artifact import (
 )
 from chamfer.errors import ChamferError, Conflict, Corrupt, Incompatible, InvalidInput, NotFound
 from indexing.family import Codec, Family
+from indexing.floor import ChannelRecall, FloorConfig
 from indexing.registry import make_family
 from indexing.segment import Segment, open_segment
 
@@ -41,6 +42,7 @@ class CollectionConfig:
 
     channels name families; parameters[channel] are that family's; segment_documents bounds a segment;
     block_documents is the unit of encoding and resumption; keep_snapshots old ones stay openable.
+    sample_documents, the first ones, are what families with a codec learn from and what `floor` is measured on.
     """
 
     channels: tuple[str, ...] = ("dense", "multivector", "lexical")
@@ -48,6 +50,8 @@ class CollectionConfig:
     segment_documents: int = 65_536
     block_documents: int = 512
     keep_snapshots: int = 2
+    sample_documents: int = 2_048
+    floor: FloorConfig = field(default_factory=FloorConfig)
 
     def __post_init__(self) -> None:
         if not self.channels or len(set(self.channels)) != len(self.channels):
@@ -57,6 +61,8 @@ class CollectionConfig:
                 f"block_documents {self.block_documents}, segment_documents {self.segment_documents}, keep_snapshots "
                 f"{self.keep_snapshots}; expected 1 <= block <= segment and keep_snapshots >= 1"
             )
+        if self.sample_documents < 1:
+            raise InvalidInput(f"sample_documents is {self.sample_documents}, expected at least 1")
         if stray := set(self.parameters) - set(self.channels):
             raise InvalidInput(f"parameters are given for {sorted(stray)}, which are not among the channels")
 
@@ -69,8 +75,16 @@ class CollectionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Learnt:
+    """What a build learnt from its sample: the codecs, and the recall of channels that stand in for MaxSim."""
+
+    codecs: Mapping[str, Codec]
+    recall: Mapping[str, ChannelRecall] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """An opened snapshot with its segments."""
+    """An opened snapshot with its segments; `recall` by channel is what the build measured (indexing.floor)."""
 
     name: str
     config: CollectionConfig
@@ -78,6 +92,7 @@ class Snapshot:
     encoder_fingerprint: str | None
     codecs: Mapping[str, Codec]
     segments: tuple[Segment, ...]
+    recall: Mapping[str, ChannelRecall] = field(default_factory=dict)
 
     def families(self) -> dict[str, Family]:
         """The families by channel, with the collection's codecs."""
@@ -172,7 +187,7 @@ def commit(
     number: int,
     config: CollectionConfig,
     encoder: tuple[str, str] | None,
-    codecs: Mapping[str, Codec],
+    learnt: Learnt,
     segments: Sequence[Segment],
 ) -> str:
     """Writes snapshot `number` over finished segments, and swaps CURRENT: the moment at which it all counts."""
@@ -184,12 +199,13 @@ def commit(
     body: dict[str, Any] = {
         "config": asdict(config),
         "encoder": None if encoder is None else {"name": encoder[0], "fingerprint": encoder[1]},
+        "recall": {channel: asdict(measured) for channel, measured in learnt.recall.items()},
         "segments": [
             {"name": s.name, "digest": s.artifact.digest, "documents": len(s), "live": s.n_live} for s in segments
         ],
     }
     with write_artifact(target, KIND, body) as writer:
-        add_codecs(writer, codecs)
+        add_codecs(writer, learnt.codecs)
         for segment in segments:
             if segment.live is not None:
                 writer.add_array(f"live.{segment.name}", np.packbits(segment.live))
@@ -208,6 +224,11 @@ def add_codecs(writer: ArtifactWriter, codecs: Mapping[str, Codec]) -> None:
 def read_codecs(artifact: Artifact, channels: Sequence[str]) -> dict[str, Codec]:
     """The codec of every channel, empty where it has none."""
     return {channel: artifact.arrays(f"codec.{channel}.") for channel in channels}
+
+
+def read_recall(body: Mapping[str, Any]) -> dict[str, ChannelRecall]:
+    """The measured recall by channel, from an artifact's body."""
+    return {channel: ChannelRecall(**measured) for channel, measured in body.get("recall", {}).items()}
 
 
 def _open(path: Path, name: str, encoder_fingerprint: str | None, verify: bool) -> Snapshot:
@@ -241,12 +262,14 @@ def _open(path: Path, name: str, encoder_fingerprint: str | None, verify: bool) 
         segments.append(segment)
     config = _config(body["config"], path)
     codecs = read_codecs(artifact, config.channels)
-    return Snapshot(name, config, encoder.get("name"), found, codecs, tuple(segments))
+    recall = read_recall(body)
+    return Snapshot(name, config, encoder.get("name"), found, codecs, tuple(segments), recall)
 
 
 def _config(stored: Mapping[str, Any], path: Path) -> CollectionConfig:
     try:
-        return CollectionConfig(**{**stored, "channels": tuple(stored["channels"])})
+        floor = FloorConfig(**stored.get("floor", {}))
+        return CollectionConfig(**{**stored, "channels": tuple(stored["channels"]), "floor": floor})
     except (TypeError, KeyError) as error:
         raise Incompatible(f"{path} has a configuration that this Chamfer does not know: {error}") from error
 

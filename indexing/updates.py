@@ -13,9 +13,9 @@ import numpy as np
 from chamfer.errors import Conflict, Incompatible
 from chamfer.protocols import Encoder
 from chamfer.types import Document
-from indexing.build import BlockWriter, Progress, merge_blocks
+from indexing.build import BlockWriter, BuildRun, Progress, merge_blocks
 from indexing.segment import Segment, merge_segments, open_segment
-from indexing.snapshot import BLOCKS, Snapshot, commit, open_snapshot, writer_lock
+from indexing.snapshot import BLOCKS, Learnt, Snapshot, commit, open_snapshot, writer_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ def add(
     encoder: Encoder | None,
     on_existing: Literal["error", "replace"] = "error",
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> UpdateReport:
     """Adds documents as new segments; with "replace" the older documents of the same ids are deleted (upsert).
 
@@ -43,7 +44,9 @@ def add(
     with writer_lock(path):
         snapshot = open_snapshot(path)
         _check_encoder(snapshot, encoder)
-        blocks = BlockWriter(path / BLOCKS, snapshot.config, encoder, progress, snapshot.codecs).write(documents, None)
+        learnt = Learnt(snapshot.codecs, snapshot.recall)
+        run = BuildRun(progress=progress, device=device)
+        blocks = BlockWriter(path / BLOCKS, snapshot.config, encoder, run, learnt).write(documents)
         ids = [i for block in map(open_segment, blocks) for i in block.table.doc_ids(np.arange(len(block)))]
         older, deleted = _without(snapshot.segments, ids)
         if deleted and on_existing == "error":
@@ -103,7 +106,7 @@ def _commit(path: Path, number: int, snapshot: Snapshot, segments: Sequence[Segm
     encoder = None
     if snapshot.encoder_name is not None and snapshot.encoder_fingerprint is not None:
         encoder = (snapshot.encoder_name, snapshot.encoder_fingerprint)
-    return commit(path, number, snapshot.config, encoder, snapshot.codecs, segments)
+    return commit(path, number, snapshot.config, encoder, Learnt(snapshot.codecs, snapshot.recall), segments)
 
 
 def _check_encoder(snapshot: Snapshot, encoder: Encoder | None) -> None:

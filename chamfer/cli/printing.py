@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from chamfer.types import Hit
     from indexing.build import BuildProgress
 
+_WIDEST = 1000
+_MANY = 6  # with fewer columns, cells that wrap read better
 messages = Console(stderr=True)
 data = Console()
 
@@ -64,13 +67,14 @@ def show_hits(hits: Sequence[Hit], text_width: int = 300) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output; numbers stand right."""
+    """A table on standard output; numbers stand right. Where it is too wide, its lines run over: no digit is lost."""
     out = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         out.add_row(*[Text(str(cell)) for cell in row])
-    data.print(out)
+    widest = Measurement.get(data, data.options.update(max_width=_WIDEST), out).maximum
+    data.print(out, width=max(data.width, widest) if len(columns) > _MANY else None, crop=False)
 
 
 def readable_bytes(n: float) -> str:

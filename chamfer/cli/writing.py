@@ -14,6 +14,7 @@ from chamfer.errors import InvalidInput
 
 if TYPE_CHECKING:
     from indexing.collection import Collection
+    from indexing.floor import ChannelRecall
 
 CollectionArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A collection.")]
 CorpusArgument = Annotated[
@@ -27,7 +28,9 @@ RejectsOption = Annotated[Path | None, typer.Option(help="Where skipped lines go
 def _build(
     corpus: CorpusArgument,
     out: Annotated[Path, typer.Option(help="Directory of the collection.")],
-    channels: Annotated[str | None, typer.Option(help="Comma-separated: dense,multivector,fde,lexical,sparse.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Comma-separated: dense,multivector,fde,lemur,lexical,sparse.")
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="Catalogue name, or KIND:NAME.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     on_error: OnError = "stop",
@@ -35,14 +38,24 @@ def _build(
     replace: Annotated[
         bool, typer.Option("--replace", help="Put a new snapshot in place of an existing collection.")
     ] = False,
+    queries: Annotated[
+        Path | None, typer.Option(help="BEIR folder or JSONL of queries to measure the recall floor with.")
+    ] = None,
+    recall_floor: Annotated[
+        float | None,
+        typer.Option(help="Least share of the exact MaxSim top 10 that fde and lemur must hold; 0 builds anything."),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Build a collection. Interrupted or killed, it goes on where it was when run again."""
     from chamfer.api import build_report
-    from indexing.corpus import Rejects
+    from indexing.build import BuildRun
+    from indexing.corpus import Rejects, read_queries
 
     kept = Rejects(rejects or out.with_name(out.name + ".rejects.ndjson"))
     overrides = {"models.encoder": encoder, "models.device.device": device, "build.channels": channels}
+    overrides["build.floor.recall"] = None if recall_floor is None else str(recall_floor)
+    asked = () if queries is None else tuple(read_queries(queries))
     with printing.build_progress() as show:
         report = build_report(
             corpus,
@@ -52,7 +65,7 @@ def _build(
             on_error=_stop_or_skip(on_error),
             rejects=kept,
             replace=replace,
-            progress=show,
+            run=BuildRun(progress=show, queries=asked),
         )
     each = report.n_bytes / max(report.documents, 1)
     printing.messages.print(
@@ -68,6 +81,8 @@ def _build(
         printing.messages.print(
             f"{report.truncated:,} documents were longer than the encoder reads; their ends were not encoded"
         )
+    for channel, found in report.recall.items():
+        printing.messages.print(f"{channel} {_held(found, report.documents)}")
     _say_rejects(kept.count, kept.path)
 
 
@@ -81,8 +96,10 @@ def _add(
 ) -> None:
     """Add documents, or with --replace upsert them. The encoder is the one that the collection was built with."""
     from chamfer.api import encoder_of
+    from chamfer.settings import load_settings
     from indexing.corpus import Rejects, read_corpus
     from indexing.updates import add
+    from models.backbone import decide
 
     kept = Rejects(rejects or collection.with_name(collection.name + ".rejects.ndjson"))
     encoder = encoder_of(collection, config=config)
@@ -93,6 +110,7 @@ def _add(
             encoder=encoder,
             on_existing="replace" if replace else "error",
             progress=show,
+            device="cpu" if encoder is None else decide(load_settings(config).models.device).device,
         )
     printing.messages.print(
         f"{report.snapshot}: {report.added:,} documents added, {report.deleted:,} of them replaced older ones"
@@ -136,13 +154,16 @@ def _inspect(
     from indexing.collection import Collection
 
     with Collection.open(collection, verify=verify) as opened:
-        facts = describe(opened)
+        facts, recall = describe(opened), dict(opened.recall)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
         return
     parts = facts.pop("bytes")
+    del facts["recall"]  # said in words below
     facts |= {"channels": ", ".join(facts["channels"]), "metadata_fields": ", ".join(facts["metadata_fields"])}
     printing.table(str(collection), ["", ""], [[key.replace("_", " "), value] for key, value in facts.items()])
+    for channel, found in recall.items():
+        printing.data.print(f"{channel} {_held(found, facts['documents'])}")
     rows = [
         [part, printing.readable_bytes(size), f"{size / max(facts['documents'], 1):,.0f}"]
         for part, size in parts.items()
@@ -164,9 +185,23 @@ def describe(collection: Collection) -> dict[str, Any]:
         "encoder": collection.encoder_name,
         "encoder_fingerprint": collection.encoder_fingerprint,
         "metadata_fields": collection.field_names(),
+        "recall": {
+            name: asdict(found) | {"expected": found.at(len(collection))} for name, found in collection.recall.items()
+        },
         "bytes_per_document": round(collection.bytes_per_document, 1),
         "bytes": collection.bytes_by_part(),
     }
+
+
+def _held(found: ChannelRecall, n_documents: int) -> str:
+    """The measured recall in a sentence."""
+    queries = f"{found.queries} {'made-up ' if found.made_up else ''}queries"
+    larger = n_documents > found.documents
+    expected = f"; expected over {n_documents:,}: {found.at(n_documents):.1%}" if larger else ""
+    return (
+        f"held {found.recall:.1%} of the exact MaxSim top 10 in {found.depth} candidates, measured with {queries} over "
+        f"{found.documents:,} documents{expected}"
+    )
 
 
 def _stop_or_skip(value: str) -> Literal["stop", "skip"]:

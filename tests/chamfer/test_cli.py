@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support_cli import chamfer
 
-ROOT = Path(__file__).resolve().parents[2]
 CORPUS = [
     {"_id": "fox", "title": "The fox", "text": "The fox lost his tail in a trap.", "metadata": {"year": 1890}},
     {"_id": "crow", "title": "The crow", "text": "A crow dropped a piece of cheese.", "metadata": {"year": 1901}},
@@ -36,18 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "4 documents" in done.stderr
     assert "1 documents were longer than the encoder reads" in " ".join(done.stderr.split())
     return out
-
-
-def chamfer(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("CHAMFER_")}
-    return subprocess.run(
-        [sys.executable, "-m", "chamfer", *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**kept, "COLUMNS": "200", **environment},
-        check=False,
-    )
 
 
 def test_search_finds_the_document_and_prints_data_only_on_standard_output(folder: Path) -> None:

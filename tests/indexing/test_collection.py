@@ -18,7 +18,7 @@ from support_faults import BUILT, CONFIG, fingerprint
 
 from chamfer.errors import ChamferError, Conflict, Corrupt, Incompatible, InvalidInput, NotFound
 from chamfer.types import Document, VectorKind
-from indexing.build import BuildConfig, BuildProgress, build
+from indexing.build import BuildConfig, BuildProgress, BuildRun, build
 from indexing.collection import Collection
 from indexing.filters import parse_condition
 from indexing.snapshot import writer_lock
@@ -104,7 +104,7 @@ def test_a_changed_corpus_recomputes_only_changed_blocks(tmp_path: Path) -> None
 
 def test_progress_counts_documents(tmp_path: Path) -> None:
     seen: list[BuildProgress] = []
-    build(BUILT, tmp_path / "c", encoder=ENCODER, config=CONFIG, total=60, progress=seen.append)
+    build(BUILT, tmp_path / "c", encoder=ENCODER, config=CONFIG, run=BuildRun(total=60, progress=seen.append))
     encoded = [p.done for p in seen if p.stage == "encode"]
     assert encoded == [8, 16, 24, 32, 40, 48, 56, 60]
     assert seen[-1] == BuildProgress("merge", 60, 60)

@@ -1,0 +1,192 @@
+"""What a GPU gives: FDE encoding against the copy bandwidth, MaxSim against a plain matrix product, an exact scan of
+a million encodings against the bandwidth, and the build rate with the encoder's share of it.
+
+    python -m benchmarks.gpu [--quick] [--json]
+
+Wall time between synchronisations, medians; synthetic unit token vectors (109 of 128 dimensions a document), and the
+shipped corpus for the build. Without a CUDA device it says so and measures nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.harness import Row, demo_corpus, emit, parser
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from chamfer.protocols import Encoder, EncoderSpec
+    from chamfer.types import Document, Encoding, Query, VectorKind
+
+TOKENS, DIM, QUERY_TOKENS = 109, 128, 32
+ROUNDS = 7
+
+
+def main() -> None:
+    """Runs the benchmark, or says why not."""
+    options = parser(__doc__).parse_args()
+    import torch
+
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu: torch sees no CUDA device; nothing was measured", file=sys.stderr)
+        emit([], options.json)
+        return
+    scale = 10 if options.quick else 1
+    bandwidth = copy_bandwidth()
+    name = torch.cuda.get_device_name()
+    rows = [Row(f"{name}: copy bandwidth, read and written", bandwidth, "GB/s")]
+    rows += encoding(20_000 // scale, bandwidth)
+    rows += maxsim(100_000 // scale)
+    rows += scan(1_000_000 // scale, bandwidth)
+    emit(rows + build_rate(500 if options.quick else None), options.json)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Median wall time on the device, after two uncounted rounds."""
+    import torch
+
+    took = []
+    for number in range(ROUNDS + 2):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        if number > 1:
+            took.append(time.perf_counter() - begin)
+    return float(np.median(took))
+
+
+def copy_bandwidth() -> float:
+    """GB/s of copying 2 GiB inside the device: bytes read plus bytes written."""
+    import torch
+
+    source = torch.empty(1 << 29, dtype=torch.float32, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e9
+
+
+def encoding(n: int, bandwidth: float) -> list[Row]:
+    """Documents to encodings; bytes read plus bytes written against the copy bandwidth."""
+    from indexing.kernels.fde import FdeShape, draw_matrices
+    from indexing.kernels.fde_torch import encode_documents
+
+    values, offsets = _documents(n)
+    rows = []
+    for shape in (FdeShape(20, 4, 8), FdeShape(20, 5, 16)):
+        matrices = draw_matrices(shape, DIM, 1)
+
+        def run(shape: FdeShape = shape, matrices: object = matrices) -> object:
+            return encode_documents(values, offsets, matrices, shape)  # type: ignore[arg-type]
+
+        took = seconds(run)
+        moved = (values.nbytes + 4 * n * shape.dim) / took / 1e9
+        rows.append(Row(f"fde {shape.dim}: encoding, read and written", moved, "GB/s", "copy", moved / bandwidth))
+        rows.append(Row(f"fde {shape.dim}: encoding", n / took, "documents/s"))
+    return rows
+
+
+def maxsim(n: int) -> list[Row]:
+    """One query of 32 tokens with every document, against the matrix product of that size, and a large square one."""
+    import torch
+
+    from indexing.kernels.fde_torch import maxsim as score
+
+    values, offsets = _documents(n)
+    tokens = values.bfloat16()
+    query = _unit(QUERY_TOKENS).bfloat16()
+    columns = query.T.contiguous()
+    ends = torch.tensor([0, QUERY_TOKENS], device="cuda")
+    flop = 2 * QUERY_TOKENS * len(tokens) * DIM
+    square = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    plain = flop / seconds(lambda: tokens @ columns) / 1e12
+    own = flop / seconds(lambda: score(query, ends, tokens, offsets)) / 1e12
+    peak = 2 * 8192**3 / seconds(lambda: square @ square) / 1e12
+    return [
+        Row("bf16 product of 8192 x 8192", peak, "TFLOP/s"),
+        Row("bf16 product of all tokens with the query, no maximum", plain, "TFLOP/s"),
+        Row(f"MaxSim of {n:,} documents", own, "TFLOP/s", "the product", own / plain),
+    ]
+
+
+def scan(n: int, bandwidth: float, dim: int = 2560, k: int = 100) -> list[Row]:
+    """The exact best 100 of n float16 encodings for batches of queries: their bytes, read once a batch."""
+    import torch
+
+    values = torch.randn(n, dim, device="cuda", dtype=torch.float16)
+    rows = []
+    for batch in (1, 16, 64):
+        queries = torch.randn(batch, dim, device="cuda", dtype=torch.float16)
+        took = seconds(lambda queries=queries: (queries @ values.T).topk(k))  # type: ignore[misc]
+        moved = values.nbytes / took / 1e9
+        title = f"exact scan, {n:,} x {dim} float16, best {k}, batch {batch}"
+        rows.append(Row(f"{title}: bytes of the encodings", moved, "GB/s", "copy", moved / bandwidth))
+        rows.append(Row(f"{title}: a query", took * 1e3 / batch, "ms"))
+    return rows
+
+
+class _Timed:
+    """An encoder that counts the seconds of its documents."""
+
+    def __init__(self, inner: Encoder) -> None:
+        self.inner = inner
+        self.seconds = 0.0
+
+    @property
+    def spec(self) -> EncoderSpec:
+        return self.inner.spec
+
+    def encode_queries(self, queries: Sequence[Query], kinds: Collection[VectorKind]) -> Encoding:
+        return self.inner.encode_queries(queries, kinds)
+
+    def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
+        begin = time.perf_counter()
+        out = self.inner.encode_documents(documents, kinds)
+        self.seconds += time.perf_counter() - begin
+        return out
+
+
+def build_rate(n: int | None, device: str = "cuda") -> list[Row]:
+    """Documents a second of whole builds on the device, and how much of the wall time the encoder was busy."""
+    from indexing.build import BuildConfig, BuildRun, build
+    from indexing.corpus import read_corpus
+    from models.backbone import DeviceConfig
+    from models.registry import load_encoder
+
+    documents = list(read_corpus(str(demo_corpus())))[:n]
+    encoder = _Timed(load_encoder("mini", DeviceConfig(device=device)))  # type: ignore[arg-type]
+    encoder.encode_documents(documents[:64], list(encoder.spec.dims))  # warms up
+    rows = []
+    for channels in (("dense", "multivector"), ("fde", "multivector"), ("lemur", "multivector")):
+        encoder.seconds = 0.0
+        config = BuildConfig(channels=channels)
+        with tempfile.TemporaryDirectory() as folder:
+            report = build(documents, Path(folder) / "c", encoder=encoder, config=config, run=BuildRun(device=device))
+        share = encoder.seconds / report.seconds
+        title = f"build of {' and '.join(channels)}, {len(documents):,} documents"
+        rows.append(Row(f"{title} [encoder busy {share:.0%}]", len(documents) / report.seconds, "documents/s"))
+    return rows
+
+
+def _unit(n: int) -> Tensor:
+    import torch
+
+    return torch.nn.functional.normalize(torch.randn(n, DIM, device="cuda"), dim=1)
+
+
+def _documents(n: int) -> tuple[Tensor, Tensor]:
+    """Float16 token vectors [T, d] of n documents and their offsets i64 [n + 1]."""
+    import torch
+
+    return _unit(n * TOKENS).half(), torch.arange(n + 1, device="cuda") * TOKENS
+
+
+if __name__ == "__main__":
+    main()

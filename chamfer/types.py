@@ -31,6 +31,7 @@ class VectorKind(StrEnum):
     DENSE = "dense"
     TOKENS = "tokens"
     SPARSE = "sparse"
+    ANCHORS = "anchors"  # scores with a fixed set of queries, from a reranker: what family `cur` keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,21 @@ Vectors = DenseVectors | TokenVectors | SparseVectors
 
 
 @dataclass(frozen=True, slots=True)
+class AnchorScores:
+    """A reranker's scores of N documents with k_q anchor queries: values f32 [N, k_q], and who scored what."""
+
+    values: DenseVectors
+    queries: tuple[str, ...]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        _expect(
+            self.values.dim == len(self.queries),
+            f"{len(self.queries)} anchor queries for score columns of {self.values.dim}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Encoding:
     """What one forward pass gave for N texts: the kinds asked for, and how long the texts were.
 
@@ -178,13 +194,16 @@ class Encoding:
     dense: DenseVectors | None = None
     tokens: TokenVectors | None = None
     sparse: SparseVectors | None = None
+    anchors: AnchorScores | None = None
 
     def __len__(self) -> int:
         return len(self.n_tokens)
 
     def vectors(self, kind: VectorKind) -> Vectors:
         """The vectors of one kind; InvalidInput if they were not asked for."""
-        found: Vectors | None = getattr(self, kind.value)
+        found: Vectors | None = (
+            self.anchors and self.anchors.values if kind is VectorKind.ANCHORS else getattr(self, kind.value)
+        )
         if found is None:
             raise InvalidInput(f"{kind.value} vectors were not encoded; pass the kind to the encoder")
         return found

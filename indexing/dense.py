@@ -85,7 +85,7 @@ class DenseRetriever:
         ranked: list[tuple[Array, Array]] = []
         for start in range(0, len(values), most):
             block = values[start : start + most]
-            scores = self._approximate(block)
+            scores = self.approximate(block)
             if usable is not None:
                 scores[:, ~usable] = -np.inf
             ranked += [self._decide(query, row, k) for query, row in zip(block, scores, strict=True)]
@@ -109,7 +109,8 @@ class DenseRetriever:
             raise InvalidInput(f"dense search has no parameters, got {sorted(params)}")
         return self
 
-    def _approximate(self, queries: F32) -> F32:
+    def approximate(self, queries: F32) -> F32:
+        """Inner products f32 [Q, N] of queries f32 [Q, D] with every row, summed in any order."""
         out = np.empty((len(queries), len(self)), dtype=np.float32)
         for number, part in enumerate(self._parts):
             stored = part.arrays["values"]

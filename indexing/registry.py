@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from chamfer.errors import InvalidInput
+from indexing.cur.family import CurConfig, CurFamily
 from indexing.dense import DenseConfig, DenseFamily
 from indexing.family import Family
 from indexing.fde import FdeConfig, FdeFamily
@@ -21,6 +22,7 @@ FAMILIES: dict[str, tuple[Callable[[Any], Family], type[Any]]] = {
     "multivector": (MultivectorFamily, MultivectorConfig),
     "fde": (FdeFamily, FdeConfig),
     "lemur": (LemurFamily, LemurConfig),
+    "cur": (CurFamily, CurConfig),
     "lexical": (LexicalFamily, LexicalConfig),
     "sparse": (SparseFamily, SparseConfig),
 }

@@ -9,7 +9,16 @@ from hashlib import blake2b
 import numpy as np
 
 from chamfer.protocols import EncoderSpec
-from chamfer.types import DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
+from chamfer.types import (
+    AnchorScores,
+    DenseVectors,
+    Document,
+    Encoding,
+    Query,
+    SparseVectors,
+    TokenVectors,
+    VectorKind,
+)
 
 _VOCABULARY = 500
 
@@ -56,6 +65,7 @@ class HashEncoder:
             if VectorKind.TOKENS in kinds
             else None,
             sparse=self._sparse(words) if VectorKind.SPARSE in kinds else None,
+            anchors=self._anchors(dense) if VectorKind.ANCHORS in kinds else None,
         )
 
     def _sparse(self, words: Sequence[Sequence[str]]) -> SparseVectors:
@@ -70,6 +80,12 @@ class HashEncoder:
             weights.append(np.log1p(rows[terms[-1]]))
             offsets.append(offsets[-1] + len(terms[-1]))
         return SparseVectors(np.concatenate(weights), np.concatenate(terms), np.array(offsets), _VOCABULARY)
+
+    def _anchors(self, dense: np.ndarray) -> AnchorScores:
+        """Scores with eight fixed queries, as a reranker that is the dense inner product would give them."""
+        fixed = np.stack([self._vector(f"anchor {i}") for i in range(8)])
+        values = (dense[:, None, :] * fixed[None]).sum(axis=-1, dtype=np.float32)  # row by row: no batch in the bits
+        return AnchorScores(DenseVectors(values), tuple(f"anchor {i}" for i in range(8)), "hash reranker")
 
     def _vector(self, word: str) -> np.ndarray:
         seed = int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")

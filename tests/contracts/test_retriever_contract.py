@@ -23,7 +23,7 @@ from indexing.registry import FAMILIES, make_family
 from indexing.sparse.analysis import AnalysisConfig, Analyzer
 
 ENCODER = HashEncoder(dim=12)
-KINDS = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE)
+KINDS = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE, VectorKind.ANCHORS)
 DOCUMENTS = [
     *make_documents(60, seed=1),
     Document("twin-a", "w1 w2 w3"),
@@ -72,7 +72,17 @@ def cut(documents: Sequence[Document], places: Sequence[int]) -> list[Sequence[D
     return [documents[a:b] for a, b in itertools.pairwise(edges)]
 
 
+def profile(text: str) -> np.ndarray:
+    """A query of family `cur`: weights f32 [8] of the anchor queries, of which its scores are sums."""
+    return np.random.default_rng(len(text) + 1000 * len(set(text))).standard_normal(8).astype(np.float32)
+
+
 def encode(family: Family, retriever: Any, texts: Sequence[str]) -> Any:
+    if family.name == "cur":
+        known = retriever.columns(retriever.anchor_items)
+        if not len(known):
+            return DenseVectors(np.zeros((len(texts), 0), dtype=np.float32))
+        return DenseVectors(np.stack([(known * profile(t)).sum(axis=1) for t in texts]))
     if family.kind is None:
         return retriever.encode_queries(texts)
     return ENCODER.encode_queries([Query("q", t) for t in texts], KINDS).vectors(family.kind)
@@ -111,6 +121,9 @@ def oracle(family: Family, documents: Sequence[Document], text: str) -> np.ndarr
         normed = functional.layer_norm(query @ weight + bias, (len(bias),), gain, shift)
         psi = functional.gelu(normed).sum(dim=0).double().numpy() / 32
         return stored["values"].astype(np.float64) * stored["scales"][:, None] @ psi
+    if family.name == "cur":
+        columns = ENCODER.encode_documents(documents, KINDS).anchors.values.values.astype(np.float64)
+        return columns @ profile(text).astype(np.float64)
     return bm25(documents, text)
 
 

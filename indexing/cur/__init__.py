@@ -1,0 +1,1 @@
+"""Family `cur`: retrieval by a cross-encoder itself, through a CUR decomposition of its score matrix."""

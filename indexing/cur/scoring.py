@@ -1,0 +1,113 @@
+"""The score matrix of CUR: every document with every anchor query, in pieces that survive a killed process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chamfer.artifact import MANIFEST, digest_of, open_artifact, write_artifact
+from chamfer.errors import InvalidInput
+from chamfer.protocols import Reranker
+from chamfer.types import F32, AnchorScores, DenseVectors, Document, Query
+
+_KIND = "anchor scores"
+_PIECE_PAIRS = 1024
+_SAMPLE_DOCUMENTS = 24
+_SAMPLE_QUERIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """What a score matrix will take at the speed measured on a few pairs."""
+
+    pairs: int
+    pairs_per_second: float
+
+    @property
+    def seconds(self) -> float:
+        return self.pairs / self.pairs_per_second
+
+    def __str__(self) -> str:
+        hours, rest = divmod(self.seconds, 3600)
+        spent = f"{hours:.0f} h {rest / 60:.0f} min" if hours else f"{rest / 60:.1f} min"
+        return f"{self.pairs:,} pairs at {self.pairs_per_second:,.1f} a second: about {spent}"
+
+
+class AnchorScorer:
+    """Scores documents with the anchor queries. Finished pieces are kept in `folder` and found again.
+
+    A piece is as many documents as make about a thousand pairs; it is named by its documents, the queries and the
+    reranker, so that a changed corpus costs only what changed. Raises InvalidInput without queries or with empty ones.
+    """
+
+    def __init__(
+        self,
+        reranker: Reranker,
+        queries: Sequence[str],
+        folder: Path,
+        *,
+        on_pairs: Callable[[int], None] | None = None,
+    ) -> None:
+        if not queries:
+            raise InvalidInput("no anchor query is given; a score matrix needs some (anchor_queries)")
+        self.queries = tuple(queries)
+        self._asked = [Query(f"anchor {place}", text) for place, text in enumerate(queries)]
+        self._reranker = reranker
+        self._folder = folder
+        self._on_pairs = on_pairs
+
+    def score(self, documents: Sequence[Document]) -> AnchorScores:
+        """The columns of these documents, f32 [N, k_q]."""
+        out = np.empty((len(documents), len(self.queries)), dtype=np.float32)
+        size = max(1, _PIECE_PAIRS // len(self.queries))
+        for start in range(0, len(documents), size):
+            piece = documents[start : start + size]
+            out[start : start + len(piece)] = self._piece(piece)
+            if self._on_pairs is not None:
+                self._on_pairs(len(piece) * len(self.queries))
+        return AnchorScores(DenseVectors(out), self.queries, self._reranker.fingerprint)
+
+    def estimate(self, documents: Sequence[Document], n_documents: int) -> CostEstimate:
+        """Times pairs drawn from all over `documents`, after one uncounted call, for a corpus of n_documents."""
+        draw = np.random.default_rng(0)
+        some = [documents[i] for i in draw.permutation(len(documents))[:_SAMPLE_DOCUMENTS]]
+        asked = [self._asked[i] for i in draw.permutation(len(self._asked))[:_SAMPLE_QUERIES]]
+        if not some:
+            return CostEstimate(0, 1.0)
+        self._reranker.score(asked[0], some[:2])
+        begin = time.perf_counter()
+        for query in asked:
+            self._reranker.score(query, some)
+        rate = len(some) * len(asked) / max(time.perf_counter() - begin, 1e-9)
+        return CostEstimate(n_documents * len(self.queries), rate)
+
+    def _piece(self, documents: Sequence[Document]) -> F32:
+        content = [[d.doc_id, d.title, d.text] for d in documents]
+        path = self._folder / f"pairs-{digest_of(content, self.queries, self._reranker.fingerprint)[:40]}"
+        if not (path / MANIFEST).exists():
+            scores = np.stack([self._row(query, documents) for query in self._asked], axis=1)
+            with write_artifact(path, _KIND, {"documents": len(documents)}) as writer:
+                writer.add_array("scores", np.ascontiguousarray(scores))
+        return np.asarray(open_artifact(path, _KIND).array("scores"), dtype=np.float32)
+
+    def _row(self, query: Query, documents: Sequence[Document]) -> F32:
+        scores = np.asarray(self._reranker.score(query, documents), dtype=np.float32)
+        if scores.shape != (len(documents),) or not np.isfinite(scores).all():
+            bad = [d.doc_id for d, s in zip(documents, scores, strict=False) if not np.isfinite(s)]
+            raise InvalidInput(
+                f"the reranker gave {scores.shape} scores for {len(documents)} documents, not finite for {bad[:3]}, "
+                f"with the anchor query {query.text[:80]!r}"
+            )
+        return scores
+
+
+def questions_from(documents: Sequence[Document], n: int, seed: int) -> list[str]:
+    """n anchor queries made of documents: the title, or the first words where there is none. Drawn by `seed`."""
+    texts = [document.title.strip() or " ".join(document.text.split()[:12]) for document in documents]
+    distinct = list(dict.fromkeys(text for text in texts if text))
+    order = np.random.default_rng(seed).permutation(len(distinct))[:n]
+    return [distinct[i] for i in order]

@@ -201,9 +201,11 @@ class Encoding:
 
     def vectors(self, kind: VectorKind) -> Vectors:
         """The vectors of one kind; InvalidInput if they were not asked for."""
-        found: Vectors | None = (
-            self.anchors and self.anchors.values if kind is VectorKind.ANCHORS else getattr(self, kind.value)
-        )
+        found: Vectors | None
+        if kind is VectorKind.ANCHORS:
+            found = None if self.anchors is None else self.anchors.values
+        else:
+            found = getattr(self, kind.value)
         if found is None:
             raise InvalidInput(f"{kind.value} vectors were not encoded; pass the kind to the encoder")
         return found

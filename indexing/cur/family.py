@@ -27,8 +27,10 @@ _SAMPLE = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class CurConfig:
-    """How items are chosen and queries fitted; which model and queries, `anchor_scores` of the encoding say.
+    """What is scored, how items are chosen, and how queries are fitted.
 
+    reranker       whose scores are kept: a name as models.rerankers takes it
+    anchor_queries how many queries it scores every document with
     anchor_items   how many documents a query is scored with first, when no other channel seeds it
     selection      diverse: widest spread of score columns; kmeans: nearest to that many centres; random
     cutoff         singular values below this share of the largest are left out (ANNCUR, ADACUR)
@@ -37,6 +39,8 @@ class CurConfig:
     seed           of the choice of items
     """
 
+    reranker: str = ""
+    anchor_queries: int = 100
     anchor_items: int = 100
     selection: Literal["diverse", "kmeans", "random"] = "diverse"
     cutoff: float = 0.03
@@ -45,10 +49,10 @@ class CurConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.anchor_items < 1 or not 0 <= self.cutoff < 1 or not 0 <= self.ridge < 1:
+        if self.anchor_queries < 1 or self.anchor_items < 1 or not 0 <= self.cutoff < 1 or not 0 <= self.ridge < 1:
             raise InvalidInput(
-                f"cur anchor_items {self.anchor_items}, cutoff {self.cutoff}, ridge {self.ridge}; expected "
-                "anchor_items >= 1, 0 <= cutoff < 1, 0 <= ridge < 1"
+                f"cur anchor_queries {self.anchor_queries}, anchor_items {self.anchor_items}, cutoff {self.cutoff}, "
+                f"ridge {self.ridge}; expected anchor_queries >= 1, anchor_items >= 1, 0 <= cutoff < 1, 0 <= ridge < 1"
             )
 
 
@@ -175,7 +179,7 @@ class CurRetriever:
         places = pick_diverse(table, n) if self.config.selection == "diverse" else _central(table, n, self.config.seed)
         # Columns may span less than was asked for: the rest is filled at random.
         rest = np.setdiff1d(np.arange(len(rows)), places)
-        return rows[np.concatenate([places, rest[: n - len(places)]])]
+        return np.asarray(rows[np.concatenate([places, rest[: n - len(places)]])], dtype=np.int64)
 
 
 def _central(table: F32, n: int, seed: int) -> I64:

@@ -1,0 +1,232 @@
+"""Retrieval by a cross-encoder: recall of its exact ranking against calls, for CUR searches and retrieve-and-rerank.
+
+    python -m benchmarks.cur [FOLDER ...] [--reranker NAME] [--documents 1000] [--anchors 100] [--queries 60]
+                             [--keep DIR] [--quick] [--json]
+
+FOLDER is a BEIR collection with train (or dev) queries, which become anchor queries, and test queries. The corpus is a
+sample that holds every document judged for the chosen test queries. The exact ranking of the cross-encoder scores every
+pair; both score matrices are kept in DIR (--keep), so that a killed run goes on. --quick takes 60 documents.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Row, demo_corpus, emit, parser, titled
+from chamfer.api import build, open
+from chamfer.evaluation import Qrel, ScoredDoc, evaluate
+from chamfer.settings import load_settings
+from chamfer.types import AnchorScores, Candidates, Document, Encoding, Query
+from indexing.corpus import read_corpus, read_qrels, read_queries
+from indexing.cur.family import CurConfig, CurFamily, CurRetriever
+from indexing.cur.scoring import AnchorScorer
+from indexing.cur.search import CurSearch, search
+from indexing.family import SegmentPart
+from indexing.kernels.topk import as_candidates
+from models.registry import load_reranker
+
+BUDGETS = (25, 50, 100, 200, 500)
+FIRST_STAGES = {"BM25": "fast", "dense": "dense", "hybrid": "balanced"}
+PLANS = """
+[build]
+channels = ["dense", "lexical"]
+
+[plans.dense.channels]
+dense = { depth = 1000 }
+
+[plans.fast.channels]
+lexical = { depth = 1000 }
+
+[plans.balanced.channels]
+lexical = { depth = 1000, weight = 0.7 }
+dense = { depth = 1000, weight = 0.3 }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A sampled collection: `exact` f32 [Q, N] of every test query, rankings of each first stage, columns."""
+
+    documents: Sequence[Document]
+    queries: Sequence[Query]
+    qrels: Sequence[Qrel]
+    exact: np.ndarray[Any, Any]
+    seeds: dict[str, list[Candidates]]
+    retriever: CurRetriever
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folders", type=Path, nargs="*")
+    arguments.add_argument("--reranker", default="mini-cross")
+    arguments.add_argument("--documents", type=int, default=1000)
+    arguments.add_argument("--anchors", type=int, default=100)
+    arguments.add_argument("--queries", type=int, default=60)
+    arguments.add_argument("--keep", type=Path)
+    options = arguments.parse_args()
+    if options.quick:
+        options.documents, options.anchors, options.queries = 60, 10, 5
+    rows: list[Row] = []
+    for folder in options.folders or [demo_corpus()]:
+        with tempfile.TemporaryDirectory() as work:
+            keep = (options.keep or Path(work)) / folder.resolve().name
+            bench, costs = prepare(folder, keep, Path(work), options)
+            own = [row for name, found in contenders(bench).items() for row in judged(name, found, bench)]
+            rows += [*costs, *titled(folder.resolve().name, own)]
+    emit(rows, options.json)
+
+
+def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, list[Row]]:
+    """The sample, its first-stage rankings, and both score matrices, with what they cost."""
+    name = folder.resolve().name
+    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, "test")]
+    by_id = {query.query_id: query for query in read_queries(folder)}
+    draw = np.random.default_rng(1)
+    test = [by_id[i] for i in draw.permutation(sorted({q.query_id for q in qrels}))[: options.queries]]
+    asked = {query.query_id for query in test}
+    qrels = [qrel for qrel in qrels if qrel.query_id in asked]
+    documents = sample(list(read_corpus(str(folder))), {q.doc_id for q in qrels}, options.documents)
+    anchors = anchor_queries(folder, by_id, documents, options.anchors)
+
+    reranker = load_reranker(options.reranker, load_settings().models.device)
+    scorer = AnchorScorer(reranker, anchors, keep)
+    estimate = scorer.estimate(documents, len(documents))
+    begin = time.perf_counter()
+    columns = scorer.score(documents)
+    spent = time.perf_counter() - begin
+    exact = AnchorScorer(reranker, [query.text for query in test], keep).score(documents).values.values.T
+    family = learnt(columns)
+    arrays = family.pack(documents, encoding_of(columns))
+    retriever = family.open([SegmentPart(arrays, None, len(documents))])
+    costs = [
+        Row(
+            f"{name}: index of {len(documents):,} documents and {len(anchors)} anchor queries", estimate.pairs, "calls"
+        ),
+        Row(f"{name}: index, measured", spent, "s"),
+        Row(f"{name}: index, estimated before", estimate.seconds, "s", "measured", spent / estimate.seconds),
+        Row(f"{name}: cross-encoder", estimate.pairs_per_second, "pairs/s"),
+        Row(f"{name}: bytes a document", sum(a.nbytes for a in arrays.values()) / len(documents), "B"),
+    ]
+    return Bench(documents, test, qrels, exact, rankings(documents, test, work), retriever), costs
+
+
+def sample(documents: list[Document], judged_ids: set[str], n: int) -> list[Document]:
+    """Every judged document and random others, n in all at least, in the corpus's order."""
+    others = [d.doc_id for d in documents if d.doc_id not in judged_ids]
+    chosen = judged_ids | set(np.random.default_rng(2).permutation(others)[: max(n - len(judged_ids), 0)].tolist())
+    return [document for document in documents if document.doc_id in chosen]
+
+
+def anchor_queries(folder: Path, by_id: dict[str, Query], documents: Sequence[Document], n: int) -> list[str]:
+    """Train (else dev) queries, those with an answer in the sample first; never a test query."""
+    split = next(s for s in ("train", "dev") if (folder / "qrels" / f"{s}.tsv").exists())
+    there = {document.doc_id for document in documents}
+    answers: dict[str, bool] = {}
+    for query_id, doc_id, _ in read_qrels(folder, split):
+        answers[query_id] = answers.get(query_id, False) or doc_id in there
+    order = [str(i) for i in np.random.default_rng(3).permutation(sorted(answers))]
+    order.sort(key=lambda query_id: not answers[query_id])
+    return [by_id[query_id].text for query_id in order[:n]]
+
+
+def rankings(documents: Sequence[Document], queries: Sequence[Query], work: Path) -> dict[str, list[Candidates]]:
+    """What each first stage ranks, 1,000 deep."""
+    (work / "plans.toml").write_text(PLANS)
+    settings = load_settings(work / "plans.toml")
+    row_of = {document.doc_id: row for row, document in enumerate(documents)}
+    build(documents, work / "collection", settings=settings).close()
+    out: dict[str, list[Candidates]] = {}
+    with open(work / "collection", settings=settings) as searcher:
+        for name, plan in FIRST_STAGES.items():
+            out[name] = []
+            for query in queries:
+                hits = searcher.search(query.text, 1000, plan=plan)
+                ranked = np.array([row_of[hit.doc_id] for hit in hits], dtype=np.int64)
+                scores = np.array([hit.score for hit in hits], dtype=np.float32)
+                out[name].append(as_candidates([(ranked, scores)], 1000))
+    return out
+
+
+Finder = Callable[[int, int], np.ndarray[Any, Any]]
+
+
+def contenders(bench: Bench) -> dict[str, Finder]:
+    """Name -> (query, budget) -> the rows that were scored, best first."""
+    out: dict[str, Finder] = {f"rerank {name}": reranked(bench, name) for name in bench.seeds}
+    out |= {method: cur(bench, CurSearch(method=method), None) for method in ("anncur", "adacur", "axn")}  # type: ignore[arg-type]
+    out |= {f"axn seeded by {name}": cur(bench, CurSearch(method="axn"), name) for name in bench.seeds}
+    out["adacur seeded by hybrid"] = cur(bench, CurSearch(method="adacur"), "hybrid")
+    return out
+
+
+def reranked(bench: Bench, name: str) -> Finder:
+    """Retrieve and rerank: the whole budget on the head of a first stage."""
+
+    def find(query: int, budget: int) -> np.ndarray[Any, Any]:
+        rows = bench.seeds[name][query].of(0)[0][:budget]
+        return rows[np.argsort(-bench.exact[query, rows], kind="stable")]
+
+    return find
+
+
+def cur(bench: Bench, options: CurSearch, seeded_by: str | None) -> Finder:
+    """A CUR search."""
+
+    def find(query: int, budget: int) -> np.ndarray[Any, Any]:
+        seeds = None if seeded_by is None else bench.seeds[seeded_by][query]
+        answer = search(
+            bench.retriever, lambda rows: bench.exact[query, rows], replace(options, budget=budget), seeds=seeds
+        )
+        assert answer.calls <= budget
+        return answer.rows
+
+    return find
+
+
+def judged(name: str, find: Finder, bench: Bench) -> list[Row]:
+    """Recall of the exact top 10 and 100, and nDCG@10 by the judgements, at every budget."""
+    rows = []
+    for budget in (b for b in BUDGETS if b <= len(bench.documents)):
+        found = [find(query, budget) for query in range(len(bench.queries))]
+        for k in (10, 100):
+            recall = np.mean([_recall(bench.exact[q], found[q], k) for q in range(len(found))])
+            rows.append(Row(f"{name}: top-{k} recall at {budget} calls", float(recall), "share"))
+        rows.append(Row(f"{name}: nDCG@10 at {budget} calls", _ndcg(found, bench), "nDCG@10"))
+    return rows
+
+
+def _recall(exact: np.ndarray[Any, Any], found: np.ndarray[Any, Any], k: int) -> float:
+    return float(np.isin(np.argsort(-exact, kind="stable")[:k], found).mean())
+
+
+def _ndcg(found: Sequence[np.ndarray[Any, Any]], bench: Bench) -> float:
+    run = [
+        ScoredDoc(query.query_id, bench.documents[row].doc_id, -float(place))
+        for query, rows in zip(bench.queries, found, strict=True)
+        for place, row in enumerate(rows[:10].tolist())
+    ]
+    return evaluate(run, bench.qrels, ["nDCG@10"]).means["nDCG@10"]
+
+
+def learnt(columns: AnchorScores) -> CurFamily:
+    """The family with the anchor queries as its codec."""
+    family = CurFamily(CurConfig())
+    return family.with_codec(family.learn(encoding_of(columns)))
+
+
+def encoding_of(columns: AnchorScores) -> Encoding:
+    """The columns in the form in which families take them."""
+    n = len(columns.values)
+    return Encoding(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=bool), anchors=columns)
+
+
+if __name__ == "__main__":
+    main()

@@ -112,19 +112,26 @@ def normalise(scores: F32, normalisation: str) -> tuple[F64, float]:
 
 
 def judged_first(current: Candidates, depth: int, scores: F32) -> Candidates:
-    """`current` (Q = 1) after a stage gave new scores f32 [min(depth, n)] to its first `depth` rows.
+    """`current` (Q = 1) after a stage scored its first `depth` rows: scores f32 [min(depth, n)]; see `rows_first`."""
+    return rows_first(current, current.of(0)[0][:depth], scores)
+
+
+def rows_first(current: Candidates, rows: I64, scores: F32) -> Candidates:
+    """`current` (Q = 1) after a stage gave scores f32 [n] to rows i64 [n], which need not all have been in it.
 
     Judged rows come first by their new score. The others follow in their old order and with their old gaps, moved
     under the lowest judged score, so that scores still fall from the first to the last. Raises Internal for scores
     that are not finite.
     """
-    rows, old = current.of(0)
-    head, tail, tail_scores = rows[:depth], rows[depth:], old[depth:]
-    if len(scores) != len(head) or not np.isfinite(scores).all():
-        raise Internal(f"a stage gave {len(scores)} scores for {len(head)} rows, or some that are not finite")
-    if len(tail):
+    if len(scores) != len(rows) or not np.isfinite(scores).all():
+        raise Internal(f"a stage gave {len(scores)} scores for {len(rows)} rows, or some that are not finite")
+    others, old = current.of(0)
+    behind = ~np.isin(others, rows)
+    tail, tail_scores = others[behind], old[behind]
+    if len(tail) and len(rows):
         below = np.nextafter(scores.min(), np.float32(-np.inf))
-        scores = np.concatenate([scores, (below - (tail_scores[0] - tail_scores)).astype(np.float32)])
+        tail_scores = (below - (tail_scores[0] - tail_scores)).astype(np.float32)
+    rows, scores = np.concatenate([rows, tail]), np.concatenate([scores, tail_scores])
     order = ranking(rows, scores)
     return Candidates(rows[order][None, :], scores[order][None, :])
 

@@ -59,7 +59,7 @@ class PipelineLoader:
         collection = Collection.open(path)
         try:
             encoder = self._encoder_of(collection.encoder_name, collection.encoder_fingerprint, path)
-            return Pipeline(collection, encoder, self._all_rerankers(), plans=self._plans)
+            return Pipeline(collection, encoder, self._rerankers_of(collection), plans=self._plans)
         except BaseException:
             collection.close()
             raise
@@ -87,8 +87,10 @@ class PipelineLoader:
                 self._rerankers[name] = self._cached(self._load_reranker(name))
             return self._rerankers[name]
 
-    def _all_rerankers(self) -> Mapping[str, Reranker]:
-        return {name: self.reranker(name) for name in self._reranker_names}
+    def _rerankers_of(self, collection: Any) -> Mapping[str, Reranker]:
+        """Those of the settings, and those whose scores the collection keeps (family `cur`)."""
+        kept = (getattr(channel.family.config, "reranker", "") for channel in collection.channels.values())
+        return {name: self.reranker(name) for name in dict.fromkeys([*self._reranker_names, *kept]) if name}
 
     def _cached(self, reranker: Any) -> Reranker:
         if not self._score_cache_bytes or not hasattr(reranker, "score_pairs"):

@@ -90,6 +90,21 @@ class Guard(Part):
         return self
 
 
+class Cur(Part):
+    """Retrieval by the cross-encoder whose scores `channel` keeps, in `budget` of its calls (`indexing.cur.search`).
+
+    `seeded`: the first round takes the head of the ranking so far, and `axn` its scores as a first guess. `interpolate`
+    is the share w of the exact score in w * exact + (1 - w) * earlier, both min-max-normalised over what was scored.
+    """
+
+    channel: Name = "cur"
+    method: Literal["axn", "adacur", "anncur"] = "axn"
+    budget: Annotated[int, Field(ge=1, le=5000)] = 100
+    rounds: Annotated[int, Field(ge=1, le=50)] = 5
+    seeded: bool = True
+    interpolate: Share | None = None
+
+
 def _method_tag(value: Any) -> str:
     method = value.get("method", "rocchio") if isinstance(value, dict) else getattr(value, "method", None)
     return f"<{method}>"

@@ -1,4 +1,4 @@
-"""Search requests to search results: encode, retrieve, fuse, rescore, rerank.
+"""Search requests to search results: encode, retrieve, fuse, feed back, rescore, ask cross-encoders.
 
 Synchronous and batch-shaped. All queries of a batch are encoded by one call; every later stage runs once for each
 group of requests that ask the same of it. A request fails alone, and its result does not depend on its batch.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import islice
 from time import monotonic
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from chamfer.errors import ChamferError, DeadlineExceeded, Internal
-from chamfer.protocols import Encoder, PairReranker, Reranker
-from chamfer.types import F32, I64, Candidates, Document, Hit, Query, VectorKind, Vectors
+from chamfer.protocols import Encoder, Reranker
+from chamfer.types import I64, Candidates, Document, Hit, Query, VectorKind, Vectors
+from service.cross_encoding import CrossEncoding
 from service.fusion import Fused, blend, distribution_based, interpolate, judged_first, reciprocal_rank
-from service.plans import DistributionBased, Features, Plan, ReciprocalRank, Rerank, Rescore, named_plans, resolve
+from service.plans import DistributionBased, Features, Plan, ReciprocalRank, Rescore, named_plans, resolve
 from service.records import ChannelView, CollectionView, SearchRequest, SearchResult
-from service.reranking import Ask, Pace, rank_in_time
 from service.second_round import expand
 from service.stages import Clock, Judgement, Search, StageRunner, explanation, grouped, second_runs
 
@@ -47,10 +46,10 @@ class Pipeline:
         self.collection = collection
         self.encoder = encoder
         self.rerankers = dict(rerankers or {})
-        self.features = _features(collection, encoder, self.rerankers)
-        self.plans = named_plans(self.features, plans or {})
         self._stages = StageRunner(clock)
-        self._paces: dict[str, Pace] = {}
+        self._cross = CrossEncoding(collection, self.rerankers, self._stages)
+        self.features = _features(collection, encoder, self.rerankers, tuple(self._cross.cur_models))
+        self.plans = named_plans(self.features, plans or {})
 
     @property
     def snapshot(self) -> str:
@@ -86,7 +85,8 @@ class Pipeline:
             self._fuse,
             self._feed_back,
             self._rescore,
-            self._rerank,
+            self._cross.retrieve,
+            self._cross.rerank,
             self._finish,
         ):
             stage([search for search in admitted.values() if search.result is None])
@@ -145,6 +145,8 @@ class Pipeline:
         for search in searches:
             if len(search.runs) > 1:
                 self._stages.attempt("fuse", [search], _fuse_runs)
+            elif not search.plan.plan.active:
+                continue  # a cross-encoder retrieves alone
             elif search.runs:  # nothing to fuse: the channel's own scores stand
                 [search.ranked] = search.runs.values()
             else:
@@ -202,42 +204,6 @@ class Pipeline:
                 final = blend(plan.interpolate, judged, earlier.scores[0, : len(head)])
                 search.judge(Judgement("blend", plan.channel, head, final, judged_first(earlier, plan.depth, final)))
 
-    def _rerank(self, searches: list[Search]) -> None:
-        asking = [s for s in searches if s.plan.plan.rerank is not None and s.current.depth]
-        for group in grouped(asking, lambda s: _rerank_of(s).model):
-            name = _rerank_of(group[0]).model
-            stage, reranker = f"rerank:{name}", self.rerankers[name]
-            if _judges_pairs(reranker):  # cut where the time ends, so begun as long as there is any
-                in_time = self._stages.in_time(stage, group, needed=lambda _: True)
-                self._stages.attempt(stage, in_time, partial(self._rerank_pairs, reranker, stage))
-                continue
-            for search in group:
-                in_time = self._stages.in_time(stage, [search], needed=lambda _: False)
-                self._stages.attempt(stage, in_time, partial(self._rerank_list, reranker))
-
-    def _rerank_pairs(self, reranker: PairReranker, stage: str, group: list[Search]) -> None:
-        """The pairs of all searches together; a search whose time is over keeps the scores that it has."""
-        heads = [search.current.of(0)[0][: _rerank_of(search).depth] for search in group]
-        documents = iter(self.collection.documents(np.concatenate(heads)))
-        asks = [
-            Ask(search.query, list(islice(documents, len(rows))), search.request.deadline)
-            for search, rows in zip(group, heads, strict=True)
-        ]
-        rank_in_time(reranker, asks, self._paces.setdefault(stage, Pace()), self._stages.clock)
-        for search, rows, ask in zip(group, heads, asks, strict=True):
-            if ask.error is not None:
-                search.result = ask.error
-                continue
-            if ask.open:
-                search.degraded.append(stage)
-            if ask.scores:
-                _judged(search, rows[: len(ask.scores)], np.asarray(ask.scores, dtype=np.float32))
-
-    def _rerank_list(self, reranker: Reranker, group: list[Search]) -> None:
-        for search in group:
-            rows = search.current.of(0)[0][: _rerank_of(search).depth]
-            _judged(search, rows, reranker.score(search.query, self.collection.documents(rows)))
-
     def _finish(self, searches: list[Search]) -> None:
         self._stages.attempt("documents", searches, self._answer)
 
@@ -266,35 +232,22 @@ class Pipeline:
         return {row: document.doc_id for row, document in zip(wanted.tolist(), documents, strict=True)}
 
 
-def _features(collection: CollectionView, encoder: Encoder | None, rerankers: Mapping[str, Reranker]) -> Features:
+def _features(
+    collection: CollectionView, encoder: Encoder | None, rerankers: Mapping[str, Reranker], cur: tuple[str, ...]
+) -> Features:
     given = {None, *(encoder.spec.dims if encoder else ())}
     usable = {name: channel for name, channel in collection.channels.items() if channel.family.kind in given}
     return Features(
         channels=tuple(usable),
         rescorers=tuple(name for name, channel in usable.items() if hasattr(channel.retriever, "score")),
         rerankers=tuple(rerankers),
+        cur=cur,
         expandable={
             name: channel.retriever.stored_kind
             for name, channel in usable.items()
             if hasattr(channel.retriever, "stored_kind")
         },
     )
-
-
-def _rerank_of(search: Search) -> Rerank:
-    rerank = search.plan.plan.rerank
-    if rerank is None:
-        raise Internal("a search without a rerank stage came to it")
-    return rerank
-
-
-def _judges_pairs(reranker: Reranker) -> TypeGuard[PairReranker]:
-    return hasattr(reranker, "score_pairs")
-
-
-def _judged(search: Search, rows: I64, scores: F32) -> None:
-    ranked = judged_first(search.current, len(rows), scores)
-    search.judge(Judgement("rerank", _rerank_of(search).model, rows, scores, ranked))
 
 
 def _retrieval_depth(name: str, search: Search) -> int:

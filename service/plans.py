@@ -16,7 +16,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from chamfer.errors import InvalidInput
 from chamfer.types import VectorKind
-from service.parts import Depth, Feedback, Name, Part, Weight
+from service.parts import Cur, Depth, Feedback, Name, Part, Share, Weight
 
 PRESETS = ("fast", "balanced", "best")
 DEFAULT_PRESET = "balanced"
@@ -69,14 +69,15 @@ class Rescore(Part):
 
     channel: Name
     depth: Depth = RESCORE_DEPTH
-    interpolate: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    interpolate: Share | None = None
 
 
 class Rerank(Part):
-    """The first `depth` candidates judged by a reranker that the service has loaded."""
+    """The first `depth` candidates judged by a reranker that the service has loaded; `interpolate` as in Rescore."""
 
     model: Name
     depth: Annotated[int, Field(ge=1, le=1000)] = RERANK_DEPTH
+    interpolate: Share | None = None
 
 
 def _fusion_tag(value: Any) -> str:
@@ -97,20 +98,24 @@ Fusion = Annotated[
 
 
 class Plan(Part):
-    """A search plan: retrieve from each channel, fuse, feed back, rescore, rerank.
+    """A search plan: retrieve from each channel, fuse, feed back, rescore, retrieve by a cross-encoder, rerank.
 
     A document below the depth of rescoring or reranking keeps its place after those that were judged.
     """
 
-    channels: Annotated[dict[Name, ChannelPlan], Field(min_length=1, max_length=16)]
+    channels: Annotated[dict[Name, ChannelPlan], Field(max_length=16)]
     fusion: Fusion = Interpolation()
     feedback: Feedback | None = None
     rescore: Rescore | None = None
+    cur: Cur | None = None
     rerank: Rerank | None = None
 
     @model_validator(mode="after")
     def _some_channel_has_weight(self) -> Self:
-        if not any(channel.weight > 0 for channel in self.channels.values()):
+        if not self.channels:
+            if self.cur is None or self.rescore is not None:
+                raise ValueError("no channel is named; only a plan whose cur stage retrieves alone may do without")
+        elif not any(channel.weight > 0 for channel in self.channels.values()):
             raise ValueError("every channel has weight 0; at least one weight must be above 0")
         return self
 
@@ -143,6 +148,7 @@ class Features:
     channels: tuple[str, ...]
     rescorers: tuple[str, ...] = ()
     rerankers: tuple[str, ...] = ()
+    cur: tuple[str, ...] = ()  # channels of cross-encoder scores whose model is loaded
     expandable: Mapping[str, VectorKind] = field(default_factory=dict)  # channels that feedback can change, and how
 
 
@@ -221,6 +227,11 @@ def missing_parts(plan: Plan, features: Features) -> list[str]:
             missing.append(
                 f"{wanted} vectors for feedback by {method.method!r}; channel {name!r} has {kind.value} ones"
             )
+    if plan.cur and plan.cur.channel not in features.cur:
+        missing.append(
+            f"channel {plan.cur.channel!r} for cur, and the reranker it was built with; "
+            f"{_offer('channels for cur', features.cur)}"
+        )
     if plan.rerank and plan.rerank.model not in features.rerankers:
         missing.append(
             f"reranker {plan.rerank.model!r}; {_offer('rerankers', features.rerankers)}"

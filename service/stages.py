@@ -25,6 +25,15 @@ class Judgement:
     rows: I64
     scores: F32
     ranked: Candidates
+    estimates: F32 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Exact scores of a reranker by row, from a stage before reranking."""
+
+    model: str
+    scores: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class Search:
     fused_again: Fused | None = None
     ranked: Candidates | None = None
     judgements: list[Judgement] = field(default_factory=list)
+    known: Known | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     degraded: list[str] = field(default_factory=list)
     result: SearchResult | ChamferError | None = None
@@ -150,16 +160,23 @@ def explanation(search: Search, row: int, names: Mapping[int, str]) -> dict[str,
     if search.runs_again:
         stages += _round(search, row, second_runs(search), search.fused_again, "fuse_again")
     for judgement in search.judgements:
-        scored = _position(judgement.rows, row)
-        stages.append(
-            {
-                "stage": judgement.stage,
-                "name": judgement.name,
-                "rank": _position(judgement.ranked.rows[0], row, from_one=True),
-                "score": None if scored is None else float(judgement.scores[scored]),
-            }
-        )
+        stages.append(_judgement(judgement, row))
     return {"stages": stages}
+
+
+def _judgement(judgement: Judgement, row: int) -> dict[str, Any]:
+    """A stage's word on a row; where it guessed before it scored, the estimate stands beside the exact score."""
+    scored = _position(judgement.rows, row)
+    said: dict[str, Any] = {
+        "stage": judgement.stage,
+        "name": judgement.name,
+        "rank": _position(judgement.ranked.rows[0], row, from_one=True),
+        "score": None if scored is None else float(judgement.scores[scored]),
+    }
+    if judgement.estimates is not None:
+        estimate = None if scored is None else float(judgement.estimates[scored])
+        said["estimate"] = None if estimate is None or estimate != estimate else estimate
+    return said
 
 
 def second_runs(search: Search) -> dict[str, Candidates]:

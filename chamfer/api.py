@@ -12,11 +12,12 @@ from typing import Any, Literal, Self
 from chamfer.errors import ChamferError, InvalidInput
 from chamfer.protocols import Encoder, Reranker
 from chamfer.settings import Settings, load_settings
-from chamfer.types import Document, Hit, Query
-from indexing.build import BuildReport, BuildRun, Progress, kinds_needed
+from chamfer.types import Document, Hit, Query, VectorKind
+from indexing.build import BuildReport, BuildRun, Progress
 from indexing.build import build as build_collection
 from indexing.collection import Collection
 from indexing.corpus import Rejects, count_lines, read_corpus
+from indexing.family import Family
 from indexing.filters import parse_condition
 from indexing.snapshot import open_snapshot
 from models.backbone import decide
@@ -102,7 +103,8 @@ def build(
 ) -> Searcher:
     """Builds a collection at `out` and opens it. `corpus` is what `chamfer build` takes, or documents.
 
-    `queries` are for the recall floor (indexing.floor); without them they are made up from the documents.
+    `queries` are for the recall floor (indexing.floor) and, as anchor queries, for family `cur`; without them they are
+    made up from the documents.
     """
     chosen = settings or load_settings(config)
     run = BuildRun(progress=progress, queries=queries)
@@ -136,6 +138,12 @@ def encoder_of(path: Path, *, config: Path | None = None) -> Encoder | None:
     """The encoder that the collection at `path` was built with; None if it has none."""
     name = open_snapshot(path).encoder_name
     return None if name is None else load_encoder(name, load_settings(config).models.device)
+
+
+def kept_reranker(families: Mapping[str, Family], settings: Settings) -> Reranker | None:
+    """The reranker whose scores a channel of family `cur` keeps; None without such a channel, or without a name."""
+    name = next((f.config.reranker for f in families.values() if f.kind is VectorKind.ANCHORS), "")
+    return reranker_of(settings, name) if name else None
 
 
 def pipeline_loader(settings: Settings) -> PipelineLoader:
@@ -183,8 +191,10 @@ def _build(
         documents = read_corpus(str(corpus), on_error=on_error, rejects=rejects)
     else:
         documents = corpus
+    families = settings.build.families()
+    run = with_changes(run, reranker=kept_reranker(families, settings))
     encoder = None
-    if kinds_needed(settings.build.families()):
+    if any(family.kind not in (None, VectorKind.ANCHORS) for family in families.values()):
         encoder = load_encoder(settings.models.encoder, settings.models.device)
         run = with_changes(run, device=decide(settings.models.device).device)
     return build_collection(documents, out, encoder=encoder, config=settings.build, replace=replace, run=run)

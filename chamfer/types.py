@@ -180,6 +180,15 @@ class AnchorScores:
             f"{len(self.queries)} anchor queries for score columns of {self.values.dim}",
         )
 
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[AnchorScores]) -> Self:
+        """The documents of all parts, which share queries and reranker."""
+        values = DenseVectors.concatenate([part.values for part in parts])
+        return cls(values, parts[0].queries, parts[0].fingerprint)
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
@@ -216,12 +225,14 @@ class Encoding:
         dense = [part.dense for part in parts if part.dense is not None]
         tokens = [part.tokens for part in parts if part.tokens is not None]
         sparse = [part.sparse for part in parts if part.sparse is not None]
+        anchors = [part.anchors for part in parts if part.anchors is not None]
         return cls(
             np.concatenate([part.n_tokens for part in parts]),
             np.concatenate([part.truncated for part in parts]),
             dense=DenseVectors.concatenate(dense) if dense else None,
             tokens=TokenVectors.concatenate(tokens) if tokens else None,
             sparse=SparseVectors.concatenate(sparse) if sparse else None,
+            anchors=AnchorScores.concatenate(anchors) if anchors else None,
         )
 
 

@@ -18,8 +18,9 @@ from typing import TypeVar
 
 from chamfer.artifact import MANIFEST, canonical_json, digest_of
 from chamfer.errors import Conflict, InvalidInput
-from chamfer.protocols import Encoder
-from chamfer.types import Document, Encoding, Query, VectorKind
+from chamfer.protocols import Encoder, Reranker
+from chamfer.types import Document, Encoding, Query
+from indexing.encoding import BlockEncoder
 from indexing.family import Codec, Family
 from indexing.floor import ChannelRecall
 from indexing.learning import SampleBlock, check_floor, codec_digest, keep_sample, learn
@@ -64,17 +65,25 @@ class BuildRun:
 
     total    how many documents there will be, if that is known
     device   where families learn and pack: cpu or cuda (the encoder knows its own)
-    queries  for the recall floor; made up from the documents if none are given
+    queries  for the recall floor, and the anchor queries of family `cur`; made up from the documents if none are given
+    reranker whose scores family `cur` keeps
+    notice   is told in a sentence what should be known before it begins
     """
 
     total: int | None = None
     progress: Progress | None = None
     device: str = "cpu"
     queries: Sequence[Query] = ()
+    reranker: Reranker | None = None
+    notice: Callable[[str], None] | None = None
 
     def say(self, stage: str, done: int, total: int | None) -> None:
         if self.progress is not None:
             self.progress(BuildProgress(stage, done, total))
+
+    def tell(self, sentence: str) -> None:
+        if self.notice is not None:
+            self.notice(sentence)
 
 
 def build(
@@ -139,22 +148,13 @@ class BlockWriter:
         self._learns = learnt is None and any(family.learns for family in self.families.values())
         self._codec_digest = codec_digest(self.learnt.codecs)
         self._config = config
-        self._kinds = kinds_needed(self.families)
         self._encoder = encoder
+        self._encode = BlockEncoder(self.families, encoder, run.reranker)
         self._run = run
-        if self._kinds and encoder is None:
-            raise InvalidInput(
-                f"channels {list(config.channels)} need {sorted(self._kinds)} vectors, and there is no encoder"
-            )
-        if encoder is not None and (lacking := self._kinds - set(encoder.spec.dims)):
-            raise InvalidInput(
-                f"encoder {encoder.spec.name!r} gives {sorted(encoder.spec.dims)}, the channels need {sorted(lacking)} "
-                "too; choose other channels (--channels) or another encoder"
-            )
 
     def write(self, documents: Iterable[Document]) -> list[Path]:
         """The blocks' folders, in order."""
-        blocks = _cut(documents, self._config.block_documents)
+        blocks = self._begun(_cut(documents, self._config.block_documents))
         sample = self._sample(blocks) if self._learns else []
         known: Iterable[_Prepared] = [(block.documents, block.digest, block.encoding) for block in sample]
         others: Iterable[_Prepared] = ((b, self._digest(b), partial(self._encode, b)) for b in blocks)
@@ -165,6 +165,17 @@ class BlockWriter:
             done += n
             self._run.say("encode", done, self._run.total)
         return paths
+
+    def _begun(self, blocks: Iterator[list[Document]]) -> Iterator[list[Document]]:
+        """The same blocks, once the encoding of them has been prepared by the first."""
+        first = next(blocks, None)
+        if first is None:
+            return iter(())
+        texts = [query.text for query in self._run.queries]
+        cost = self._encode.begin(first, texts, self.folder, self._run.total, self._run.say)
+        if cost is not None:
+            self._run.tell(f"scores of the cur channel: {cost}")
+        return chain([first], blocks)
 
     def _work(self, index: int, block: _Prepared) -> Callable[[], tuple[Path, int]]:
         """What is left to do for a block once it is encoded; it gives the block's folder and length."""
@@ -188,7 +199,7 @@ class BlockWriter:
         done = 0
         wanted = self._config.sample_documents
         for block in blocks:
-            sample.append(keep_sample(self.folder, block, self._digest(block), self._encoded))
+            sample.append(keep_sample(self.folder, block, self._digest(block), self._encode))
             done += len(block)
             self._run.say("sample", min(done, wanted), wanted)
             if done >= wanted:
@@ -200,17 +211,10 @@ class BlockWriter:
         self.families = self._families(self._config, self.learnt.codecs, self._run.device)
         return sample
 
-    def _encode(self, documents: Sequence[Document]) -> Encoding | None:
-        return self._encoded(documents) if self._kinds else None
-
-    def _encoded(self, documents: Sequence[Document]) -> Encoding:
-        assert self._encoder is not None  # the constructor saw to it
-        return self._encoder.encode_documents(documents, self._kinds)
-
     def _digest(self, documents: Sequence[Document]) -> str:
         content = [[d.doc_id, d.title, d.text, canonical_json(dict(d.metadata))] for d in documents]
         try:
-            return digest_of(content, sorted(self._kinds), encoder_identity(self._encoder))
+            return digest_of(content, *self._encode.identity)
         except UnicodeEncodeError as error:
             bad = next(d.doc_id for d in documents if not _is_utf8(d))
             raise InvalidInput(f"document {bad!r} holds half a surrogate pair, which is no text: {error}") from error
@@ -258,11 +262,6 @@ def merge_blocks(
         if progress is not None:
             progress(BuildProgress("merge", done, total))
     return segments
-
-
-def kinds_needed(families: dict[str, Family]) -> set[VectorKind]:
-    """What the encoder must give for these channels."""
-    return {family.kind for family in families.values() if family.kind is not None}
 
 
 def encoder_identity(encoder: Encoder | None) -> tuple[str, str] | None:

@@ -17,13 +17,14 @@ import numpy as np
 from chamfer.artifact import MANIFEST, Artifact, digest_of, open_artifact, write_artifact
 from chamfer.errors import InvalidInput
 from chamfer.protocols import Encoder
-from chamfer.types import DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
+from chamfer.types import AnchorScores, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
 from indexing.family import Codec, Family
 from indexing.floor import FloorMeasure, made_up_queries, refusal, stands_in
 from indexing.snapshot import CollectionConfig, Learnt, add_codecs, read_codecs, read_recall
 
 _KIND = "encoding"
-Encode = Callable[[Sequence[Document]], Encoding]
+ENCODED = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE)
+Encode = Callable[[Sequence[Document]], Encoding | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,11 @@ def keep_sample(folder: Path, documents: Sequence[Document], digest: str, encode
     path = folder / f"encoding-{digest[:40]}"
     if not (path / MANIFEST).exists():
         encoding = encode(documents)
-        body = {"vocabulary": encoding.sparse.vocabulary if encoding.sparse else 0}
+        if encoding is None:
+            raise InvalidInput("channels that learn from encodings were given none")
+        body: dict[str, Any] = {"vocabulary": encoding.sparse.vocabulary if encoding.sparse else 0}
+        if encoding.anchors is not None:
+            body |= {"queries": encoding.anchors.queries, "reranker": encoding.anchors.fingerprint}
         with write_artifact(path, _KIND, body) as writer:
             for name, array in _arrays(encoding):
                 writer.add_array(name, array)
@@ -134,8 +139,8 @@ def _measure(
 
 
 def kinds_of(encoding: Encoding) -> Collection[VectorKind]:
-    """The kinds that were encoded."""
-    return [kind for kind in VectorKind if getattr(encoding, kind.value) is not None]
+    """The kinds that the encoder gave."""
+    return [kind for kind in ENCODED if getattr(encoding, kind.value) is not None]
 
 
 def _kept_encoding(path: Path) -> Encoding:
@@ -144,13 +149,16 @@ def _kept_encoding(path: Path) -> Encoding:
     def read(kind: str) -> dict[str, Any]:
         return {name: np.array(array) for name, array in kept.arrays(f"{kind}.").items()}
 
-    dense, tokens, sparse = read("dense"), read("tokens"), read("sparse")
+    dense, tokens, sparse, anchors = read("dense"), read("tokens"), read("sparse"), read("anchors")
     return Encoding(
         np.array(kept.array("n_tokens")),
         np.array(kept.array("truncated")),
         dense=DenseVectors(**dense) if dense else None,
         tokens=TokenVectors(**tokens) if tokens else None,
         sparse=SparseVectors(**sparse, vocabulary=int(kept.body["vocabulary"])) if sparse else None,
+        anchors=AnchorScores(DenseVectors(**anchors), tuple(kept.body["queries"]), kept.body["reranker"])
+        if anchors
+        else None,
     )
 
 
@@ -170,3 +178,5 @@ def _arrays(encoding: Encoding) -> Iterator[tuple[str, Any]]:
         yield "sparse.weights", encoding.sparse.weights
         yield "sparse.terms", encoding.sparse.terms
         yield "sparse.offsets", encoding.sparse.offsets
+    if encoding.anchors is not None:
+        yield "anchors.values", encoding.anchors.values.values

@@ -13,7 +13,7 @@ import numpy as np
 from chamfer.errors import Conflict, Incompatible
 from chamfer.protocols import Encoder
 from chamfer.types import Document
-from indexing.build import BlockWriter, BuildRun, Progress, merge_blocks
+from indexing.build import BlockWriter, BuildRun, merge_blocks
 from indexing.segment import Segment, merge_segments, open_segment
 from indexing.snapshot import BLOCKS, Learnt, Snapshot, commit, open_snapshot, writer_lock
 
@@ -34,8 +34,7 @@ def add(
     *,
     encoder: Encoder | None,
     on_existing: Literal["error", "replace"] = "error",
-    progress: Progress | None = None,
-    device: str = "cpu",
+    run: BuildRun | None = None,
 ) -> UpdateReport:
     """Adds documents as new segments; with "replace" the older documents of the same ids are deleted (upsert).
 
@@ -45,8 +44,8 @@ def add(
         snapshot = open_snapshot(path)
         _check_encoder(snapshot, encoder)
         learnt = Learnt(snapshot.codecs, snapshot.recall)
-        run = BuildRun(progress=progress, device=device)
-        blocks = BlockWriter(path / BLOCKS, snapshot.config, encoder, run, learnt).write(documents)
+        how = run or BuildRun()
+        blocks = BlockWriter(path / BLOCKS, snapshot.config, encoder, how, learnt).write(documents)
         ids = [i for block in map(open_segment, blocks) for i in block.table.doc_ids(np.arange(len(block)))]
         older, deleted = _without(snapshot.segments, ids)
         if deleted and on_existing == "error":
@@ -55,7 +54,7 @@ def add(
                 f"{deleted} of {len(ids)} ids are in {path} already, the first is {first!r}; --replace replaces them"
             )
         number = snapshot.number + 1
-        newer = merge_blocks(path, number, blocks, snapshot.config, snapshot.families(), progress)
+        newer = merge_blocks(path, number, blocks, snapshot.config, snapshot.families(), how.progress)
         name = _commit(path, number, snapshot, [*older, *newer])
         shutil.rmtree(path / BLOCKS, ignore_errors=True)
     return UpdateReport(name, len(ids), deleted)

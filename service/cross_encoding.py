@@ -101,7 +101,7 @@ class CrossEncoding:
                 continue
             if ask.open:
                 search.degraded.append(stage)
-            scores = _known(search) | dict(zip(rows.tolist(), ask.scores, strict=False))
+            scores = {**_known(search), **dict(zip(rows.tolist(), ask.scores, strict=False))}
             judged = head[[row in scores for row in head.tolist()]] if len(head) else head
             if len(judged):
                 _judged(search, judged, np.array([scores[row] for row in judged.tolist()], dtype=np.float32))

@@ -29,7 +29,7 @@ def _build(
     corpus: CorpusArgument,
     out: Annotated[Path, typer.Option(help="Directory of the collection.")],
     channels: Annotated[
-        str | None, typer.Option(help="Comma-separated: dense,multivector,fde,lemur,lexical,sparse.")
+        str | None, typer.Option(help="Comma-separated: dense,multivector,fde,lemur,lexical,sparse,cur.")
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Catalogue name, or KIND:NAME.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -39,7 +39,7 @@ def _build(
         bool, typer.Option("--replace", help="Put a new snapshot in place of an existing collection.")
     ] = False,
     queries: Annotated[
-        Path | None, typer.Option(help="BEIR folder or JSONL of queries to measure the recall floor with.")
+        Path | None, typer.Option(help="BEIR folder or JSONL: queries for the recall floor, and anchor queries of cur.")
     ] = None,
     recall_floor: Annotated[
         float | None,
@@ -65,7 +65,7 @@ def _build(
             on_error=_stop_or_skip(on_error),
             rejects=kept,
             replace=replace,
-            run=BuildRun(progress=show, queries=asked),
+            run=BuildRun(progress=show, queries=asked, notice=printing.messages.print),
         )
     each = report.n_bytes / max(report.documents, 1)
     printing.messages.print(
@@ -95,22 +95,25 @@ def _add(
     config: ConfigOption = None,
 ) -> None:
     """Add documents, or with --replace upsert them. The encoder is the one that the collection was built with."""
-    from chamfer.api import encoder_of
+    from chamfer.api import encoder_of, kept_reranker
     from chamfer.settings import load_settings
+    from indexing.build import BuildRun
     from indexing.corpus import Rejects, read_corpus
+    from indexing.snapshot import open_snapshot
     from indexing.updates import add
     from models.backbone import decide
 
     kept = Rejects(rejects or collection.with_name(collection.name + ".rejects.ndjson"))
-    encoder = encoder_of(collection, config=config)
+    encoder, settings = encoder_of(collection, config=config), load_settings(config)
+    reranker = kept_reranker(open_snapshot(collection).families(), settings)
+    device = "cpu" if encoder is None else decide(settings.models.device).device
     with printing.build_progress() as show:
         report = add(
             collection,
             read_corpus(corpus, on_error=_stop_or_skip(on_error), rejects=kept),
             encoder=encoder,
             on_existing="replace" if replace else "error",
-            progress=show,
-            device="cpu" if encoder is None else decide(load_settings(config).models.device).device,
+            run=BuildRun(progress=show, device=device, reranker=reranker, notice=printing.messages.print),
         )
     printing.messages.print(
         f"{report.snapshot}: {report.added:,} documents added, {report.deleted:,} of them replaced older ones"

@@ -18,7 +18,7 @@ from chamfer.artifact import ArrayStream
 from chamfer.errors import Incompatible, InvalidInput
 from chamfer.types import F32, I64, AnchorScores, Array, Bool, Candidates, DenseVectors, Document, Encoding, VectorKind
 from indexing.dense import DenseConfig, DenseFamily
-from indexing.family import Codec, SegmentPart, allowed_rows, starts_of
+from indexing.family import Codec, OnCpu, SegmentPart, allowed_rows, starts_of
 from indexing.kernels.cur import QueryFit, fit_query, pick_diverse, shuffled
 from indexing.kernels.topk import check_depth
 
@@ -56,11 +56,12 @@ class CurConfig:
             )
 
 
-class CurFamily:
+class CurFamily(OnCpu):
     """See indexing.family.Family. Arrays: values f32 or f16 [N, k_q], largest_norm f64 [1], keys u64 [N]."""
 
     name: ClassVar[str] = "cur"
     kind: ClassVar[VectorKind | None] = VectorKind.ANCHORS
+    learns: ClassVar[bool] = True
 
     def __init__(self, config: CurConfig) -> None:
         self.config = config

@@ -60,6 +60,11 @@ class AnchorScorer:
         self._folder = folder
         self._on_pairs = on_pairs
 
+    @property
+    def identity(self) -> str:
+        """Digest of the queries and the reranker."""
+        return digest_of(self.queries, self._reranker.fingerprint)
+
     def score(self, documents: Sequence[Document]) -> AnchorScores:
         """The columns of these documents, f32 [N, k_q]."""
         out = np.empty((len(documents), len(self.queries)), dtype=np.float32)
@@ -103,11 +108,3 @@ class AnchorScorer:
                 f"with the anchor query {query.text[:80]!r}"
             )
         return scores
-
-
-def questions_from(documents: Sequence[Document], n: int, seed: int) -> list[str]:
-    """n anchor queries made of documents: the title, or the first words where there is none. Drawn by `seed`."""
-    texts = [document.title.strip() or " ".join(document.text.split()[:12]) for document in documents]
-    distinct = list(dict.fromkeys(text for text in texts if text))
-    order = np.random.default_rng(seed).permutation(len(distinct))[:n]
-    return [distinct[i] for i in order]

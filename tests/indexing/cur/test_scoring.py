@@ -11,7 +11,7 @@ import pytest
 from chamfer.errors import Incompatible, InvalidInput
 from chamfer.types import Document, Encoding, Query
 from indexing.cur.family import CurConfig, CurFamily
-from indexing.cur.scoring import AnchorScorer, CostEstimate, questions_from
+from indexing.cur.scoring import AnchorScorer, CostEstimate
 
 DOCUMENTS = [Document(f"d{i}", f"text {i} " + "x" * (i % 7), f"title {i}" if i % 2 else "") for i in range(90)]
 QUERIES = [f"question {i}" for i in range(40)]
@@ -73,13 +73,6 @@ def test_columns_of_another_reranker_are_refused_by_the_collection(tmp_path: Pat
         family.pack(DOCUMENTS, _encoding(AnchorScorer(LengthReranker(name="other"), QUERIES, tmp_path)))
     with pytest.raises(Incompatible, match="anchor queries"):
         family.pack(DOCUMENTS, _encoding(AnchorScorer(LengthReranker(), QUERIES[::-1], tmp_path)))
-
-
-def test_anchor_queries_from_the_corpus_are_titles_or_first_words_each_once() -> None:
-    found = questions_from([*DOCUMENTS, *DOCUMENTS, Document("void")], 1000, seed=1)
-    assert len(found) == len(set(found)) == 90
-    assert "title 3" in found
-    assert questions_from(DOCUMENTS, 5, seed=1) != questions_from(DOCUMENTS, 5, seed=2)
 
 
 def test_no_anchor_query_is_refused(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ Finder = Callable[[int, int], np.ndarray[Any, Any]]
 def contenders(bench: Bench) -> dict[str, Finder]:
     """Name -> (query, budget) -> the rows that were scored, best first."""
     out: dict[str, Finder] = {f"rerank {name}": reranked(bench, name) for name in bench.seeds}
-    out |= {method: cur(bench, CurSearch(method=method), None) for method in ("anncur", "adacur", "axn")}  # type: ignore[arg-type]
+    out |= {method: cur(bench, CurSearch(method=method), None) for method in ("anncur", "adacur", "axn")}
     out |= {f"axn seeded by {name}": cur(bench, CurSearch(method="axn"), name) for name in bench.seeds}
     out["adacur seeded by hybrid"] = cur(bench, CurSearch(method="adacur"), "hybrid")
     return out

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from chamfer.errors import InvalidInput, Unavailable
-from chamfer.types import F32, I64
+from chamfer.types import F32, Array
 
 if TYPE_CHECKING:
     import torch
@@ -52,11 +52,15 @@ class Decision:
     precision: str
 
 
-class Backbone(Protocol):
-    """Token ids to contextual token vectors."""
+Example = tuple[tuple[tuple[int, ...], str], ...]
+"""Shape and dtype of every input."""
 
-    def __call__(self, ids: I64, mask: I64) -> F32:
-        """Hidden states f32 [B, L, H] of ids and mask i64 [B, L] (mask 1 for real tokens)."""
+
+class Backbone(Protocol):
+    """A network whose inputs are arrays: mostly token ids and mask i64 [B, L] (1 for real tokens)."""
+
+    def __call__(self, *inputs: Array) -> F32:
+        """Its one output, f32; of a transformer the hidden states [B, L, H]."""
         ...
 
 
@@ -78,12 +82,18 @@ def decide(config: DeviceConfig) -> Decision:
     return Decision(device, backend, precision)
 
 
-def load_backbone(module: Callable[[], torch.nn.Module], fingerprint: str, config: DeviceConfig) -> Backbone:
-    """The backbone on the decided device. `module` maps (ids, mask) to hidden states; it is called only if needed."""
+def load_backbone(
+    module: Callable[[], torch.nn.Module], fingerprint: str, config: DeviceConfig, example: Example | None = None
+) -> Backbone:
+    """The network on the decided device. `module` is called only if needed.
+
+    Its inputs are ids and mask unless `example` gives others: their shapes [2, 8, ...] and dtypes, for conversion.
+    """
     decision = decide(config)
     if decision.backend == "torch":
         return TorchBackbone(module(), decision, config)
-    return OpenVinoBackbone(_graph(module, fingerprint, config.cache_dir), decision, config)
+    shapes = example or (((2, 8), "int64"), ((2, 8), "int64"))
+    return OpenVinoBackbone(_graph(module, fingerprint, config.cache_dir, shapes), decision, config)
 
 
 class TorchBackbone:
@@ -97,12 +107,14 @@ class TorchBackbone:
         dtype = torch.bfloat16 if decision.precision == "bf16" else torch.float32
         self._module = module.eval().to(decision.device, dtype)
         self._device = decision.device
+        self._dtype = dtype
 
-    def __call__(self, ids: I64, mask: I64) -> F32:
+    def __call__(self, *inputs: Array) -> F32:
         import torch
 
+        tensors = [torch.from_numpy(array).to(self._device) for array in inputs]
         with torch.inference_mode():
-            out = self._module(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
+            out = self._module(*[t.to(self._dtype) if t.is_floating_point() else t for t in tensors])
         hidden: F32 = out.float().cpu().numpy()
         return hidden
 
@@ -122,11 +134,11 @@ class OpenVinoBackbone:
         self._compiled = openvino.Core().compile_model(graph, "CPU", properties)
         self._requests = threading.local()
 
-    def __call__(self, ids: I64, mask: I64) -> F32:
+    def __call__(self, *inputs: Array) -> F32:
         request = getattr(self._requests, "request", None)
         if request is None:
             request = self._requests.request = self._compiled.create_infer_request()
-        request.infer([ids, mask], share_inputs=True)
+        request.infer(list(inputs), share_inputs=True)
         hidden: F32 = np.array(request.get_output_tensor(0).data, dtype=np.float32)
         return hidden
 
@@ -147,15 +159,17 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _graph(module: Callable[[], torch.nn.Module], fingerprint: str, cache_dir: Path | None) -> Any:
+def _graph(
+    module: Callable[[], torch.nn.Module], fingerprint: str, cache_dir: Path | None, example: Example
+) -> Any:
     """The OpenVINO graph: from the cache if it is there, else converted (and kept)."""
     import openvino
 
     if cache_dir is None:
-        return _convert(module())
+        return _convert(module(), example)
     folder = cache_dir / f"{fingerprint[:24]}-openvino-{version('openvino')}"
     if not (folder / "graph.xml").exists():
-        graph = _convert(module())
+        graph = _convert(module(), example)
         try:
             _keep(graph, folder)
         except OSError:
@@ -178,7 +192,7 @@ def _keep(graph: Any, folder: Path) -> None:
             raise
 
 
-def _convert(module: torch.nn.Module) -> Any:
+def _convert(module: torch.nn.Module, example: Example) -> Any:
     """The graph of a torch module, through the PyTorch front end itself.
 
     openvino.convert_model would do the same, but reports usage over the network.
@@ -189,10 +203,10 @@ def _convert(module: torch.nn.Module) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
+    inputs = tuple(torch.ones(shape, dtype=getattr(torch, dtype)) for shape, dtype in example)
     with warnings.catch_warnings(), torch.inference_mode(), quiet_transformers():
         warnings.simplefilter("ignore")  # tracing warns about shape arithmetic that stays correct for any shape
-        decoder = TorchScriptPythonDecoder(module.eval(), example_input=example)
+        decoder = TorchScriptPythonDecoder(module.eval(), example_input=inputs)
     front_end = FrontEndManager().load_by_framework("pytorch")
     if front_end is None:
         raise Unavailable("this OpenVINO has no PyTorch front end; set models.device.backend to torch")

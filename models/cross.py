@@ -1,14 +1,21 @@
-"""Our own trained cross-encoders as a reranker: one graph from joined token ids to scores."""
+"""Our own trained cross-encoders as rerankers: one graph from joined token ids to scores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.heads import CrossHead
-from models.tower import Tower
+from chamfer.errors import Internal, InvalidInput
+from chamfer.types import F32, Document, Query
+from models.backbone import Backbone, DeviceConfig, load_backbone
+from models.batches import Tokenizer, Tokens, token_batches
+from models.heads import CrossHead, CrossHeadConfig
+from models.tower import Tower, folder_of
+from models.trained import Description, describe, fingerprint, open_trained_tower, parts_of
 
 
 class CrossModule(nn.Module):
@@ -27,3 +34,55 @@ class CrossModule(nn.Module):
         hidden = self.tower(ids, mask, segments)
         scores: Tensor = self.head(hidden, ids, mask, segments, special)
         return scores
+
+
+def pair_ids(query: Sequence[int], document: Sequence[int], limit: int) -> list[int]:
+    """[CLS] query [SEP] document [SEP] of two framed texts, at most `limit`: the query gets half at most, then the
+    document what is left."""
+    asked = [*query[: limit // 2 - 1], query[-1]] if len(query) > limit // 2 else list(query)
+    return [*asked, *document[1:-1][: limit - len(asked) - 1], document[-1]]
+
+
+class TrainedReranker:
+    """Scores pairs with one graph. Made by `load_trained_reranker`."""
+
+    def __init__(self, name: str, digest: str, description: Description, graph: Backbone, batch_tokens: int) -> None:
+        self.name = name
+        self.fingerprint = digest
+        self._description = description
+        self._graph = graph
+        self._tokenizer = Tokenizer(folder_of(description.backbone) / "tokenizer.json")
+        self._batch_tokens = batch_tokens
+
+    def score(self, query: Query, documents: Sequence[Document]) -> F32:
+        """Scores f32 [n], a logit each, aligned with the documents. Raises Internal if the model gives NaN."""
+        if query.image is not None:
+            raise InvalidInput(f"reranker {self.name} reads text only, the query has an image")
+        limit = self._description.document_tokens
+        (asked,) = self._tokenizer([query.text], self._description.query_tokens).ids
+        texts = self._tokenizer([document.content for document in documents], limit)
+        pairs = Tokens([pair_ids(asked, own, limit) for own in texts.ids], texts.n_tokens, texts.truncated)
+        scores = np.zeros(len(documents), dtype=np.float32)
+        for batch in token_batches(pairs, limit=limit, budget=self._batch_tokens, pad_id=self._tokenizer.pad_id):
+            scores[batch.rows] = self._graph(batch.ids, batch.mask)
+        if not np.isfinite(scores).all():
+            raise Internal(f"reranker {self.name} gave a score that is not finite")
+        return scores
+
+
+def load_trained_reranker(name: str, folder: Path, config: DeviceConfig) -> TrainedReranker:
+    """The reranker in a folder; InvalidInput for a model of another kind."""
+    description = describe(folder)
+    if description.kind != "cross":
+        raise InvalidInput(f"{folder} holds a {description.kind} encoder, expected a cross-encoder")
+
+    def module() -> nn.Module:
+        state, changes = parts_of(folder, description)
+        tower = open_trained_tower(description, changes)
+        head = CrossHead(tower.width, CrossHeadConfig(**description.head))
+        head.load_state_dict(state)
+        special_ids = Tokenizer(folder_of(description.backbone) / "tokenizer.json").special_ids
+        return CrossModule(tower, head, special_ids).eval()
+
+    digest = fingerprint(folder, description)
+    return TrainedReranker(name, digest, description, load_backbone(module, digest, config), config.batch_tokens)

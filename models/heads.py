@@ -90,29 +90,35 @@ class SparseHead(nn.Module):
     """Hidden states [B, L, W] -> term weights [B, V >= 0]: the maximum over positions of the logits, activated.
 
     The logit of term t at position p is transform(h_p) . E_t + b_t, with the backbone's word embeddings E, plus
-    presence(h_p) if the token at p is t. So a term that stands there starts with a weight, and one that does not has
-    to earn it; without the second part a backbone that has no language model head would start from noise.
+    presence(h_p) >= 0 if the token at p is t. So a term that stands there starts with a weight, and one that does not
+    has to earn it; without the second part a backbone that has no language model head would start from noise.
+    `idf` f32 [V] is the weight of a query's terms, fixed before training.
     """
 
     def __init__(self, width: int, vocabulary: Tensor, config: SparseHeadConfig) -> None:
         super().__init__()
-        hidden = vocabulary.shape[1]
+        size, hidden = vocabulary.shape
         self.transform = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.LayerNorm(hidden))
         self.register_buffer("embeddings", vocabulary.detach(), persistent=False)
-        self.bias = nn.Parameter(torch.full((vocabulary.shape[0],), -2.0))
+        self.register_buffer("idf", torch.ones(size))
+        self.bias = nn.Parameter(torch.full((size,), -2.0))
         self.scale = nn.Parameter(torch.tensor(0.05))
-        self.presence = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 1))
+        self.presence = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 1), nn.Softplus())
         nn.init.zeros_(self.presence[2].weight)
         nn.init.constant_(self.presence[2].bias, 4.0)
         self.double_log = config.double_log
 
     def forward(self, hidden: Tensor, ids: Tensor, mask: Tensor, terms: Tensor | None = None) -> Tensor:
-        """Weights [B, V], or [B, n] of terms i64 [n] alone. Positions with mask 0 count nothing."""
-        table = self.embeddings if terms is None else self.embeddings[terms]
-        bias = self.bias if terms is None else self.bias[terms]
-        logits = (self.scale * self.transform(hidden)) @ table.T + bias
-        columns = torch.arange(len(table), device=ids.device) if terms is None else terms
-        logits = logits + self.presence(hidden) * (ids[:, :, None] == columns)
-        best = logits.masked_fill(mask[:, :, None] == 0, float("-inf")).amax(dim=1)
-        activated = torch.log1p(torch.relu(best))
+        """Weights [B, V], or [B, n] of ascending terms i64 [n] alone. Positions with mask 0 count nothing."""
+        states = self.scale * self.transform(hidden)
+        table, bias = (self.embeddings, self.bias) if terms is None else (self.embeddings[terms], self.bias[terms])
+        lowest = torch.finfo(states.dtype).min
+        best = (states @ table.T).masked_fill(mask[:, :, None] == 0, lowest).amax(dim=1) + bias
+        own = (states * self.embeddings[ids]).sum(dim=-1) + self.bias[ids] + self.presence(hidden).squeeze(-1)
+        places, asked = ids, mask > 0
+        if terms is not None:
+            places = torch.searchsorted(terms, ids).clamp(max=len(terms) - 1)
+            asked = asked & (terms[places] == ids)
+        own = own.to(best.dtype).masked_fill(~asked, lowest)
+        activated = torch.log1p(torch.relu(best.scatter_reduce(1, places, own, "amax")))
         return torch.log1p(activated) if self.double_log else activated

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from chamfer.artifact import digest_of, file_digest
 from chamfer.errors import Incompatible, NotFound
@@ -25,7 +25,10 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """kind: tokens, sparse, dense or cross. Limits count tokens with specials; pairs share document_tokens."""
+    """kind: tokens, sparse, dense or cross. Limits count tokens with specials; pairs share document_tokens.
+
+    adapted: the adapter changes both sides, or queries alone (a model trained against a frozen bank).
+    """
 
     kind: str
     backbone: str
@@ -34,6 +37,7 @@ class Description:
     document_tokens: int
     head: Mapping[str, Any] = field(default_factory=dict)
     adapter_scale: float = 0.0
+    adapted: Literal["both", "queries"] = "both"
 
 
 def save(folder: Path, description: Description, head: Mapping[str, Any], adapter: Mapping[str, Fold]) -> None:
@@ -69,17 +73,23 @@ def fingerprint(folder: Path, description: Description) -> str:
     return digest_of(*digests, file_digest(folder / WEIGHTS), file_digest(folder / DESCRIPTION))
 
 
-def open_parts(folder: Path, description: Description) -> tuple[Tower, dict[str, Any]]:
-    """The tower with the adapter folded in, and the state of the head, f32."""
+def parts_of(folder: Path, description: Description) -> tuple[dict[str, Any], dict[str, Fold]]:
+    """The state of the head, f32, and the changes of the adapter by layer."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / WEIGHTS)
-    tower = open_tower(description.backbone, description.taps, dropout=0.0)
     names = {name.removeprefix("adapter.").rpartition(".")[0] for name in tensors if name.startswith("adapter.")}
     changes = {
-        name: Fold(tensors[f"adapter.{name}.down"], tensors[f"adapter.{name}.up"], description.adapter_scale)
-        for name in names
+        name: Fold(
+            tensors[f"adapter.{name}.down"].float(), tensors[f"adapter.{name}.up"].float(), description.adapter_scale
+        )
+        for name in sorted(names)
     }
+    return {name.removeprefix("head."): t.float() for name, t in tensors.items() if name.startswith("head.")}, changes
+
+
+def open_trained_tower(description: Description, changes: Mapping[str, Fold]) -> Tower:
+    """The backbone with the changes folded in, in evaluation mode."""
+    tower = open_tower(description.backbone, description.taps, dropout=0.0)
     fold(tower, changes)
-    head = {name.removeprefix("head."): t.float() for name, t in tensors.items() if name.startswith("head.")}
-    return tower, head
+    return tower.eval()

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.cross import CrossModule
+from models.cross import CrossModule, pair_ids
 from models.heads import CrossHead, CrossHeadConfig
 from models.trained import Description
 from models.training.losses import ranking
 from models.training.recipe import Recipe
-from models.training.student import Draw, Student, micro_batches, pair_ids
+from models.training.student import Draw, Student, micro_batches
 
 _LOSSES = {"pointwise": ranking.pointwise, "pairwise": ranking.pairwise, "listwise": ranking.listwise}
 
@@ -71,7 +71,7 @@ class CrossEncoderStudent(Student):
             query_tokens=self.recipe.query_tokens,
             document_tokens=self.recipe.document_tokens,
             head=asdict(self.recipe.head),
-            adapter_scale=self.recipe.adapter.alpha / max(self.recipe.adapter.rank, 1),
+            adapter_scale=self.recipe.adapter.scale,
         )
 
     def _score(self, pairs: Sequence[tuple[str, str]]) -> Tensor:

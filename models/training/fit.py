@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from chamfer.evaluation import Qrel, ScoredDoc, evaluate
 from models.training.groups import Group
@@ -110,6 +110,7 @@ class _GroupTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model=student, args=arguments, train_dataset=draws, data_collator=lambda batch: {"draws": batch})
         self._parts: dict[str, float] = {}
         self.model_accepts_loss_kwargs = False  # the loss is a mean over groups; accumulation divides it
+        self.remove_callback(PrinterCallback)
         if progress is not None:
             self.add_callback(_Progress(progress))
 

@@ -11,14 +11,20 @@ import numpy as np
 from chamfer.errors import InvalidInput
 from models.trained import save
 from models.training.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
+from models.training.dense import DenseRecipe, DenseStudent
 from models.training.fit import Fitted, fit, seed_everything
 from models.training.groups import Group, check_groups, read_documents, read_groups
+from models.training.multivector import MultivectorRecipe, MultivectorStudent
 from models.training.recipe import Recipe
 from models.training.report import write_report
+from models.training.sparse import SparseRecipe, SparseStudent
 from models.training.student import Draws, Student
 
 JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Student]]] = {
     "cross_encoder": (CrossEncoderRecipe, CrossEncoderStudent),
+    "dense": (DenseRecipe, DenseStudent),
+    "multivector": (MultivectorRecipe, MultivectorStudent),
+    "sparse": (SparseRecipe, SparseStudent),
 }
 
 
@@ -41,6 +47,7 @@ def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] 
         raise InvalidInput(f"{recipe.data.groups} holds no training group of the shares {recipe.data.shares}")
     held_out = [(group, documents) for group in _held_out(groups, recipe)]
     draws = Draws(training, documents, recipe.data, student.teachers, recipe.fit.seed)
+    student.prepare(documents.values(), len(draws) // (recipe.fit.batch * recipe.fit.accumulate))
     fitted = fit(student, draws, held_out, work, progress)
     save(recipe.out, student.description(), dict(student.head.state_dict()), student.adapter())
     write_report(recipe.out, recipe, fitted, len(training))

@@ -63,6 +63,11 @@ class AdapterConfig:
     first_layer: int = 0
     targets: tuple[str, ...] = ("query", "key", "value", "dense")
 
+    @property
+    def scale(self) -> float:
+        """What the product of both factors is multiplied by; 0 without an adapter."""
+        return self.alpha / self.rank if self.rank else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

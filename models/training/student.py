@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,10 @@ class Student(nn.Module):
         """Columns of the groups that the losses read."""
         return ()
 
+    def prepare(self, documents: Iterable[str], steps: int) -> None:
+        """Called once before training with the texts of all documents and the number of steps."""
+        del documents, steps
+
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
         """The parts of the loss of one batch; their sum is minimised."""
         raise NotImplementedError
@@ -107,9 +111,8 @@ class Student(nn.Module):
 
     def adapter(self) -> dict[str, Fold]:
         """The low-rank changes by name of the layer."""
-        scale = self.recipe.adapter.alpha / max(self.recipe.adapter.rank, 1)
         return {
-            name: Fold(module.lora_A["default"].weight, module.lora_B["default"].weight, scale)
+            name: Fold(module.lora_A["default"].weight, module.lora_B["default"].weight, self.recipe.adapter.scale)
             for name, module in self.tower.transformer.named_modules()
             if hasattr(module, "lora_A")
         }
@@ -153,10 +156,3 @@ def micro_batches(ids: Sequence[Sequence[int]], limit: int, budget: int, pad_id:
             mask[place, : len(ids[row])] = 1
         out.append((rows, padded, mask))
     return out
-
-
-def pair_ids(query: Sequence[int], document: Sequence[int], limit: int) -> list[int]:
-    """[CLS] query [SEP] document [SEP] from two framed sequences, the document cut to the limit; the query at most half."""
-    asked = [*query[: limit // 2 - 1], query[-1]] if len(query) > limit // 2 else list(query)
-    room = limit - len(asked) - 1
-    return [*asked, *document[1:-1][:room], document[-1]]

@@ -34,12 +34,16 @@ def focal_weights(scores: Tensor, own: Tensor, gamma: float) -> Tensor:
 
 
 def matryoshka(
-    queries: Tensor, documents: Tensor, dims: Sequence[int], weights: Sequence[float], loss: Callable[[Tensor], Tensor]
+    queries: Tensor,
+    documents: Tensor,
+    dims: Sequence[int],
+    weights: Sequence[float],
+    loss: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """sum_i weights_i loss(scores of the first dims_i dimensions, normalised again); vectors [B, D] and [N, D]."""
+    """sum_i weights_i loss(first dims_i dimensions of both, each normalised again); vectors [B, D] and [N, D]."""
     total = queries.new_zeros(())
     for dim, weight in zip(dims, weights, strict=True):
-        total = total + weight * loss(unit(queries[:, :dim]) @ unit(documents[:, :dim]).T)
+        total = total + weight * loss(unit(queries[:, :dim]), unit(documents[:, :dim]))
     return total
 
 

@@ -211,9 +211,7 @@ def _read(folder: Path, most: int, most_documents: int) -> Set:
     return Set(name, documents, queries, qrels)
 
 
-def _encoded(
-    collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path | None
-) -> tuple[Encoding, Encoding]:
+def _encoded(collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path | None) -> tuple[Encoding, Encoding]:
     """Documents and queries through an encoder; document vectors are kept under its fingerprint."""
     encoder = load_encoder(name, DeviceConfig())
     queries = encoder.encode_queries(collection.queries, kinds)

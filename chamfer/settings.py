@@ -93,7 +93,7 @@ def load_recipe(file: Path, overrides: Mapping[str, str] | None = None) -> Recip
         _place(tree, dotted, dotted.split("."), text)
     job = tree.get("job")
     if not isinstance(job, str):
-        raise InvalidInput(f"recipe {file} says no job; its first line is job = \"NAME\"")
+        raise InvalidInput(f'recipe {file} says no job; its first line is job = "NAME"')
     return fill(recipe_type(job), tree, "")
 
 

@@ -159,9 +159,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _graph(
-    module: Callable[[], torch.nn.Module], fingerprint: str, cache_dir: Path | None, example: Example
-) -> Any:
+def _graph(module: Callable[[], torch.nn.Module], fingerprint: str, cache_dir: Path | None, example: Example) -> Any:
     """The OpenVINO graph: from the cache if it is there, else converted (and kept)."""
     import openvino
 

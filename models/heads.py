@@ -1,4 +1,4 @@
-"""The trained parts above a tower: token vectors, sparse weights, scores of pairs. Training and inference share them."""
+"""The trained parts above a tower, in training and inference: token vectors, sparse weights, scores of pairs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Folders of trained models: what `chamfer train` writes, what the catalogue ships, and how weights come back.
 
-DIR/model.json   format, kind, backbone, taps, limits, head configuration, scale of the adapter
+DIR/model.json   format, kind, backbone, features, limits, head configuration, scale of the adapter
 DIR/weights.safetensors   head.* and adapter.LAYER.down / .up, f16
 Beside them a card, the recipe and the report. An adapter is folded into the backbone when the model is opened, so that
 it costs nothing later and needs no PEFT.
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from chamfer.artifact import digest_of, file_digest
 from chamfer.errors import Incompatible, NotFound
-from models.tower import Fold, Tower, folder_of, fold, open_tower
+from models.tower import Fold, Tower, fold, folder_of, open_tower
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -32,7 +32,7 @@ class Description:
 
     kind: str
     backbone: str
-    taps: tuple[int, ...]
+    features: tuple[str, ...]
     query_tokens: int
     document_tokens: int
     head: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def describe(folder: Path) -> Description:
     plain = json.loads(path.read_text(encoding="utf-8"))
     if (found := plain.pop("format", None)) != FORMAT:
         raise Incompatible(f"{path} has format {found!r}, this version reads {FORMAT}")
-    return Description(**{**plain, "taps": tuple(plain["taps"])})
+    return Description(**{**plain, "features": tuple(plain["features"])})
 
 
 def fingerprint(folder: Path, description: Description) -> str:
@@ -90,6 +90,6 @@ def parts_of(folder: Path, description: Description) -> tuple[dict[str, Any], di
 
 def open_trained_tower(description: Description, changes: Mapping[str, Fold]) -> Tower:
     """The backbone with the changes folded in, in evaluation mode."""
-    tower = open_tower(description.backbone, description.taps, dropout=0.0)
+    tower = open_tower(description.backbone, description.features, dropout=0.0)
     fold(tower, changes)
     return tower.eval()

@@ -1,4 +1,4 @@
-"""Encoders out of folders that `chamfer train` wrote; several that share a frozen backbone give all kinds in one pass."""
+"""Encoders out of folders that `chamfer train` wrote; several over one frozen backbone give all kinds in one pass."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ class TrainedEncoder:
     """
 
     def __init__(
-        self, spec: EncoderSpec, towers: tuple[Backbone, Backbone], tokenizer: Tokenizer, heads: Heads, batch_tokens: int
+        self,
+        spec: EncoderSpec,
+        towers: tuple[Backbone, Backbone],
+        tokenizer: Tokenizer,
+        heads: Heads,
+        batch_tokens: int,
     ) -> None:
         self.spec = spec
         self._query_tower, self._document_tower = towers
@@ -126,11 +131,11 @@ class Heads:
 
 
 def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfig) -> TrainedEncoder:
-    """One encoder of all folders. InvalidInput where they do not share backbone, taps and limits, or give a kind twice."""
+    """One encoder of all folders. InvalidInput where backbone, features or limits differ, or a kind comes twice."""
     descriptions = [describe(folder) for folder in folders]
     first = descriptions[0]
     kinds = [description.kind for description in descriptions]
-    shared = {(d.backbone, d.taps, d.query_tokens, d.document_tokens) for d in descriptions}
+    shared = {(d.backbone, d.features, d.query_tokens, d.document_tokens) for d in descriptions}
     adapted = any(description.adapter_scale for description in descriptions)
     if len(shared) > 1 or len(set(kinds)) < len(kinds) or "cross" in kinds or (adapted and len(folders) > 1):
         raise InvalidInput(f"{', '.join(map(str, folders))} do not make one encoder: {descriptions}")
@@ -145,15 +150,23 @@ def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfi
         fingerprint=digest_of("trained", *digests),
     )
     tower = load_backbone(
-        lambda: open_trained_tower(first, changes), digest_of("tower", digests[0] if changes else first.backbone, first.taps), config
+        lambda: open_trained_tower(first, changes),
+        digest_of("tower", digests[0] if changes else first.backbone, first.features),
+        config,
     )
     documents = tower
     if first.adapted == "queries":
-        documents = load_backbone(lambda: open_trained_tower(first, {}), digest_of("tower", first.backbone, first.taps), config)
+        documents = load_backbone(
+            lambda: open_trained_tower(first, {}), digest_of("tower", first.backbone, first.features), config
+        )
     tokenizer = Tokenizer(folder_of(first.backbone) / "tokenizer.json")
     states = {kind: {n: t.numpy() for n, t in head.items()} for kind, (head, _) in parts.items()}
-    sparse = _sparse_graph(first, parts["sparse"][0], digests[kinds.index("sparse")], config) if "sparse" in parts else None
-    return TrainedEncoder(spec, (tower, documents), tokenizer, Heads(states, sparse, tokenizer.special_ids), config.batch_tokens)
+    sparse = (
+        _sparse_graph(first, parts["sparse"][0], digests[kinds.index("sparse")], config) if "sparse" in parts else None
+    )
+    return TrainedEncoder(
+        spec, (tower, documents), tokenizer, Heads(states, sparse, tokenizer.special_ids), config.batch_tokens
+    )
 
 
 def _dims(descriptions: Sequence[Description], heads: dict[str, dict[str, Any]]) -> dict[VectorKind, int]:
@@ -171,7 +184,9 @@ def _dims(descriptions: Sequence[Description], heads: dict[str, dict[str, Any]])
     return dims
 
 
-def _sparse_graph(description: Description, state: dict[str, torch.Tensor], digest: str, config: DeviceConfig) -> Backbone:
+def _sparse_graph(
+    description: Description, state: dict[str, torch.Tensor], digest: str, config: DeviceConfig
+) -> Backbone:
     def load() -> torch.nn.Module:
         from models.heads import SparseHead, SparseHeadConfig
 

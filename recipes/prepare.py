@@ -4,7 +4,8 @@
 
 DATA holds BEIR folders (fairytaleqa, scifact, nl2bash, medquad). Only their train splits are read, their dev splits
 for choosing; never a test query, a test judgement or anything made from one. Writes documents.parquet and
-groups.parquet as models.training.groups reads them. Vectors of a corpus are kept in OUT/SET.npz and found again.
+groups.parquet as models.training.groups reads them, and the vectors of `mini` as OUT/SET.npz, where they are found
+again: by the next run, and by the heads that learn from token vectors.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from chamfer.protocols import Encoder
 from chamfer.types import F32, Candidates, Document, Query, VectorKind
 from indexing.corpus import read_corpus, read_qrels, read_queries
 from indexing.family import SegmentPart
@@ -84,7 +86,7 @@ def mine(source: Source, folder: Path, out: Path) -> Iterator[tuple[Group, dict[
     if source.titles:
         documents = [d for d in documents if d.title and d.text]
     queries, relevant, split_of = _questions(source, folder, documents)
-    vectors, query_vectors = _dense(source, folder, documents, queries, out)
+    vectors, query_vectors = _dense(folder, documents, queries, out)
     if source.titles:
         documents = [replace(d, title="") for d in documents]
     title_of = [d.title for d in documents]
@@ -143,35 +145,38 @@ def _questions(
     return [texts[query_id] for query_id in relevant], relevant, splits
 
 
-def _dense(
-    source: Source, folder: Path, documents: Sequence[Document], queries: Sequence[Query], out: Path
-) -> tuple[F32, F32]:
-    """Unit vectors f32 of documents and queries, from OUT/FOLDER.npz where they are there."""
-    kept = out / f"{folder.name}.npz"
-    found: dict[str, F32] = {}
-    asked: dict[str, F32] = {}
-    if kept.exists():
-        with np.load(kept) as file:
-            found = dict(zip(file["doc_ids"].tolist(), file["dense"], strict=True))
-            asked = dict(zip(file["query_ids"].tolist(), file["q_dense"], strict=True))
+def _dense(folder: Path, documents: Sequence[Document], queries: Sequence[Query], out: Path) -> tuple[F32, F32]:
+    """Unit vectors f32 of both. OUT/FOLDER.npz keeps them, and the token vectors that heads learn from."""
     encoder = load_encoder("mini", DeviceConfig())
-    left = [d for d in documents if d.doc_id not in found]
-    for start in range(0, len(left), 1024):
-        block = left[start : start + 1024]
-        dense = encoder.encode_documents(block, [VectorKind.DENSE]).dense
-        assert dense is not None
-        found |= {d.doc_id: v for d, v in zip(block, dense.values, strict=True)}
-    if left:
-        ids = list(found)
-        empty = np.zeros((0, 384), dtype=np.float32)
-        written = kept.with_name(f".{kept.name}")  # renamed, so that a link is replaced and not followed
-        np.savez(written, doc_ids=np.array(ids), dense=[found[i] for i in ids], query_ids=np.array([]), q_dense=empty)
-        written.rename(kept)
-    missing = [q for q in queries if source.titles or q.query_id not in asked]
+    kept = out / f"{folder.name}.npz"
+    if not kept.exists():
+        _keep(kept, encoder, documents, queries)
+    with np.load(kept) as file:
+        found = dict(zip(file["doc_ids"].tolist(), file["dense"], strict=True))
+        asked = dict(zip(file["query_ids"].tolist(), file["q_dense"], strict=True))
+    missing = [query for query in queries if query.query_id not in asked]
     dense = encoder.encode_queries(missing, [VectorKind.DENSE]).dense
     assert dense is not None
-    asked |= {q.query_id: v for q, v in zip(missing, dense.values, strict=True)}
+    asked |= {query.query_id: vector for query, vector in zip(missing, dense.values, strict=True)}
     return np.stack([found[d.doc_id] for d in documents]), np.stack([asked[q.query_id] for q in queries])
+
+
+def _keep(path: Path, encoder: Encoder, documents: Sequence[Document], queries: Sequence[Query]) -> None:
+    """Writes dense and token vectors of both sides."""
+    kinds = (VectorKind.DENSE, VectorKind.TOKENS)
+    own, asked = encoder.encode_documents(documents, kinds), encoder.encode_queries(queries, kinds)
+    arrays = {"doc_ids": np.array([d.doc_id for d in documents]), "query_ids": np.array([q.query_id for q in queries])}
+    for prefix, encoding in (("", own), ("q_", asked)):
+        assert encoding.dense is not None
+        assert encoding.tokens is not None
+        arrays |= {
+            f"{prefix}dense": encoding.dense.values,
+            f"{prefix}tokens": encoding.tokens.values.astype(np.float16),
+            f"{prefix}offsets": encoding.tokens.offsets,
+        }
+    written = path.with_name(f".{path.name}")  # renamed, so that a link is replaced and not followed
+    np.savez(written, **arrays)
+    written.rename(path)
 
 
 def _bm25(documents: Sequence[Document], texts: Sequence[str]) -> Candidates:

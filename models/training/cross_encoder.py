@@ -38,12 +38,12 @@ class CrossEncoderStudent(Student):
 
     def __init__(self, recipe: CrossEncoderRecipe) -> None:
         super().__init__(recipe)
-        self.head = CrossHead(self.tower.width, recipe.head)
-        if self.head.project is not None and recipe.backbone == "mini" and recipe.taps == (-1,):
+        self.head = CrossHead(sum(self.tower.widths), recipe.head)
+        if self.head.project is not None and recipe.backbone == "mini" and recipe.features == ("last",):
             from models.projection import load_projection
 
             projection, _ = load_projection()
-            if projection.shape == (self.tower.width, recipe.head.dim):
+            if projection.shape[1] == recipe.head.dim:
                 self.head.project.weight.data.copy_(torch.from_numpy(projection.T))
         self.pairs = CrossModule(self.tower, self.head, self.tokenizer.special_ids)
 
@@ -57,7 +57,9 @@ class CrossEncoderStudent(Student):
         pairs = [(draw.query, text) for draw in draws for text in draw.texts]
         scores = self._score(pairs).view(len(draws), -1)
         labels = torch.tensor([draw.labels for draw in draws], device=scores.device)
-        weights = torch.tensor([draw.teachers[0] for draw in draws], device=scores.device) if self.recipe.weights else None
+        weights = (
+            torch.tensor([draw.teachers[0] for draw in draws], device=scores.device) if self.recipe.weights else None
+        )
         return {self.recipe.loss: _LOSSES[self.recipe.loss](scores, labels, weights)}
 
     def score(self, query: str, texts: Sequence[str]) -> Tensor:
@@ -67,7 +69,7 @@ class CrossEncoderStudent(Student):
         return Description(
             kind="cross",
             backbone=self.recipe.backbone,
-            taps=self.taps,
+            features=self.recipe.features,
             query_tokens=self.recipe.query_tokens,
             document_tokens=self.recipe.document_tokens,
             head=asdict(self.recipe.head),

@@ -98,7 +98,7 @@ class DenseStudent(Student):
         return Description(
             kind="dense",
             backbone=self.recipe.backbone,
-            taps=self.taps,
+            features=self.recipe.features,
             query_tokens=self.recipe.query_tokens,
             document_tokens=self.recipe.document_tokens,
             adapter_scale=self.recipe.adapter.scale,

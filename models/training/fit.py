@@ -91,7 +91,8 @@ def measure(student: Student, held_out: Sequence[tuple[Group, Mapping[str, str]]
                     ScoredDoc(group.query_id, d, s) for d, s in zip(group.doc_ids, scores, strict=True)
                 )
                 qrels.setdefault(name, []).extend(
-                    Qrel(group.query_id, d, int(label > 0)) for d, label in zip(group.doc_ids, group.labels, strict=True)
+                    Qrel(group.query_id, d, int(label > 0))
+                    for d, label in zip(group.doc_ids, group.labels, strict=True)
                 )
     student.train(training)
     return {name: evaluate(runs[name], qrels[name], MEASURES).means for name in sorted(runs)}
@@ -107,21 +108,27 @@ class _GroupTrainer(Trainer):  # type: ignore[misc]
         arguments: TrainingArguments,
         progress: Callable[[int, int, float], None] | None,
     ) -> None:
-        super().__init__(model=student, args=arguments, train_dataset=draws, data_collator=lambda batch: {"draws": batch})
+        super().__init__(
+            model=student, args=arguments, train_dataset=draws, data_collator=lambda batch: {"draws": batch}
+        )
         self._parts: dict[str, float] = {}
         self.model_accepts_loss_kwargs = False  # the loss is a mean over groups; accumulation divides it
         self.remove_callback(PrinterCallback)
         if progress is not None:
             self.add_callback(_Progress(progress))
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         parts: dict[str, Tensor] = model(inputs["draws"], self.state.global_step)
         loss = torch.stack(list(parts.values())).sum()
         self._parts = {name: float(value.detach()) for name, value in parts.items()}
         return (loss, {}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log({**logs, **({f"part_{k}": v for k, v in self._parts.items()} if "loss" in logs else {})}, start_time)
+        super().log(
+            {**logs, **({f"part_{k}": v for k, v in self._parts.items()} if "loss" in logs else {})}, start_time
+        )
 
     def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -207,4 +214,4 @@ def _kept(path: Path, make: Callable[[], dict[str, dict[str, float]]]) -> dict[s
 def seed_everything(seed: int) -> None:
     """Initial weights and dropout from the seed."""
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # libraries below draw from it
+    np.random.seed(seed)  # libraries below draw from it

@@ -7,9 +7,10 @@ Texts stand once, in documents.parquet (doc_id, text). Mining writes this form, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,9 +64,16 @@ def write_groups(path: Path, groups: Sequence[Group]) -> None:
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def read_groups(path: Path) -> list[Group]:
-    """The groups of a file. NotFound without it, InvalidInput where a column is missing."""
-    rows = _table(path, ("query_id", "query", "doc_ids", "labels"))
+def read_groups(path: Path, choose: Callable[[list[str], list[str]], Sequence[int]] | None = None) -> list[Group]:
+    """The groups of a file; `choose` gets source and split of every row and names the rows that are read.
+
+    NotFound without the file, InvalidInput where a column is missing.
+    """
+    table = _table(path, ("query_id", "query", "doc_ids", "labels"))
+    if choose is not None:
+        sources, splits = (_texts(table, name) for name in ("source", "split"))
+        table = table.take(list(choose(sources, splits)))
+    rows: list[dict[str, Any]] = table.to_pylist()
     return [
         Group(
             query_id=row["query_id"],
@@ -91,7 +99,8 @@ def write_documents(path: Path, documents: Mapping[str, str]) -> None:
 
 def read_documents(path: Path) -> dict[str, str]:
     """Texts by doc_id."""
-    return {row["doc_id"]: row["text"] for row in _table(path, ("doc_id", "text"))}
+    table = _table(path, ("doc_id", "text"))
+    return dict(zip(table["doc_id"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
 def check_groups(groups: Iterable[Group], documents: Mapping[str, str]) -> None:
@@ -119,7 +128,7 @@ def sample_places(group: Group, negatives: int, first: int, last: int, rng: np.r
     return [positive, *(window[int(place)] for place in drawn)]
 
 
-def _table(path: Path, needed: Sequence[str]) -> list[dict[str, object]]:  # type: ignore[type-arg]
+def _table(path: Path, needed: Sequence[str]) -> Any:
     import pyarrow.parquet as pq
 
     if not path.is_file():
@@ -127,5 +136,10 @@ def _table(path: Path, needed: Sequence[str]) -> list[dict[str, object]]:  # typ
     table = pq.read_table(path)
     if missing := set(needed) - set(table.column_names):
         raise InvalidInput(f"{path} lacks the columns {sorted(missing)}; it has {table.column_names}")
-    rows: list[dict[str, object]] = table.to_pylist()
-    return rows
+    return table
+
+
+def _texts(table: Any, name: str) -> list[str]:
+    if name not in table.column_names:
+        return ["train" if name == "split" else ""] * table.num_rows
+    return [value or ("train" if name == "split" else "") for value in table[name].to_pylist()]

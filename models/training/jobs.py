@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from models.training.multivector import MultivectorRecipe, MultivectorStudent
 from models.training.recipe import Recipe
 from models.training.report import write_report
 from models.training.sparse import SparseRecipe, SparseStudent
+from models.training.states import stored_states
 from models.training.student import Draws, Student
 
 JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Student]]] = {
@@ -40,13 +41,17 @@ def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] 
     seed_everything(recipe.fit.seed)
     student = JOBS[recipe.job][1](recipe)
     documents = read_documents(recipe.data.documents)
-    groups = read_groups(recipe.data.groups)
+    groups = read_groups(recipe.data.groups, lambda sources, splits: chosen(sources, splits, recipe))
     check_groups(groups, documents)
-    training = chosen(groups, recipe)
+    training = [group for group in groups if group.split == "train"]
     if not training:
         raise InvalidInput(f"{recipe.data.groups} holds no training group of the shares {recipe.data.shares}")
-    held_out = [(group, documents) for group in _held_out(groups, recipe)]
+    held_out = [(cut(group, recipe.data.held_out_depth), documents) for group in groups if group.split == "dev"]
     draws = Draws(training, documents, recipe.data, student.teachers, recipe.fit.seed)
+    if recipe.data.states is not None:
+        if not isinstance(student, MultivectorStudent | SparseStudent):
+            raise InvalidInput(f"job {recipe.job} cannot learn from stored states; leave data.states out")
+        student.read.store(stored_states(recipe.data.states, documents, {g.query_id: g.query for g in groups}))
     student.prepare(documents.values(), len(draws) // (recipe.fit.batch * recipe.fit.accumulate))
     fitted = fit(student, draws, held_out, work, progress)
     save(recipe.out, student.description(), dict(student.head.state_dict()), student.adapter())
@@ -54,24 +59,20 @@ def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] 
     return fitted
 
 
-def chosen(groups: list[Group], recipe: Recipe) -> list[Group]:
-    """The training groups that the recipe's shares and limit leave, drawn by its seed."""
-    rng = np.random.default_rng(recipe.fit.seed)
-    taken = [
-        group
-        for group, place in zip(groups, rng.random(len(groups)), strict=True)
-        if group.split == "train" and place < recipe.data.shares.get(group.source, 1.0)
-    ]
-    if 0 < recipe.data.limit < len(taken):
-        return [taken[int(place)] for place in sorted(rng.permutation(len(taken))[: recipe.data.limit])]
-    return taken
+def chosen(sources: Sequence[str], splits: Sequence[str], recipe: Recipe) -> list[int]:
+    """Rows, ascending: the training groups that shares and limit leave, drawn by the seed, and the held-out ones.
 
-
-def _held_out(groups: list[Group], recipe: Recipe) -> list[Group]:
-    """At most `data.held_out` groups of the dev split, each cut to its first `data.held_out_depth` candidates."""
-    held = [group for group in groups if group.split == "dev"]
-    order = np.random.default_rng(0).permutation(len(held))[: recipe.data.held_out]
-    return [cut(held[int(place)], recipe.data.held_out_depth) for place in sorted(order)]
+    The held-out ones are the same for every seed; sources with share 0 give none.
+    """
+    data, rng = recipe.data, np.random.default_rng(recipe.fit.seed)
+    shares = np.array([data.shares.get(source, 1.0) for source in sources])
+    training = np.array(splits) == "train"
+    taken = np.flatnonzero(training & (rng.random(len(shares)) < shares))
+    if 0 < data.limit < len(taken):
+        taken = rng.permutation(taken)[: data.limit]
+    held = np.flatnonzero((np.array(splits) == "dev") & (shares > 0))
+    held = np.random.default_rng(0).permutation(held)[: data.held_out]
+    return sorted(int(row) for row in (*taken, *held))
 
 
 def cut(group: Group, depth: int) -> Group:

@@ -11,6 +11,7 @@ from torch import Tensor
 from models.clustering import PoolingRules, parse_pooling
 from models.heads import TokenHead, TokenHeadConfig
 from models.scoring import maxsim
+from models.tower import MINI
 from models.trained import Description
 from models.training.losses.contrastive import infonce, not_relevant
 from models.training.losses.distillation import ensemble, kl
@@ -44,7 +45,7 @@ class MultivectorStudent(Student):
 
     def __init__(self, recipe: MultivectorRecipe) -> None:
         super().__init__(recipe)
-        self.head = TokenHead(self.tower.width, recipe.head)
+        self.head = TokenHead(sum(self.tower.widths), recipe.head)
         self._rules = [parse_pooling(name) if name else None for name in recipe.poolings]
         self.read = StateReader(self.tower, self.tokenizer, recipe.fit.micro_tokens)
         self._start()
@@ -88,7 +89,7 @@ class MultivectorStudent(Student):
         return Description(
             kind="tokens",
             backbone=self.recipe.backbone,
-            taps=self.taps,
+            features=self.recipe.features,
             query_tokens=self.recipe.query_tokens,
             document_tokens=self.recipe.document_tokens,
             head=asdict(self.recipe.head),
@@ -96,14 +97,14 @@ class MultivectorStudent(Student):
         )
 
     def _start(self) -> None:
-        """`mini` starts from the projection that it has (on its last layer), not from noise."""
-        if self.recipe.backbone != "mini" or self.recipe.head.dim != 128:
-            return
-        from models.projection import load_projection
-
-        projection, _ = load_projection()
-        weight = self.head.project.weight
-        weight.data.mul_(0.1)
-        last = self.taps.index(max(self.taps))
-        size = projection.shape[0]
-        weight.data[:, last * size : (last + 1) * size] = torch.from_numpy(projection.T)
+        """Not from noise: token vectors of `mini` pass as they are, words through an orthonormal map at half weight."""
+        weight, start = self.head.project.weight.data, 0
+        for name, width in zip(self.tower.features, self.tower.widths, strict=True):
+            block = weight[:, start : start + width]
+            start += width
+            if name == MINI and weight.shape[0] == width:
+                block.copy_(torch.eye(width))
+            elif name == MINI or weight.shape[0] > width:
+                continue
+            else:
+                block.copy_((0.5 if name == "words" else 1.0) * torch.linalg.qr(torch.randn(width, len(weight))).Q.T)

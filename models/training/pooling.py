@@ -13,7 +13,7 @@ def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling) -> tuple[Tensor, Te
     """Vectors f32 [N, L, D] with mask [N, L] -> (pooled f32 [N, m, D], mask bool [N, m]).
 
     Row by row the same vectors as models.clustering.pool_one: k-means runs on detached values, then the mean of each
-    cluster is taken of the tokens themselves, so that d mean / d token = I / n of its cluster. Padding is in no cluster.
+    cluster is taken of the tokens themselves: d mean / d token = I / n of its cluster. Padding is in no cluster.
     """
     lengths = mask.sum(dim=1).tolist()
     values = vectors.detach().float().cpu().numpy()

@@ -15,11 +15,14 @@ class DataConfig:
     taken, all of those that it does not name; 0 leaves a source out.
     A draw takes one positive and `negatives` others from the pool's negatives at ranks first..last-1; a query comes
     `epochs` times, each time with another draw. `limit` keeps that many groups (0: all), drawn by the seed.
+    states names a folder of token vectors that are there already: SOURCE.npz with doc_ids, tokens, offsets, query_ids,
+    q_tokens, q_offsets of the encoder `mini`; a head over the features `mini` and `words` then needs no forward pass.
     Measures before and after are taken on `held_out` groups of split dev, over their first held_out_depth candidates.
     """
 
     groups: Path
     documents: Path
+    states: Path | None = None
     shares: dict[str, float] = field(default_factory=dict)
     negatives: int = 5
     first: int = 0
@@ -73,14 +76,14 @@ class AdapterConfig:
 class Recipe:
     """What every job has. `out` is the folder of the finished model, `backbone` mini or a local folder.
 
-    taps are the layers whose hidden states the head reads, 0 being the embeddings, -1 the last.
+    features are what the head reads of every token (models.tower).
     """
 
     job: str
     out: Path
     data: DataConfig
     backbone: str = "mini"
-    taps: tuple[int, ...] = (-1,)
+    features: tuple[str, ...] = ("last",)
     query_tokens: int = 64
     document_tokens: int = 192
     fit: FitConfig = field(default_factory=FitConfig)

@@ -67,7 +67,9 @@ def _draw(path: Path, fitted: Fitted) -> None:
     steps = [row["step"] for row in fitted.curve]
     axes.plot(steps, [row["loss"] for row in fitted.curve], label="loss")
     for part in sorted({name for row in fitted.curve for name in row if name.startswith("part_")}):
-        axes.plot(steps, [row.get(part, float("nan")) for row in fitted.curve], lw=0.7, label=part.removeprefix("part_"))
+        axes.plot(
+            steps, [row.get(part, float("nan")) for row in fitted.curve], lw=0.7, label=part.removeprefix("part_")
+        )
     axes.set_xlabel("step")
     axes.legend()
     figure.savefig(path, dpi=110)

@@ -51,7 +51,7 @@ class SparseStudent(Student):
 
     def __init__(self, recipe: SparseRecipe) -> None:
         super().__init__(recipe)
-        self.head = SparseHead(self.tower.width, self.tower.vocabulary, recipe.head)
+        self.head = SparseHead(sum(self.tower.widths), self.tower.vocabulary, recipe.head)
         self.read = StateReader(self.tower, self.tokenizer, recipe.fit.micro_tokens)
         self.steps = 1
 
@@ -101,7 +101,7 @@ class SparseStudent(Student):
         return Description(
             kind="sparse",
             backbone=self.recipe.backbone,
-            taps=self.taps,
+            features=self.recipe.features,
             query_tokens=self.recipe.query_tokens,
             document_tokens=self.recipe.document_tokens,
             head=asdict(self.recipe.head),

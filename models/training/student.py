@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +31,15 @@ class Draw:
 
 
 class Draws(torch.utils.data.Dataset[Draw]):
-    """Draw i of epoch e is a function of the seed, e and i alone, so that a resumed run sees what an unbroken one saw."""
+    """Draw i of epoch e depends on the seed, e and i alone: a resumed run sees what an unbroken one saw."""
 
     def __init__(
-        self, groups: Sequence[Group], documents: Mapping[str, str], config: DataConfig, teachers: Sequence[str], seed: int
+        self,
+        groups: Sequence[Group],
+        documents: Mapping[str, str],
+        config: DataConfig,
+        teachers: Sequence[str],
+        seed: int,
     ) -> None:
         self._groups = groups
         self._documents = documents
@@ -52,7 +56,12 @@ class Draws(torch.utils.data.Dataset[Draw]):
         group = self._groups[self._order[epoch][place]]
         config = self._config
         rng = np.random.default_rng((self._seed, epoch, place))
-        return draw(group, self._documents, sample_places(group, config.negatives, config.first, config.last, rng), self._teachers)
+        return draw(
+            group,
+            self._documents,
+            sample_places(group, config.negatives, config.first, config.last, rng),
+            self._teachers,
+        )
 
 
 def draw(group: Group, documents: Mapping[str, str], places: Sequence[int], teachers: Sequence[str]) -> Draw:
@@ -76,9 +85,7 @@ class Student(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        layers = layers_of(recipe.backbone)
-        self.taps = tuple(tap % (layers + 1) for tap in recipe.taps)
-        self.tower = open_tower(recipe.backbone, self.taps, dropout=recipe.adapter.dropout)
+        self.tower = open_tower(recipe.backbone, recipe.features, dropout=recipe.adapter.dropout)
         self.tower.requires_grad_(False)
         if recipe.adapter.rank:
             adapt(self.tower, recipe.adapter)
@@ -118,14 +125,6 @@ class Student(nn.Module):
         }
 
 
-def layers_of(backbone: str) -> int:
-    """The number of layers of a backbone."""
-    import json
-
-    config: dict[str, Any] = json.loads((folder_of(backbone) / "config.json").read_text(encoding="utf-8"))
-    return int(config["num_hidden_layers"])
-
-
 def adapt(tower: Tower, config: AdapterConfig) -> None:
     """Puts LoRA into the linear layers of the tower from `first_layer` on; only those then learn."""
     try:
@@ -145,7 +144,9 @@ def adapt(tower: Tower, config: AdapterConfig) -> None:
         inject_adapter_in_model(lora, tower.transformer)
 
 
-def micro_batches(ids: Sequence[Sequence[int]], limit: int, budget: int, pad_id: int) -> list[tuple[list[int], Tensor, Tensor]]:
+def micro_batches(
+    ids: Sequence[Sequence[int]], limit: int, budget: int, pad_id: int
+) -> list[tuple[list[int], Tensor, Tensor]]:
     """(rows, ids i64 [b, L], mask i64 [b, L]) of all rows, those of like length together, at most `budget` tokens."""
     out = []
     for width, rows in length_groups([len(row) for row in ids], limit=limit, budget=budget):

@@ -62,7 +62,7 @@ def mix_pairs(negatives: Tensor, first: Tensor, second: Tensor, shares: Tensor) 
 
 
 def mix_list(queries: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """normalise(sum_k softmax_k(q.n_k / temperature) n_k) of queries [B, D], negatives [B, M, D], detached: [B, 1, D]."""
+    """normalise(sum_k softmax_k(q.n_k / temperature) n_k), queries [B, D], negatives [B, M, D], detached: [B, 1, D]."""
     queries, negatives = queries.detach(), negatives.detach()
     shares = torch.softmax(torch.einsum("bd,bmd->bm", queries, negatives) / temperature, dim=1)
     return unit(torch.einsum("bm,bmd->bd", shares, negatives))[:, None]

@@ -26,7 +26,7 @@ def pairwise(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> T
 
 
 def listwise(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """-sum_i y_i log softmax(scores)_i with y the labels of a query divided by their sum (ListNet's top one, ICML 2007).
+    """-sum_i y_i log softmax(scores)_i, y the labels of a query divided by their sum (ListNet's top one, ICML 2007).
 
     A weight enters the softmax as log w, as if the candidate stood there w times.
     """

@@ -23,7 +23,7 @@ def grouped_flops(weights: Tensor) -> Tensor:
 
 
 def masked_flops(weights: Tensor, threshold: int) -> Tensor:
-    """`flops` of the documents with more than `threshold` non-zeros alone, the mean still over all (arXiv 2504.14839)."""
+    """`flops` of the documents with more than `threshold` non-zeros, the mean still over all (arXiv 2504.14839)."""
     if threshold <= 0:
         return flops(weights)
     long = (weights > 0).sum(dim=1, keepdim=True) > threshold

@@ -137,7 +137,9 @@ def test_focal_gradient_of_the_positive_is_that_of_a_detached_weight() -> None:
 
 @given(st.lists(st.floats(-8, 8), min_size=2, max_size=6), st.floats(0.1, 3))
 @settings(deadline=None, max_examples=40)
-def test_focal_weights_lie_in_the_unit_interval_and_fall_as_the_positive_rises(scores: list[float], gamma: float) -> None:
+def test_focal_weights_lie_in_the_unit_interval_and_fall_as_the_positive_rises(
+    scores: list[float], gamma: float
+) -> None:
     row = torch.tensor([scores], dtype=torch.float64)
     own = torch.zeros_like(row, dtype=torch.bool)
     own[0, 0] = True
@@ -290,9 +292,9 @@ def test_released_weight_is_one_plus_the_exponential_above_one_and_two_in_the_li
         assert (torch.diff(weights) > 0).all()
         assert weights.min() > 1
     torch.testing.assert_close(selection.released_weights(scores, 1e9), torch.full_like(scores, 2))
-    assert (selection.released_weights(scores, 10)[2] / selection.released_weights(scores, 10)[0]).item() == pytest.approx(
-        1.5, abs=0.02
-    )
+    assert (
+        selection.released_weights(scores, 10)[2] / selection.released_weights(scores, 10)[0]
+    ).item() == pytest.approx(1.5, abs=0.02)
 
 
 def test_selection_weights_have_mean_one_and_are_clipped_before() -> None:
@@ -334,7 +336,9 @@ def test_a_tabular_scorer_reaches_the_optimum_that_each_weighting_has(weighting:
     else:
         expected = (p_r * p_s / (1 - p_r * p_s)).log()
     scores = torch.zeros(12, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([scores], lr=1, max_iter=2000, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [scores], lr=1, max_iter=2000, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
     mass = (a * positive)[:, None] * (b * negative)[None, :]
 
     def closure() -> Tensor:

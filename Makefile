@@ -7,6 +7,7 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 DEMO := var/demo
 PORT ?= 8000
 FAISS ?= cpu
+DATA ?= data
 
 .PHONY: demo test test-slow check lint types layers bench models clean
 
@@ -50,6 +51,12 @@ $(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) --constraint constraints.txt --editable ".[$(FAISS),dev]"
 	@touch $@
+
+# DATA holds BEIR folders: fairytaleqa, scifact, nl2bash, medquad. Hours on two cores; goes on where it was stopped.
+models: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS),dev,train]"
+	$(BIN)/python -m recipes.prepare $(DATA) --out var/mini
+	for name in mini-cross mini-sparse mini-late; do $(BIN)/chamfer train recipes/$$name.toml --work var/mini/$$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) var build dist *.egg-info

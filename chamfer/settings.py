@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +23,9 @@ from models.backbone import DeviceConfig
 from models.remote import RemoteConfig
 from service.app import ServerConfig
 from service.plans import Plan
+
+if TYPE_CHECKING:
+    from models.training.recipe import Recipe
 
 T = TypeVar("T")
 PREFIX = "CHAMFER_"
@@ -82,6 +85,22 @@ def load_settings(
     return settings
 
 
+def load_recipe(file: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """A training recipe from TOML: `job` says which dataclass its keys must fit. Overrides are dotted and win.
+
+    Raises NotFound for a missing file, InvalidInput for an unknown job or a key or value that does not fit.
+    """
+    from models.training.jobs import recipe_type
+
+    tree = _read_toml(file, "recipe")
+    for dotted, text in (overrides or {}).items():
+        _place(tree, dotted, dotted.split("."), text)
+    job = tree.get("job")
+    if not isinstance(job, str):
+        raise InvalidInput(f'recipe {file} says no job; its first line is job = "NAME"')
+    return fill(recipe_type(job), tree, "")
+
+
 def fill(cls: type[T], tree: Mapping[str, Any], place: str) -> T:
     """The dataclass `cls` from nested mappings; `place` is where we are, for messages."""
     hints = get_type_hints(cls)
@@ -127,13 +146,14 @@ def describe(settings: Settings) -> dict[str, Any]:
     return plain
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, what: str = "settings file") -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotFound(f"settings file {path} does not exist ({CONFIG_VARIABLE} or --config names it)") from None
+        named = f" ({CONFIG_VARIABLE} or --config names it)" if what == "settings file" else ""
+        raise NotFound(f"{what} {path} does not exist{named}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"settings file {path} is not valid TOML: {error}") from error
+        raise InvalidInput(f"{what} {path} is not valid TOML: {error}") from error
 
 
 def _cache_directory(variables: Mapping[str, str]) -> Path:

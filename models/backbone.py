@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from chamfer.errors import InvalidInput, Unavailable
-from chamfer.types import F32, I64
+from chamfer.types import F32, Array
 
 if TYPE_CHECKING:
     import torch
@@ -56,11 +56,15 @@ class Decision:
     precision: str
 
 
-class Backbone(Protocol):
-    """Token ids to what the module makes of them."""
+Example = tuple[tuple[tuple[int, ...], str], ...]
+"""Shape and dtype of every input."""
 
-    def __call__(self, *inputs: I64) -> F32:
-        """The module's output, f32 [B, ...], for ids, mask (1 for real tokens) and what else it takes, i64 [B, L]."""
+
+class Backbone(Protocol):
+    """A network whose inputs are arrays: mostly token ids and mask i64 [B, L] (1 for real tokens)."""
+
+    def __call__(self, *inputs: Array) -> F32:
+        """Its one output, f32; of a transformer the hidden states [B, L, H]."""
         ...
 
 
@@ -85,15 +89,16 @@ def decide(config: DeviceConfig) -> Decision:
 
 
 def load_backbone(
-    module: Callable[[], torch.nn.Module], fingerprint: str, config: DeviceConfig, n_inputs: int = 2
+    module: Callable[[], torch.nn.Module], fingerprint: str, config: DeviceConfig, example: Example | None = None
 ) -> Backbone:
-    """The backbone on the decided device.
+    """The network on the decided device. `module` is called only if needed.
 
-    `module` makes the torch module of `n_inputs` inputs i64 [B, L] and one output; it is called only if needed.
+    Its inputs are ids and mask unless `example` gives others: their shapes [2, 8, ...] and dtypes, for conversion.
     """
     decision = decide(config)
     if decision.backend == "torch":
         return TorchBackbone(module(), decision, config)
+    shapes = example or token_inputs(2)
     name = f"{fingerprint[:24]}-{decision.backend}"
     if decision.backend == "onnx":
         from models.onnx_backbone import OnnxBackbone, export
@@ -102,7 +107,7 @@ def load_backbone(
         model = _kept(
             f"{name}-{version('onnxruntime')}-{decision.precision}",
             config.cache_dir,
-            make=lambda: export(module(), n_inputs, int8=int8),
+            make=lambda: export(module(), shapes, int8=int8),
             save=lambda graph, folder: (folder / "graph.onnx").write_bytes(graph),
             read=lambda folder: (folder / "graph.onnx").read_bytes(),
         )
@@ -110,11 +115,16 @@ def load_backbone(
     graph = _kept(
         f"{name}-{version('openvino')}",
         config.cache_dir,
-        make=lambda: _convert(module(), n_inputs),
+        make=lambda: _convert(module(), shapes),
         save=_save_openvino,
         read=_read_openvino,
     )
     return OpenVinoBackbone(graph, decision, config)
+
+
+def token_inputs(n: int) -> Example:
+    """The example of a module that takes n arrays of token ids, masks and the like."""
+    return (((2, 8), "int64"),) * n
 
 
 class TorchBackbone:
@@ -128,12 +138,14 @@ class TorchBackbone:
         dtype = torch.bfloat16 if decision.precision == "bf16" else torch.float32
         self._module = module.eval().to(decision.device, dtype)
         self._device = decision.device
+        self._dtype = dtype
 
-    def __call__(self, *inputs: I64) -> F32:
+    def __call__(self, *inputs: Array) -> F32:
         import torch
 
+        tensors = [torch.from_numpy(array).to(self._device) for array in inputs]
         with torch.inference_mode():
-            out = self._module(*(torch.from_numpy(array).to(self._device) for array in inputs))
+            out = self._module(*[t.to(self._dtype) if t.is_floating_point() else t for t in tensors])
         hidden: F32 = out.float().cpu().numpy()
         return hidden
 
@@ -153,7 +165,7 @@ class OpenVinoBackbone:
         self._compiled = openvino.Core().compile_model(graph, "CPU", properties)
         self._requests = threading.local()
 
-    def __call__(self, *inputs: I64) -> F32:
+    def __call__(self, *inputs: Array) -> F32:
         request = getattr(self._requests, "request", None)
         if request is None:
             request = self._requests.request = self._compiled.create_infer_request()
@@ -225,7 +237,7 @@ def _read_openvino(folder: Path) -> Any:
     return openvino.Core().read_model(folder / "graph.xml")
 
 
-def _convert(module: torch.nn.Module, n_inputs: int) -> Any:
+def _convert(module: torch.nn.Module, example: Example) -> Any:
     """The graph of a torch module, through the PyTorch front end itself.
 
     openvino.convert_model would do the same, but reports usage over the network.
@@ -236,10 +248,10 @@ def _convert(module: torch.nn.Module, n_inputs: int) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(n_inputs))
+    inputs = tuple(torch.ones(shape, dtype=getattr(torch, dtype)) for shape, dtype in example)
     with warnings.catch_warnings(), torch.inference_mode(), quiet_transformers():
         warnings.simplefilter("ignore")  # tracing warns about shape arithmetic that stays correct for any shape
-        decoder = TorchScriptPythonDecoder(module.eval(), example_input=example)
+        decoder = TorchScriptPythonDecoder(module.eval(), example_input=inputs)
     front_end = FrontEndManager().load_by_framework("pytorch")
     if front_end is None:
         raise Unavailable("this OpenVINO has no PyTorch front end; set models.device.backend to torch")

@@ -47,6 +47,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.pad_id = pad_id
+        self.special_ids = sorted(set(self._tokenizer.encode("").ids))  # what frames a text
 
     def __call__(self, texts: Sequence[str], limit: int) -> Tokens:
         encodings = self._tokenizer.encode_batch_fast([clean(text) for text in texts])

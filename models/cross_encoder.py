@@ -16,7 +16,7 @@ from chamfer.artifact import digest_of
 from chamfer.errors import InvalidInput
 from chamfer.protocols import Pair, ScoreKind
 from chamfer.types import F32, I64, Document, Query
-from models.backbone import DeviceConfig, load_backbone
+from models.backbone import DeviceConfig, load_backbone, token_inputs
 from models.batches import clean, length_groups
 from models.hub import fingerprint, open_model
 from models.pairs import refuse_images, scores_of
@@ -71,8 +71,9 @@ class PairPrediction:
         self._activation = model.activation_fn
         self._inputs = [name for name in SUPPORTED_INPUTS if name in self._tokenizer.model_input_names]
         module = model.transformers_model
+        inputs = token_inputs(len(self._inputs))
         self._backbone = load_backbone(
-            lambda: _logits_module(module, self._inputs), digest_of("pair logits", name), config, len(self._inputs)
+            lambda: _logits_module(module, self._inputs), digest_of("pair logits", name), config, inputs
         )
 
     def __call__(self, pairs: list[tuple[str, str]]) -> F32:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chamfer.errors import Unavailable
-from chamfer.types import F32, I64
+from chamfer.types import F32, Array
 
 if TYPE_CHECKING:
     import torch
+
+    from models.backbone import Example
 
 
 class OnnxBackbone:
@@ -28,19 +30,19 @@ class OnnxBackbone:
         self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._names = [given.name for given in self._session.get_inputs()]
 
-    def __call__(self, *inputs: I64) -> F32:
+    def __call__(self, *inputs: Array) -> F32:
         """See models.backbone.Backbone."""
         [out] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
         return np.asarray(out, dtype=np.float32)
 
 
-def export(module: torch.nn.Module, n_inputs: int, *, int8: bool) -> bytes:
-    """The ONNX model of a module that takes `n_inputs` arrays i64 [B, L]; both axes stay free."""
+def export(module: torch.nn.Module, shapes: Example, *, int8: bool) -> bytes:
+    """The ONNX model of a module that takes arrays of these shapes and dtypes; the first two axes stay free."""
     import torch
 
     _module("onnx")
-    names = [f"input_{place}" for place in range(n_inputs)]
-    example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in names)
+    names = [f"input_{place}" for place in range(len(shapes))]
+    example = tuple(torch.ones(shape, dtype=getattr(torch, dtype)) for shape, dtype in shapes)
     out = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of the older exporter, which alone keeps both axes free for every model

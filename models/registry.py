@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chamfer.errors import InvalidInput
@@ -38,6 +39,16 @@ def _load_mini_384(config: DeviceConfig) -> Encoder:
     return load_mini("mini-384", config, projected=False)
 
 
+def _trained(name: str, *folders: str) -> Callable[[DeviceConfig], Encoder]:
+    def load(config: DeviceConfig) -> Encoder:
+        from models.trained_encoder import load_trained_encoder
+
+        return load_trained_encoder(name, [WEIGHTS / folder for folder in folders], config)
+
+    return load
+
+
+WEIGHTS = Path(__file__).with_name("weights")
 _BOTH = (VectorKind.DENSE, VectorKind.TOKENS)
 CATALOGUE: dict[str, CatalogueEntry] = {
     "mini": CatalogueEntry(
@@ -46,13 +57,35 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     "mini-384": CatalogueEntry(
         "all-MiniLM-L6-v2, dense 384 and raw 384-dimensional token vectors", _BOTH, "Apache-2.0", _load_mini_384
     ),
+    "mini-late": CatalogueEntry(
+        "all-MiniLM-L6-v2, dense 384 and trained 128-dimensional token vectors for CRISP's poolings",
+        _BOTH,
+        "Apache-2.0",
+        _trained("mini-late", "mini-late"),
+    ),
+    "mini-sparse": CatalogueEntry(
+        "all-MiniLM-L6-v2, dense 384 and learned sparse documents; queries need no model",
+        (VectorKind.DENSE, VectorKind.SPARSE),
+        "Apache-2.0",
+        _trained("mini-sparse", "mini-sparse"),
+    ),
+    "mini-all": CatalogueEntry(
+        "dense, token and sparse vectors of mini-late and mini-sparse from one forward pass",
+        (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE),
+        "Apache-2.0",
+        _trained("mini-all", "mini-late", "mini-sparse"),
+    ),
 }
+RERANKERS = ("mini-cross",)
 FAMILIES = {"dense": VectorKind.DENSE, "multivector": VectorKind.TOKENS, "sparse": VectorKind.SPARSE}
 _RERANKERS = (
-    "a hub name or local path of a cross-encoder, or PREFIX:NAME with PREFIX one of cross_encoder, yes_no, true_false, "
-    "unime, maxsim (an encoder), remote (of the settings)"
+    "a catalogue name, a hub name or local path of a cross-encoder, or PREFIX:NAME with PREFIX one of cross_encoder, "
+    "yes_no, true_false, unime, maxsim (an encoder), remote (of the settings)"
 )
-_HOW = "a catalogue name, or KIND:NAME with KIND one of dense, multivector, sparse and NAME a hub name or a local path"
+_HOW = (
+    "a catalogue name, KIND:NAME with KIND one of dense, multivector, sparse and NAME a hub name or a local path, or "
+    "trained:FOLDER for what chamfer train wrote (several folders with commas)"
+)
 
 
 def load_encoder(name: str, config: DeviceConfig) -> Encoder:
@@ -70,6 +103,10 @@ def load_encoder(name: str, config: DeviceConfig) -> Encoder:
     if name in CATALOGUE:
         return CATALOGUE[name].load(config)
     family, separator, model = name.partition(":")
+    if family == "trained" and model:
+        from models.trained_encoder import load_trained_encoder
+
+        return load_trained_encoder(name, [Path(part) for part in model.split(",")], config)
     if not separator or family not in FAMILIES or not model:
         near = get_close_matches(name, CATALOGUE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -101,9 +138,19 @@ def load_reranker(
         return _load_remote(model, remotes or {})
     if kind in ("yes_no", "true_false", "unime"):
         return _load_judge(name, kind, model, config)
+    return _load_cross(name, config)
+
+
+def _load_cross(name: str, config: DeviceConfig) -> Reranker:
+    model = name.removeprefix("cross_encoder:")
+    folder = WEIGHTS / model if model in RERANKERS else Path(model)
+    if (folder / "model.json").is_file():  # what chamfer train wrote
+        from models.cross import load_trained_reranker
+
+        return load_trained_reranker(name, folder, config)
     from models.cross_encoder import load_cross_encoder
 
-    return load_cross_encoder(name.removeprefix("cross_encoder:"), config)
+    return load_cross_encoder(model, config)
 
 
 def _load_judge(name: str, kind: str, model_name: str, config: DeviceConfig) -> Reranker:

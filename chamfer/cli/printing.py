@@ -55,6 +55,15 @@ def build_progress() -> Iterator[Callable[[BuildProgress], None]]:
         yield show
 
 
+@contextmanager
+def training_progress() -> Iterator[Callable[[int, int, float], None]]:
+    """A progress bar on standard error; yields the callback that takes step, steps and loss."""
+    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=messages) as bars:
+        task = bars.add_task("train", total=None, loss="?")
+        yield lambda step, steps, loss: bars.update(task, completed=step, total=steps, loss=f"{loss:.4f}")
+
+
 def show_hits(hits: Sequence[Hit], text_width: int = 300) -> None:
     """Hits as people read them."""
     for hit in hits:

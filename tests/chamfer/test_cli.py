@@ -127,7 +127,7 @@ def test_bad_lines_are_skipped_on_request_and_listed(tmp_path: Path) -> None:
         (("build", "nowhere", "--out", "o"), "does not exist"),
         (("build", "x", "--out", "o", "--channels", "dens"), "did you mean 'dense'"),
         (("build", "x", "--out", "o", "--encoder", "mnii", "--channels", "dense"), "did you mean 'mini'"),
-        (("serve",), "no collection to serve"),
+        (("serve",), "nothing to serve"),
         (("search", "nowhere", "x", "--filter", "{"), "--filter is not JSON"),
     ],
 )

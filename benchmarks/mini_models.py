@@ -1,0 +1,256 @@
+"""The `mini` models beside what there was without training: nDCG@10 on held-out tests and on sets never trained on.
+
+    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,sparse,cross] [--json]
+
+Per set: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw 384-dimensional token vectors, of
+the untrained projection and of the trained head, each at every pooling (the untrained ones are pooled post hoc);
+learned sparse; the cross-encoder over the fusion's first 50, alone and interpolated with it. --queries bounds the
+judged queries of a set, chosen by the hash of their ids; --keep keeps vectors between runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import Row, demo_corpus, emit, parser
+from chamfer.evaluation import Qrel, ScoredDoc, evaluate, significance, strictly_falling
+from chamfer.types import Candidates, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
+from indexing.corpus import read_corpus, read_qrels, read_queries
+from indexing.family import SegmentPart
+from indexing.kernels.topk import as_candidates, best
+from indexing.multivector import MultivectorConfig, MultivectorFamily
+from indexing.sparse.lexical import LexicalConfig, LexicalFamily
+from models.backbone import DeviceConfig
+from models.clustering import parse_pooling, pool
+from models.projection import load_projection
+from models.registry import load_encoder, load_reranker
+from service.fusion import blend, interpolate
+from service.plans import FIRST_STAGE_WEIGHTS
+
+POOLINGS = ("", "c0x32", "c8x32", "c4x8", "c25", "c50")
+DEPTH = 100
+RERANKED = 50
+SHARE = 0.5
+MEASURE = "nDCG@10"
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """One collection and its judged queries."""
+
+    name: str
+    documents: list[Document]
+    queries: list[Query]
+    qrels: list[Qrel]
+
+    def values(self, run: Candidates) -> dict[str, float]:
+        """nDCG@10 by query."""
+        found = []
+        for number, query in enumerate(self.queries):
+            rows, scores = run.of(number)
+            falling = strictly_falling(scores)
+            found += [
+                ScoredDoc(query.query_id, self.documents[row].doc_id, float(score))
+                for row, score in zip(rows, falling, strict=True)
+            ]
+        return dict(evaluate(found, self.qrels, [MEASURE]).per_query[MEASURE])
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folders", type=Path, nargs="*")
+    arguments.add_argument("--queries", type=int, default=0)
+    arguments.add_argument("--keep", type=Path)
+    arguments.add_argument("--parts", default="late,sparse,cross")
+    options = arguments.parse_args()
+    most = 20 if options.quick else options.queries
+    rows: list[Row] = []
+    for folder in options.folders or [demo_corpus()]:
+        collection = _read(folder, most, 300 if options.quick else 0)
+        rows += compare(collection, options.keep, options.parts.split(","))
+    emit(rows, options.json)
+
+
+def compare(collection: Set, keep: Path | None, parts: Sequence[str]) -> list[Row]:
+    """All systems on one set."""
+    raw, asked = _encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
+    assert raw.dense is not None
+    assert asked.dense is not None
+    runs = {"BM25": _bm25(collection), "dense": _dense(asked.dense, raw.dense)}
+    channels = {"lexical": runs["BM25"], "dense": runs["dense"]}
+    runs["hybrid"] = interpolate(channels, {name: FIRST_STAGE_WEIGHTS[name] for name in channels}).candidates
+    peers: dict[str, str] = {}
+    if "late" in parts:
+        late, peers = _late(collection, raw, asked, keep)
+        runs |= late
+    if "sparse" in parts:
+        runs["mini-sparse"], peers["mini-sparse"] = _sparse(collection, keep), "BM25"
+    if "cross" in parts:
+        runs |= _cross(collection, runs["hybrid"])
+        peers |= {"mini-cross alone": "hybrid", f"mini-cross {SHARE} + hybrid": "hybrid"}
+    values = {name: collection.values(run) for name, run in runs.items()}
+    rows = []
+    for name, own in values.items():
+        mean, peer = float(np.mean(list(own.values()))), peers.get(name, "")
+        other = values.get(peer)
+        p = "" if other is None else f" [p {significance(own, other):.3f}]"
+        ratio = None if other is None else mean / float(np.mean(list(other.values())))
+        rows.append(Row(f"{collection.name} {name}{p}", mean, MEASURE, peer, ratio))
+    return rows
+
+
+def _late(
+    collection: Set, raw: Encoding, asked: Encoding, keep: Path | None
+) -> tuple[dict[str, Candidates], dict[str, str]]:
+    """MaxSim runs, and what each trained one is compared with."""
+    assert raw.tokens is not None
+    assert asked.tokens is not None
+    trained, trained_asked = _encoded(collection, "mini-late", (VectorKind.TOKENS,), keep)
+    assert trained.tokens is not None
+    assert trained_asked.tokens is not None
+    projection, _ = load_projection()
+    runs = {"MaxSim raw 384": _maxsim(collection, asked.tokens, raw.tokens)}
+    peers = {}
+    untrained = [_projected(tokens, projection) for tokens in (asked.tokens, raw.tokens)]
+    for name in POOLINGS:
+        label = name or "all"
+        runs[f"untrained 128 {label}"] = _pooled_maxsim(collection, untrained[0], untrained[1], name)
+        runs[f"mini-late {label}"] = _pooled_maxsim(collection, trained_asked.tokens, trained.tokens, name)
+        peers[f"mini-late {label}"] = f"untrained 128 {label}"
+    return runs, peers
+
+
+def _pooled_maxsim(collection: Set, queries: TokenVectors, documents: TokenVectors, name: str) -> Candidates:
+    if not name:
+        return _maxsim(collection, queries, documents)
+    rules = parse_pooling(name)
+    return _maxsim(collection, pool(queries, rules.query), pool(documents, rules.document))
+
+
+def _maxsim(collection: Set, queries: TokenVectors, documents: TokenVectors) -> Candidates:
+    family = MultivectorFamily(MultivectorConfig())
+    encoding = Encoding(np.zeros(len(documents), np.int32), np.zeros(len(documents), bool), tokens=documents)
+    retriever = family.open([SegmentPart(family.pack(collection.documents, encoding), None, len(documents))])
+    return retriever.search(queries, DEPTH)
+
+
+def _projected(tokens: TokenVectors, projection: np.ndarray) -> TokenVectors:
+    values = tokens.values.astype(np.float32) @ projection
+    return TokenVectors(values / np.linalg.norm(values, axis=1, keepdims=True), tokens.offsets)
+
+
+def _bm25(collection: Set) -> Candidates:
+    family = LexicalFamily(LexicalConfig())
+    packed = family.pack(collection.documents, None)
+    retriever = family.open([SegmentPart(packed, None, len(collection.documents))])
+    return retriever.search(retriever.encode_queries([query.text for query in collection.queries]), DEPTH)
+
+
+def _dense(queries: DenseVectors, documents: DenseVectors) -> Candidates:
+    return _ranked((query @ documents.values.T for query in queries.values), DEPTH)
+
+
+def _sparse(collection: Set, keep: Path | None) -> Candidates:
+    documents, queries = _encoded(collection, "mini-sparse", (VectorKind.SPARSE,), keep)
+    assert documents.sparse is not None
+    assert queries.sparse is not None
+    table, asked = _matrix(documents.sparse), _matrix(queries.sparse)
+    return _ranked((np.asarray((table @ asked[row].T).todense()).ravel() for row in range(asked.shape[0])), DEPTH)
+
+
+def _cross(collection: Set, hybrid: Candidates) -> dict[str, Candidates]:
+    reranker = load_reranker("mini-cross", DeviceConfig())
+    alone, blended = [], []
+    for number, query in enumerate(collection.queries):
+        rows, earlier = (part[:RERANKED] for part in hybrid.of(number))
+        scores = reranker.score(query, [collection.documents[row] for row in rows])
+        for out, own in ((alone, scores), (blended, blend(SHARE, scores, earlier))):
+            order = np.argsort(-own, kind="stable")
+            out.append((rows[order], own[order]))
+    return {
+        "mini-cross alone": as_candidates(alone, RERANKED),
+        f"mini-cross {SHARE} + hybrid": as_candidates(blended, RERANKED),
+    }
+
+
+def _ranked(scored, depth: int) -> Candidates:  # type: ignore[no-untyped-def]
+    ranked = []
+    for scores in scored:
+        places = best(scores.astype(np.float32), depth)
+        ranked.append((places, scores[places].astype(np.float32)))
+    return as_candidates(ranked, depth)
+
+
+def _matrix(vectors: SparseVectors):  # type: ignore[no-untyped-def]
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix((vectors.weights, vectors.terms, vectors.offsets), shape=(len(vectors), vectors.vocabulary))
+
+
+def _read(folder: Path, most: int, most_documents: int) -> Set:
+    """The collection's test queries, `most` of them (0: all)."""
+    name = folder.resolve().name
+    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, "test")]
+    judged = {qrel.query_id for qrel in qrels if qrel.relevance > 0}
+    queries = [query for query in read_queries(folder) if query.query_id in judged]
+    if most:
+        queries = sorted(queries, key=lambda q: blake2b(q.query_id.encode(), digest_size=8).digest())[:most]
+    chosen = {query.query_id for query in queries}
+    qrels = [qrel for qrel in qrels if qrel.query_id in chosen]
+    documents = list(read_corpus(str(folder)))
+    if most_documents:
+        wanted = {qrel.doc_id for qrel in qrels}
+        documents = [d for d in documents if d.doc_id in wanted] + documents[:most_documents]
+        documents = list({d.doc_id: d for d in documents}.values())
+    return Set(name, documents, queries, qrels)
+
+
+def _encoded(collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path | None) -> tuple[Encoding, Encoding]:
+    """Documents and queries through an encoder; document vectors are kept under its fingerprint."""
+    encoder = load_encoder(name, DeviceConfig())
+    queries = encoder.encode_queries(collection.queries, kinds)
+    path = None if keep is None else keep / f"{collection.name}.{name}.{encoder.spec.fingerprint[:12]}.npz"
+    if path is not None and path.exists():
+        return _loaded(path, encoder.spec.dims), queries
+    documents = encoder.encode_documents(collection.documents, kinds)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **_arrays(documents))
+    return documents, queries
+
+
+def _arrays(encoding: Encoding) -> dict[str, np.ndarray]:
+    out = {}
+    if encoding.dense is not None:
+        out["dense"] = encoding.dense.values
+    if encoding.tokens is not None:
+        out |= {"tokens": encoding.tokens.values.astype(np.float16), "offsets": encoding.tokens.offsets}
+    if encoding.sparse is not None:
+        sparse = encoding.sparse
+        out |= {"weights": sparse.weights, "terms": sparse.terms, "rows": sparse.offsets}
+    return out
+
+
+def _loaded(path: Path, dims: Mapping[VectorKind, int]) -> Encoding:
+    with np.load(path) as file:
+        n = len(file["rows"]) - 1 if "rows" in file else len(file["offsets"]) - 1
+        sparse = None
+        if "rows" in file:
+            sparse = SparseVectors(file["weights"], file["terms"], file["rows"], dims[VectorKind.SPARSE])
+        return Encoding(
+            np.zeros(n, dtype=np.int32),
+            np.zeros(n, dtype=bool),
+            dense=DenseVectors(file["dense"]) if "dense" in file else None,
+            tokens=TokenVectors(file["tokens"], file["offsets"]) if "tokens" in file else None,
+            sparse=sparse,
+        )
+
+
+if __name__ == "__main__":
+    main()

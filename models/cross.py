@@ -1,0 +1,99 @@
+"""Our own trained cross-encoders as rerankers: one graph from joined token ids to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chamfer.errors import Internal, InvalidInput
+from chamfer.protocols import Pair, ScoreKind
+from chamfer.types import F32, Document, Query
+from models.backbone import Backbone, DeviceConfig, load_backbone
+from models.batches import Tokenizer, Tokens, token_batches
+from models.heads import CrossHead, CrossHeadConfig
+from models.tower import Tower, folder_of
+from models.trained import Description, describe, fingerprint, open_trained_tower, parts_of
+
+
+class CrossModule(nn.Module):
+    """(ids, mask) i64 [B, L] of [CLS] query [SEP] document [SEP] -> scores [B]; separators tell the segments."""
+
+    def __init__(self, tower: Tower, head: CrossHead, special_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.tower = tower
+        self.head = head
+        self.register_buffer("special_ids", torch.tensor(special_ids), persistent=False)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        special = (ids[:, :, None] == self.special_ids).any(dim=-1) & (mask > 0)
+        closed = (special.long().cumsum(dim=1) - special.long()) - 1  # separators before, the opening token not counted
+        segments = (closed > 0).long() * mask
+        hidden = self.tower(ids, mask, segments)
+        scores: Tensor = self.head(hidden, ids, mask, segments, special)
+        return scores
+
+
+def pair_ids(query: Sequence[int], document: Sequence[int], limit: int) -> list[int]:
+    """[CLS] query [SEP] document [SEP] of two framed texts, at most `limit`: the query gets half at most, then the
+    document what is left."""
+    asked = [*query[: limit // 2 - 1], query[-1]] if len(query) > limit // 2 else list(query)
+    return [*asked, *document[1:-1][: limit - len(asked) - 1], document[-1]]
+
+
+class TrainedReranker:
+    """Scores pairs with one graph. Made by `load_trained_reranker`."""
+
+    def __init__(self, name: str, digest: str, description: Description, graph: Backbone, batch_tokens: int) -> None:
+        self.name = name
+        self.fingerprint = digest
+        self._description = description
+        self._graph = graph
+        self._tokenizer = Tokenizer(folder_of(description.backbone) / "tokenizer.json")
+        self._batch_tokens = batch_tokens
+
+    reads_images: ClassVar[bool] = False
+    score_kind: ClassVar[ScoreKind] = "logit"
+
+    def score(self, query: Query, documents: Sequence[Document]) -> F32:
+        """Scores f32 [n], a logit each, aligned with the documents. Raises Internal if the model gives NaN."""
+        return self.score_pairs([(query, document) for document in documents])
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> F32:
+        """Scores f32 [n] of the pairs, one batch whatever their queries."""
+        if any(query.image is not None for query, _ in pairs):
+            raise InvalidInput(f"reranker {self.name} reads text only, the query has an image")
+        limit = self._description.document_tokens
+        queries = list(dict.fromkeys(query.text for query, _ in pairs))
+        asked = dict(zip(queries, self._tokenizer(queries, self._description.query_tokens).ids, strict=True))
+        texts = self._tokenizer([document.content for _, document in pairs], limit)
+        joined = [pair_ids(asked[query.text], own, limit) for (query, _), own in zip(pairs, texts.ids, strict=True)]
+        scores = np.zeros(len(pairs), dtype=np.float32)
+        tokens = Tokens(joined, texts.n_tokens, texts.truncated)
+        for batch in token_batches(tokens, limit=limit, budget=self._batch_tokens, pad_id=self._tokenizer.pad_id):
+            scores[batch.rows] = self._graph(batch.ids, batch.mask)
+        if not np.isfinite(scores).all():
+            raise Internal(f"reranker {self.name} gave a score that is not finite")
+        return scores
+
+
+def load_trained_reranker(name: str, folder: Path, config: DeviceConfig) -> TrainedReranker:
+    """The reranker in a folder; InvalidInput for a model of another kind."""
+    description = describe(folder)
+    if description.kind != "cross":
+        raise InvalidInput(f"{folder} holds a {description.kind} encoder, expected a cross-encoder")
+
+    def module() -> nn.Module:
+        state, changes = parts_of(folder, description)
+        tower = open_trained_tower(description, changes)
+        head = CrossHead(tower.width, CrossHeadConfig(**description.head))
+        head.load_state_dict(state)
+        special_ids = Tokenizer(folder_of(description.backbone) / "tokenizer.json").special_ids
+        return CrossModule(tower, head, special_ids).eval()
+
+    digest = fingerprint(folder, description)
+    return TrainedReranker(name, digest, description, load_backbone(module, digest, config), config.batch_tokens)

@@ -1,0 +1,214 @@
+"""Encoders out of folders that `chamfer train` wrote; several over one frozen backbone give all kinds in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chamfer.artifact import digest_of
+from chamfer.errors import InvalidInput
+from chamfer.protocols import EncoderSpec
+from chamfer.types import F32, I64, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
+from models.backbone import Backbone, DeviceConfig, load_backbone
+from models.batches import Batch, Tokenizer, Tokens, token_batches
+from models.mini import normalised
+from models.tower import folder_of
+from models.trained import Description, describe, fingerprint, open_trained_tower, parts_of
+
+if TYPE_CHECKING:
+    import torch
+
+_SPARSE_TOKENS = 512  # of one call of the sparse head, whose logits take vocabulary * 4 bytes a token
+
+
+class TrainedEncoder:
+    """Dense, token and sparse vectors from one forward pass. Made by `load_trained_encoder`.
+
+    Dense is the mean of the last layer over real tokens, normalised; it is there unless an adapter trained for
+    another kind has changed the backbone.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        towers: tuple[Backbone, Backbone],
+        tokenizer: Tokenizer,
+        heads: Heads,
+        batch_tokens: int,
+    ) -> None:
+        self.spec = spec
+        self._query_tower, self._document_tower = towers
+        self._tokenizer = tokenizer
+        self._heads = heads
+        self._batch_tokens = batch_tokens
+
+    def encode_queries(self, queries: Sequence[Query], kinds: Collection[VectorKind]) -> Encoding:
+        """See chamfer.protocols.Encoder. Images are refused. Sparse queries need no forward pass."""
+        for query in queries:
+            if query.image is not None:
+                raise InvalidInput(f"encoder {self.spec.name} reads text only, query {query.query_id!r} has an image")
+        tokens = self._tokenizer([query.text for query in queries], self.spec.query_tokens)
+        sparse = self._heads.sparse_queries(tokens, self._tokenizer) if VectorKind.SPARSE in kinds else None
+        rest = [kind for kind in kinds if kind != VectorKind.SPARSE]
+        return self._encode(tokens, rest, sparse, query=True)
+
+    def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
+        """See chamfer.protocols.Encoder. An image beside the text is not looked at."""
+        tokens = self._tokenizer([document.content for document in documents], self.spec.document_tokens)
+        return self._encode(tokens, kinds, None, query=False)
+
+    def _encode(
+        self, tokens: Tokens, kinds: Collection[VectorKind], sparse: SparseVectors | None, *, query: bool
+    ) -> Encoding:
+        if unknown := set(kinds) - set(self.spec.dims):
+            raise InvalidInput(f"encoder {self.spec.name} gives {sorted(self.spec.dims)}, not {sorted(unknown)}")
+        n = len(tokens.ids)
+        dense = np.zeros((n, self.spec.dims.get(VectorKind.DENSE, 0)), dtype=np.float32)
+        matrices: list[F32] = [np.empty(0, dtype=np.float32)] * n
+        rows: list[tuple[I64, F32]] = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * n
+        tower = self._query_tower if query else self._document_tower
+        limit = self.spec.query_tokens if query else self.spec.document_tokens
+        batches = token_batches(tokens, limit=limit, budget=self._batch_tokens, pad_id=self._tokenizer.pad_id)
+        for batch in batches if kinds else ():
+            hidden = tower(batch.ids, batch.mask)
+            for place, row in enumerate(batch.rows):
+                # Text by text, so that the shapes, and with them the bits, do not depend on the batch.
+                own = hidden[place, : batch.lengths[place]]
+                if VectorKind.DENSE in kinds:
+                    dense[row] = normalised(own[:, -dense.shape[1] :].mean(axis=0))
+                if VectorKind.TOKENS in kinds:
+                    matrices[row] = self._heads.token_vectors(own, query=query)
+            if VectorKind.SPARSE in kinds:
+                for row, terms in zip(batch.rows, self._heads.sparse_rows(hidden, batch), strict=True):
+                    rows[row] = terms
+        return Encoding(
+            tokens.n_tokens,
+            tokens.truncated,
+            dense=DenseVectors(dense) if VectorKind.DENSE in kinds else None,
+            tokens=_ragged(matrices, self.spec.dims[VectorKind.TOKENS]) if VectorKind.TOKENS in kinds else None,
+            sparse=_sparse(rows, self.spec.dims[VectorKind.SPARSE]) if VectorKind.SPARSE in kinds else sparse,
+        )
+
+
+class Heads:
+    """The trained heads, as arrays and (for the sparse one, whose logits are the work) as a graph."""
+
+    def __init__(self, states: dict[str, dict[str, F32]], sparse: Backbone | None, special_ids: Sequence[int]) -> None:
+        self._tokens = states.get("tokens", {})
+        self._idf = states.get("sparse", {}).get("idf", np.empty(0, dtype=np.float32))
+        self._sparse = sparse
+        self._special_ids = list(special_ids)
+
+    def token_vectors(self, hidden: F32, *, query: bool) -> F32:
+        """f32 [L, dim] of hidden states f32 [L, W]: models.heads.TokenHead."""
+        vectors = normalised(hidden @ self._tokens["project.weight"].T)
+        if query and "weigh.weight" in self._tokens:
+            logits = hidden @ self._tokens["weigh.weight"].T + self._tokens["weigh.bias"]
+            vectors = vectors * np.logaddexp(np.float32(0), logits)
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+    def sparse_rows(self, hidden: F32, batch: Batch) -> list[tuple[I64, F32]]:
+        """(terms i64, weights f32) of every row of a batch, frame tokens left out."""
+        if self._sparse is None:
+            raise InvalidInput("this encoder has no sparse head")
+        step = max(1, _SPARSE_TOKENS // batch.ids.shape[1])
+        out = []
+        for start in range(0, len(batch.rows), step):
+            part = slice(start, start + step)
+            weights = self._sparse(np.ascontiguousarray(hidden[part]), batch.ids[part], batch.mask[part])
+            weights[:, self._special_ids] = 0
+            out += [(np.flatnonzero(row > 0), row[row > 0]) for row in weights]
+        return out
+
+    def sparse_queries(self, tokens: Tokens, tokenizer: Tokenizer) -> SparseVectors:
+        """Every distinct term of a query with its weight from the table."""
+        special = set(tokenizer.special_ids)
+        terms = [np.array(sorted(set(ids) - special), dtype=np.int64) for ids in tokens.ids]
+        return _sparse([(own, self._idf[own]) for own in terms], len(self._idf))
+
+
+def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfig) -> TrainedEncoder:
+    """One encoder of all folders. InvalidInput where backbone, features or limits differ, or a kind comes twice."""
+    descriptions = [describe(folder) for folder in folders]
+    first = descriptions[0]
+    kinds = [description.kind for description in descriptions]
+    shared = {(d.backbone, d.features, d.query_tokens, d.document_tokens) for d in descriptions}
+    adapted = any(description.adapter_scale for description in descriptions)
+    if len(shared) > 1 or len(set(kinds)) < len(kinds) or "cross" in kinds or (adapted and len(folders) > 1):
+        raise InvalidInput(f"{', '.join(map(str, folders))} do not make one encoder: {descriptions}")
+    parts = {d.kind: parts_of(folder, d) for folder, d in zip(folders, descriptions, strict=True)}
+    changes = next(iter(parts.values()))[1]
+    digests = [fingerprint(folder, description) for folder, description in zip(folders, descriptions, strict=True)]
+    spec = EncoderSpec(
+        name=name,
+        dims=_dims(descriptions, {kind: head for kind, (head, _) in parts.items()}),
+        query_tokens=first.query_tokens,
+        document_tokens=first.document_tokens,
+        fingerprint=digest_of("trained", *digests),
+    )
+    tower = load_backbone(
+        lambda: open_trained_tower(first, changes),
+        digest_of("tower", digests[0] if changes else first.backbone, first.features),
+        config,
+    )
+    documents = tower
+    if first.adapted == "queries":
+        documents = load_backbone(
+            lambda: open_trained_tower(first, {}), digest_of("tower", first.backbone, first.features), config
+        )
+    tokenizer = Tokenizer(folder_of(first.backbone) / "tokenizer.json")
+    states = {kind: {n: t.numpy() for n, t in head.items()} for kind, (head, _) in parts.items()}
+    sparse = (
+        _sparse_graph(first, parts["sparse"][0], digests[kinds.index("sparse")], config) if "sparse" in parts else None
+    )
+    return TrainedEncoder(
+        spec, (tower, documents), tokenizer, Heads(states, sparse, tokenizer.special_ids), config.batch_tokens
+    )
+
+
+def _dims(descriptions: Sequence[Description], heads: dict[str, dict[str, Any]]) -> dict[VectorKind, int]:
+    import json
+
+    first = descriptions[0]
+    hidden = json.loads((folder_of(first.backbone) / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    dims: dict[VectorKind, int] = {}
+    if "dense" in heads or not any(d.adapter_scale for d in descriptions):
+        dims[VectorKind.DENSE] = int(hidden)
+    if "tokens" in heads:
+        dims[VectorKind.TOKENS] = int(heads["tokens"]["project.weight"].shape[0])
+    if "sparse" in heads:
+        dims[VectorKind.SPARSE] = int(heads["sparse"]["idf"].shape[0])
+    return dims
+
+
+def _sparse_graph(
+    description: Description, state: dict[str, torch.Tensor], digest: str, config: DeviceConfig
+) -> Backbone:
+    def load() -> torch.nn.Module:
+        from models.heads import SparseHead, SparseHeadConfig
+
+        tower = open_trained_tower(description, {})
+        head = SparseHead(tower.width, tower.vocabulary, SparseHeadConfig(**description.head))
+        head.load_state_dict(state, strict=False)
+        return head.eval()
+
+    width = state["transform.0.weight"].shape[1]
+    example = (((2, 8, width), "float32"), ((2, 8), "int64"), ((2, 8), "int64"))
+    return load_backbone(load, digest_of("sparse head", digest), config, example)
+
+
+def _ragged(matrices: Sequence[F32], dim: int) -> TokenVectors:
+    offsets = np.zeros(len(matrices) + 1, dtype=np.int64)
+    np.cumsum([len(matrix) for matrix in matrices], out=offsets[1:])
+    return TokenVectors(np.concatenate([*matrices, np.empty((0, dim), dtype=np.float32)]), offsets)
+
+
+def _sparse(rows: Sequence[tuple[I64, F32]], vocabulary: int) -> SparseVectors:
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(terms) for terms, _ in rows], out=offsets[1:])
+    terms = np.concatenate([np.empty(0, dtype=np.int64), *(terms for terms, _ in rows)]).astype(np.int32)
+    weights = np.concatenate([np.empty(0, dtype=np.float32), *(weights for _, weights in rows)]).astype(np.float32)
+    return SparseVectors(weights, terms, offsets, vocabulary)

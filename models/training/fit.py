@@ -1,0 +1,217 @@
+"""The loop of every job: transformers' Trainer over draws of groups; resumable, seeded, on CPU, one GPU or several.
+
+sentence-transformers' trainers extend this same Trainer, but their collators turn each text column into features and
+have no place for a list of candidates with labels, teachers' scores and weights; so we stand one step below them.
+What is saved is what learns, a few megabytes: adapters and heads, with the state of optimiser, schedule and draws.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from chamfer.evaluation import Qrel, ScoredDoc, evaluate
+from models.training.groups import Group
+from models.training.recipe import FitConfig
+from models.training.student import Draws, Student
+
+CHECKPOINTS = "checkpoints"
+_LEARNT = "learnt.safetensors"
+MEASURES = ("nDCG@10", "RR@10")
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a run gave: measures before and after by source, the losses logged, seconds, steps, and where it resumed."""
+
+    before: Mapping[str, Mapping[str, float]]
+    after: Mapping[str, Mapping[str, float]]
+    curve: Sequence[Mapping[str, float]]
+    seconds: float
+    steps: int
+    resumed_at: int
+
+
+def fit(
+    student: Student,
+    draws: Draws,
+    held_out: Sequence[tuple[Group, Mapping[str, str]]],
+    work: Path,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Fitted:
+    """Trains the student in place. A `work` folder with checkpoints is gone on with; `progress` gets step, of, loss."""
+    config = student.recipe.fit
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(work)
+    begin = time.perf_counter()
+    before = _kept(work / "before.json", lambda: measure(student, held_out))
+    trainer = _GroupTrainer(student, draws, _arguments(config, len(draws), work), progress)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return Fitted(
+        before=before,
+        after=measure(student, held_out),
+        curve=[row for row in trainer.state.log_history if "loss" in row],
+        seconds=time.perf_counter() - begin,
+        steps=int(trainer.state.global_step),
+        resumed_at=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+    )
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest whole checkpoint: the state of the trainer is written last."""
+    found = [path for path in (work / CHECKPOINTS).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def measure(student: Student, held_out: Sequence[tuple[Group, Mapping[str, str]]]) -> dict[str, dict[str, float]]:
+    """nDCG@10 and RR@10 of the held-out groups' own candidates, by source and over `all` groups."""
+    if not held_out:
+        return {}
+    training = student.training
+    student.eval()
+    runs: dict[str, list[ScoredDoc]] = {}
+    qrels: dict[str, list[Qrel]] = {}
+    with torch.inference_mode():
+        for group, documents in held_out:
+            scores = student.score(group.query, [documents[doc_id] for doc_id in group.doc_ids]).tolist()
+            for name in (group.source, "all"):
+                runs.setdefault(name, []).extend(
+                    ScoredDoc(group.query_id, d, s) for d, s in zip(group.doc_ids, scores, strict=True)
+                )
+                qrels.setdefault(name, []).extend(
+                    Qrel(group.query_id, d, int(label > 0))
+                    for d, label in zip(group.doc_ids, group.labels, strict=True)
+                )
+    student.train(training)
+    return {name: evaluate(runs[name], qrels[name], MEASURES).means for name in sorted(runs)}
+
+
+class _GroupTrainer(Trainer):  # type: ignore[misc]
+    """Trainer whose batches are lists of draws, in the draws' own order, and whose checkpoints hold what learns."""
+
+    def __init__(
+        self,
+        student: Student,
+        draws: Draws,
+        arguments: TrainingArguments,
+        progress: Callable[[int, int, float], None] | None,
+    ) -> None:
+        super().__init__(
+            model=student, args=arguments, train_dataset=draws, data_collator=lambda batch: {"draws": batch}
+        )
+        self._parts: dict[str, float] = {}
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over groups; accumulation divides it
+        self.remove_callback(PrinterCallback)
+        if progress is not None:
+            self.add_callback(_Progress(progress))
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        parts: dict[str, Tensor] = model(inputs["draws"], self.state.global_step)
+        loss = torch.stack(list(parts.values())).sum()
+        self._parts = {name: float(value.detach()) for name, value in parts.items()}
+        return (loss, {}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(
+            {**logs, **({f"part_{k}": v for k, v in self._parts.items()} if "loss" in logs else {})}, start_time
+        )
+
+    def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            config: FitConfig = self.model.recipe.fit
+            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            groups = [
+                {"params": [p for name, p in named if name.startswith("tower.")], "lr": config.rate},
+                {"params": [p for name, p in named if not name.startswith("tower.")], "lr": config.head_rate},
+            ]
+            self.optimizer = torch.optim.AdamW(
+                [group for group in groups if group["params"]], weight_decay=config.weight_decay
+            )
+        return self.optimizer
+
+    def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        from safetensors.torch import save_file
+
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(learnt(self.model), folder / _LEARNT)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from safetensors.torch import load_file
+
+        self.model.load_state_dict(load_file(Path(resume_from_checkpoint) / _LEARNT), strict=False)
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, show: Callable[[int, int, float], None]) -> None:
+        self._show = show
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        del args, control
+        if logs and "loss" in logs:
+            self._show(int(state.global_step), int(state.max_steps), float(logs["loss"]))
+
+
+def learnt(student: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters that learn, by name, on the CPU."""
+    return {name: p.detach().cpu().contiguous() for name, p in student.named_parameters() if p.requires_grad}
+
+
+def _arguments(config: FitConfig, n_draws: int, work: Path) -> TrainingArguments:
+    steps = max(1, n_draws // (config.batch * config.accumulate))
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(work / CHECKPOINTS),
+        per_device_train_batch_size=config.batch,
+        gradient_accumulation_steps=config.accumulate,
+        num_train_epochs=1,  # epochs are in the draws
+        warmup_steps=int(config.warmup * steps),
+        lr_scheduler_type="linear",
+        learning_rate=config.rate,
+        max_grad_norm=config.clip,
+        bf16=config.precision == "bf16",
+        use_cpu=not cuda,
+        seed=config.seed,
+        save_steps=config.save_every or max(1, steps // 10),
+        save_total_limit=2,
+        logging_steps=max(1, steps // 100),
+        dataloader_drop_last=n_draws >= config.batch,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=cuda,
+    )
+
+
+def _kept(path: Path, make: Callable[[], dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """What a first run measured before training, found again by a resumed one."""
+    if path.is_file():
+        found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    made = make()
+    path.write_text(json.dumps(made), encoding="utf-8")
+    return made
+
+
+def seed_everything(seed: int) -> None:
+    """Initial weights and dropout from the seed."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # libraries below draw from it

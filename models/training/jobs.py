@@ -1,0 +1,90 @@
+"""The jobs by name, and one run of a recipe from data to a finished folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chamfer.errors import InvalidInput
+from models.trained import save
+from models.training.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
+from models.training.dense import DenseRecipe, DenseStudent
+from models.training.fit import Fitted, fit, seed_everything
+from models.training.groups import Group, check_groups, read_documents, read_groups
+from models.training.multivector import MultivectorRecipe, MultivectorStudent
+from models.training.recipe import Recipe
+from models.training.report import write_report
+from models.training.sparse import SparseRecipe, SparseStudent
+from models.training.states import stored_states
+from models.training.student import Draws, Student
+
+JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Student]]] = {
+    "cross_encoder": (CrossEncoderRecipe, CrossEncoderStudent),
+    "dense": (DenseRecipe, DenseStudent),
+    "multivector": (MultivectorRecipe, MultivectorStudent),
+    "sparse": (SparseRecipe, SparseStudent),
+}
+
+
+def recipe_type(job: str) -> type[Recipe]:
+    """The dataclass of a job's recipe; InvalidInput names the jobs there are."""
+    if job not in JOBS:
+        raise InvalidInput(f"unknown job {job!r}; jobs: {', '.join(sorted(JOBS))}")
+    return JOBS[job][0]
+
+
+def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] | None = None) -> Fitted:
+    """Trains what the recipe says and writes the model to recipe.out with its report; `work` keeps checkpoints."""
+    seed_everything(recipe.fit.seed)
+    student = JOBS[recipe.job][1](recipe)
+    documents = read_documents(recipe.data.documents)
+    groups = read_groups(recipe.data.groups, lambda sources, splits: chosen(sources, splits, recipe))
+    check_groups(groups, documents)
+    training = [group for group in groups if group.split == "train"]
+    if not training:
+        raise InvalidInput(f"{recipe.data.groups} holds no training group of the shares {recipe.data.shares}")
+    held_out = [(cut(group, recipe.data.held_out_depth), documents) for group in groups if group.split == "dev"]
+    draws = Draws(training, documents, recipe.data, student.teachers, recipe.fit.seed)
+    if recipe.data.states is not None:
+        if not isinstance(student, MultivectorStudent | SparseStudent):
+            raise InvalidInput(f"job {recipe.job} cannot learn from stored states; leave data.states out")
+        student.read.store(stored_states(recipe.data.states, documents, {g.query_id: g.query for g in groups}))
+    student.prepare(documents.values(), len(draws) // (recipe.fit.batch * recipe.fit.accumulate))
+    fitted = fit(student, draws, held_out, work, progress)
+    save(recipe.out, student.description(), dict(student.head.state_dict()), student.adapter())
+    write_report(recipe.out, recipe, fitted, len(training))
+    return fitted
+
+
+def chosen(sources: Sequence[str], splits: Sequence[str], recipe: Recipe) -> list[int]:
+    """Rows, ascending: the training groups that shares and limit leave, drawn by the seed, and the held-out ones.
+
+    The held-out ones are the same for every seed; sources with share 0 give none.
+    """
+    data, rng = recipe.data, np.random.default_rng(recipe.fit.seed)
+    shares = np.array([data.shares.get(source, 1.0) for source in sources])
+    training = np.array(splits) == "train"
+    taken = np.flatnonzero(training & (rng.random(len(shares)) < shares))
+    if 0 < data.limit < len(taken):
+        taken = rng.permutation(taken)[: data.limit]
+    held = np.flatnonzero((np.array(splits) == "dev") & (shares > 0))
+    held = np.random.default_rng(0).permutation(held)[: data.held_out]
+    return sorted(int(row) for row in (*taken, *held))
+
+
+def cut(group: Group, depth: int) -> Group:
+    """The first `depth` candidates of a group; a positive beyond takes the last place."""
+    places = list(range(min(depth, len(group.doc_ids))))
+    if not any(place in places for place in group.positives):
+        places[-1] = group.positives[0]
+    return Group(
+        query_id=group.query_id,
+        query=group.query,
+        doc_ids=[group.doc_ids[place] for place in places],
+        labels=[group.labels[place] for place in places],
+        source=group.source,
+        split=group.split,
+    )

@@ -1,0 +1,110 @@
+"""Job `multivector`: token vectors for MaxSim, pooled as they will be pooled (CRISP)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.clustering import PoolingRules, parse_pooling
+from models.heads import TokenHead, TokenHeadConfig
+from models.scoring import maxsim
+from models.tower import MINI
+from models.trained import Description
+from models.training.losses.contrastive import infonce, not_relevant
+from models.training.losses.distillation import ensemble, kl
+from models.training.pooling import pool_batch
+from models.training.recipe import Recipe
+from models.training.states import StateReader
+from models.training.student import Draw, Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultivectorRecipe(Recipe):
+    """Contrastive loss over all documents of the batch, and KL from the teachers over each query's own.
+
+    poolings are taken in turn, a step each: names of models.clustering, "" for all vectors. temperature divides the
+    MaxSim score; teacher_scale multiplies the normalised mean of the teachers (columns of the groups).
+    """
+
+    poolings: tuple[str, ...] = ("", "c8x32")
+    temperature: float = 0.5
+    teachers: tuple[str, ...] = ()
+    teacher_scale: float = 10.0
+    teacher_weight: float = 1.0
+    contrastive_weight: float = 1.0
+    head: TokenHeadConfig = field(default_factory=TokenHeadConfig)
+
+
+class MultivectorStudent(Student):
+    """A token head; the backbone learns only with an adapter."""
+
+    recipe: MultivectorRecipe
+
+    def __init__(self, recipe: MultivectorRecipe) -> None:
+        super().__init__(recipe)
+        self.head = TokenHead(sum(self.tower.widths), recipe.head)
+        self._rules = [parse_pooling(name) if name else None for name in recipe.poolings]
+        self.read = StateReader(self.tower, self.tokenizer, recipe.fit.micro_tokens)
+        self._start()
+
+    @property
+    def teachers(self) -> Sequence[str]:
+        return self.recipe.teachers
+
+    def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
+        rules = self._rules[step % len(self._rules)]
+        queries, query_mask = self.encode([draw.query for draw in draws], rules, query=True)
+        documents, document_mask = self.encode([text for draw in draws for text in draw.texts], rules, query=False)
+        scores = maxsim(queries, query_mask, documents, document_mask) / self.recipe.temperature
+        columns = [doc_id for draw in draws for doc_id in draw.doc_ids]
+        each = len(draws[0].doc_ids)
+        places = torch.arange(len(draws), device=scores.device) * each
+        allowed = not_relevant(columns, [draw.relevant for draw in draws]).to(scores.device)
+        parts = {"contrastive": self.recipe.contrastive_weight * infonce(scores, places, allowed)}
+        if self.recipe.teachers:
+            own = scores.gather(1, places[:, None] + torch.arange(each, device=scores.device))
+            taught = torch.tensor([draw.teachers for draw in draws], device=scores.device).transpose(0, 1)
+            parts["teachers"] = self.recipe.teacher_weight * kl(own, ensemble(taught, self.recipe.teacher_scale))
+        return parts
+
+    def encode(self, texts: Sequence[str], rules: PoolingRules | None, *, query: bool) -> tuple[Tensor, Tensor]:
+        """(vectors f32 [N, m, D], mask bool [N, m]) of texts, pooled by the rule of their side."""
+        limit = self.recipe.query_tokens if query else self.recipe.document_tokens
+        states = self.read(texts, limit)
+        vectors = self.head(states.hidden, query=query).float()
+        if rules is None:
+            return vectors, states.mask > 0
+        pooled, mask = pool_batch(vectors, states.mask, rules.query if query else rules.document)
+        return (torch.nn.functional.normalize(pooled, dim=-1) if rules.normalised else pooled), mask
+
+    def score(self, query: str, texts: Sequence[str]) -> Tensor:
+        """MaxSim with the last of the poolings."""
+        queries = self.encode([query], self._rules[-1], query=True)
+        return maxsim(*queries, *self.encode(texts, self._rules[-1], query=False))[0]
+
+    def description(self) -> Description:
+        return Description(
+            kind="tokens",
+            backbone=self.recipe.backbone,
+            features=self.recipe.features,
+            query_tokens=self.recipe.query_tokens,
+            document_tokens=self.recipe.document_tokens,
+            head=asdict(self.recipe.head),
+            adapter_scale=self.recipe.adapter.scale,
+        )
+
+    def _start(self) -> None:
+        """Not from noise: token vectors of `mini` pass as they are, words through an orthonormal map at half weight."""
+        weight, start = self.head.project.weight.data, 0
+        for name, width in zip(self.tower.features, self.tower.widths, strict=True):
+            block = weight[:, start : start + width]
+            start += width
+            if name == MINI and weight.shape[0] == width:
+                block.copy_(torch.eye(width))
+            elif name == MINI or weight.shape[0] > width:
+                continue
+            else:
+                block.copy_((0.5 if name == "words" else 1.0) * torch.linalg.qr(torch.randn(width, len(weight))).Q.T)

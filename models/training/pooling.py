@@ -1,0 +1,45 @@
+"""CRISP inside the forward pass (arXiv 2505.11471): assignments without gradient, means with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.clustering import Pooling, assign
+
+
+def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling) -> tuple[Tensor, Tensor]:
+    """Vectors f32 [N, L, D] with mask [N, L] -> (pooled f32 [N, m, D], mask bool [N, m]).
+
+    Row by row the same vectors as models.clustering.pool_one: k-means runs on detached values, then the mean of each
+    cluster is taken of the tokens themselves: d mean / d token = I / n of its cluster. Padding is in no cluster.
+    """
+    lengths = mask.sum(dim=1).tolist()
+    values = vectors.detach().float().cpu().numpy()
+    members = [_membership(values[row, :length], rule) for row, length in enumerate(lengths)]
+    most = max((len(member) for member in members), default=0)
+    weights = np.zeros((len(members), most, vectors.shape[1]), dtype=np.float32)
+    real = np.zeros((len(members), most), dtype=bool)
+    for row, member in enumerate(members):
+        weights[row, : len(member), : member.shape[1]] = member
+        real[row, : len(member)] = True
+    pooled = torch.from_numpy(weights).to(vectors.device, vectors.dtype) @ vectors
+    return pooled, torch.from_numpy(real).to(vectors.device)
+
+
+def _membership(tokens: np.ndarray, rule: Pooling) -> np.ndarray:
+    """Weights f32 [m, L] of one text's tokens in each of its pooled vectors."""
+    n = len(tokens)
+    every = np.eye(n, dtype=np.float32)
+    if rule.kind == "spacing":
+        return every[:: rule.size]
+    if rule.kind == "tail":
+        return every[-rule.size :] if rule.size else every
+    k = max(1, n * rule.size // 100) if rule.kind == "share" else rule.size
+    if not 0 < k < n:
+        return every
+    labels = assign(np.ascontiguousarray(tokens), k)
+    member = np.zeros((int(labels.max()) + 1, n), dtype=np.float32)
+    member[labels, np.arange(n)] = 1
+    return member / member.sum(axis=1, keepdims=True)

@@ -1,0 +1,117 @@
+"""The trained parts: what they compute, against slow forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.cross import CrossModule, pair_ids
+from models.heads import CrossHead, CrossHeadConfig, SparseHead, SparseHeadConfig, TokenHead, TokenHeadConfig
+from models.tower import Fold, Tower, fold
+
+
+@pytest.fixture
+def states() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(2)
+    ids = torch.randint(0, 20, (3, 5), generator=rng)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    return torch.randn((3, 5, 8), generator=rng), ids, mask
+
+
+@pytest.fixture
+def sparse() -> SparseHead:
+    torch.manual_seed(0)
+    head = SparseHead(8, torch.randn(20, 6), SparseHeadConfig())
+    torch.nn.init.normal_(head.bias)
+    torch.nn.init.normal_(head.presence[2].weight)
+    return head
+
+
+def test_sparse_weights_are_the_activated_maximum_of_all_logits(
+    sparse: SparseHead, states: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
+    hidden, ids, mask = states
+    logits = (sparse.scale * sparse.transform(hidden)) @ sparse.embeddings.T + sparse.bias
+    logits = logits + sparse.presence(hidden) * (ids[:, :, None] == torch.arange(20))
+    best = logits.masked_fill(mask[:, :, None] == 0, -1e9).amax(dim=1)
+    torch.testing.assert_close(sparse(hidden, ids, mask), torch.log1p(torch.log1p(torch.relu(best))))
+
+
+def test_weights_of_some_terms_are_those_among_all(
+    sparse: SparseHead, states: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
+    terms = torch.tensor([0, 3, 4, 9, 17])
+    torch.testing.assert_close(sparse(*states, terms), sparse(*states)[:, terms])
+
+
+def test_an_untrained_sparse_head_gives_weight_to_the_terms_that_stand_there_alone() -> None:
+    torch.manual_seed(0)
+    head = SparseHead(8, 0.05 * torch.randn(20, 6), SparseHeadConfig())
+    ids = torch.tensor([[3, 7, 3, 1]])
+    weights = head(torch.randn(1, 4, 8), ids, torch.tensor([[1, 1, 1, 0]]))
+    assert weights.nonzero()[:, 1].tolist() == [3, 7]
+
+
+def test_document_vectors_have_unit_length_and_query_lengths_are_weights(
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    head = TokenHead(8, TokenHeadConfig(dim=4))
+    assert head.weigh is not None
+    documents, queries = head(states[0], query=False), head(states[0], query=True)
+    torch.testing.assert_close(documents.norm(dim=-1), torch.ones(3, 5))
+    torch.testing.assert_close(queries, documents, atol=1e-4, rtol=1e-4)
+    torch.nn.init.normal_(head.weigh.weight)
+    assert head(states[0], query=True).norm(dim=-1).std() > 0.01
+    torch.testing.assert_close(head(states[0], query=False), documents)
+
+
+class Recorder(torch.nn.Module):
+    """A tower that keeps the segments it was given."""
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        self.segments = segments
+        return torch.nn.functional.one_hot(ids, 20).float() * mask[:, :, None]
+
+
+def test_segments_of_a_pair_are_read_off_its_separators() -> None:
+    tower = Recorder()
+    module = CrossModule(tower, CrossHead(20, CrossHeadConfig(dim=20)), [2, 3])  # type: ignore[arg-type]
+    ids = torch.tensor([[2, 8, 9, 3, 8, 7, 3, 0]])
+    module(ids, torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0]]))
+    assert tower.segments.tolist() == [[0, 0, 0, 0, 1, 1, 1, 0]]
+
+
+def test_an_untrained_pair_score_is_the_mean_of_matches_over_the_query_tokens() -> None:
+    head = CrossHead(20, CrossHeadConfig(dim=20))
+    assert head.project is not None
+    torch.nn.init.eye_(head.project.weight)
+    module = CrossModule(Recorder(), head, [2, 3])  # type: ignore[arg-type]
+    ids = torch.tensor([[2, 8, 9, 3, 8, 7, 3, 0]])  # 8 is in the document, 9 is not
+    score = module(ids, (ids > 0).long()).item()
+    cosine, same = head.gains.tolist()
+    assert score == pytest.approx((cosine + same) / 2, abs=1e-3)
+
+
+def test_padding_does_not_move_a_pair_score() -> None:
+    module = CrossModule(Recorder(), CrossHead(20, CrossHeadConfig(dim=4)), [2, 3])  # type: ignore[arg-type]
+    short = torch.tensor([[2, 8, 9, 3, 8, 7, 3]])
+    padded = torch.nn.functional.pad(short, (0, 5))
+    torch.testing.assert_close(module(short, (short > 0).long()), module(padded, (padded > 0).long()))
+
+
+def test_joined_pairs_keep_their_frame_and_the_limit() -> None:
+    query, document = [2, *range(10, 20), 3], [2, *range(30, 60), 3]
+    assert pair_ids([2, 8, 3], [2, 9, 3], 16) == [2, 8, 3, 9, 3]
+    assert pair_ids([2, 8, 3], document, 8) == [2, 8, 3, 30, 31, 32, 33, 3]
+    joined = pair_ids(query, document, 12)
+    assert len(joined) == 12
+    assert joined[:6] == [2, 10, 11, 12, 13, 3]
+    assert joined[-1] == 3
+
+
+def test_folding_an_adapter_adds_its_scaled_product() -> None:
+    tower = Tower(torch.nn.ModuleDict({"layer": torch.nn.Linear(3, 4)}), [0])
+    before = tower.transformer["layer"].weight.clone()
+    down, up = torch.randn(2, 3), torch.randn(4, 2)
+    fold(tower, {"layer": Fold(down, up, 0.5)})
+    torch.testing.assert_close(tower.transformer["layer"].weight, before + 0.5 * up @ down)

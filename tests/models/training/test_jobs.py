@@ -1,0 +1,215 @@
+"""Every job: it overfits eight examples, its folder opens as a model, and a resumed run is an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from support_training import Recipes
+
+from chamfer.errors import InvalidInput, NotFound
+from chamfer.settings import load_recipe
+from chamfer.types import Document, Query, VectorKind
+from models.backbone import DeviceConfig
+from models.registry import load_encoder, load_reranker
+from models.trained import WEIGHTS
+from models.training.jobs import run
+
+FP32 = DeviceConfig(precision="fp32", device="cpu")
+ADAPTER = {"rank": 4, "alpha": 8}
+JOBS: dict[str, dict[str, Any]] = {
+    "cross_encoder": {"tables": {"adapter": ADAPTER}},
+    "multivector": {"poolings": ["", "c2x3"], "teachers": ["bm25", "dense"], "tables": {"head": {"dim": 16}}},
+    "sparse": {"vocabulary_sample": 16, "teacher_scale": 10.0, "contrastive_weight": 1.0},
+    "dense": {"tables": {"adapter": ADAPTER}, "gamma": 0.5, "mixed_pairs": 2, "mixed_list": True},
+}
+
+
+def with_fit(options: dict[str, Any], **fit: Any) -> dict[str, Any]:
+    return {**options, "tables": {**options.get("tables", {}), "fit": fit}}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes) -> None:
+    options = dict(JOBS[job])
+    options["tables"] = {**options.get("tables", {}), "data": {"epochs": 20}, "fit": {"warmup": 0.0}}
+    fitted = run(load_recipe(recipe_of(job, **options)), recipe_of(job, **options).parent / "work")
+    first, last = (fitted.curve[place] for place in (0, -1))
+    part = {"cross_encoder": "part_listwise", "sparse": "part_contrastive"}.get(job, "part_contrastive")
+    assert last[part] < 0.35 * first[part]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(job: str, recipe_of: Recipes, tmp_path: Path) -> None:
+    options = {**JOBS[job]}
+    options["tables"] = {**options.get("tables", {}), "data": {"epochs": 2}, "fit": {"save_every": 2}}
+    if "adapter" in options["tables"]:
+        options["tables"]["adapter"] = {**ADAPTER, "dropout": 0.1}
+    whole = load_recipe(recipe_of(job, "whole", **options))
+    run(whole, tmp_path / "whole.work")
+    broken = load_recipe(recipe_of(job, "broken", **options))
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: int, steps: int, loss: float) -> None:
+        del steps, loss
+        if step == 3:  # the checkpoint of step 2 is there
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(broken, tmp_path / "broken.work", stop)
+    resumed = run(broken, tmp_path / "broken.work")
+    assert resumed.resumed_at == 2
+    expected, found = load_file(whole.out / WEIGHTS), load_file(broken.out / WEIGHTS)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(tensor, found[name], err_msg=name)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe_of: Recipes, tmp_path: Path) -> None:
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        recipe = load_recipe(recipe_of("cross_encoder", name, **with_fit(JOBS["cross_encoder"], seed=seed)))
+        run(recipe, tmp_path / f"{name}.work")
+        weights.append(load_file(recipe.out / WEIGHTS)["head.outer.weight"])
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[0], weights[2])
+
+
+def test_a_trained_reranker_opens_by_its_folder_and_ranks_what_it_learnt(recipe_of: Recipes, tmp_path: Path) -> None:
+    options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 10}}}
+    recipe = load_recipe(recipe_of("cross_encoder", **options))
+    run(recipe, tmp_path / "work")
+    reranker = load_reranker(str(recipe.out), FP32)
+    documents = [Document("0", "w1 w2 w3"), Document("1", ""), Document("2", "w9 w8 w7 w6 " * 20)]
+    scores = reranker.score(Query("q", "w2 w1"), documents)
+    assert scores.shape == (3,)
+    assert np.argmax(scores) == 0
+    np.testing.assert_array_equal(reranker.score(Query("q", "w2 w1"), documents[:1]), scores[:1])
+
+
+def test_heads_over_one_frozen_backbone_give_all_kinds_in_one_pass(recipe_of: Recipes, tmp_path: Path) -> None:
+    folders = []
+    for job in ("multivector", "sparse"):
+        recipe = load_recipe(recipe_of(job, job, **JOBS[job]))
+        run(recipe, tmp_path / f"{job}.work")
+        folders.append(str(recipe.out))
+    encoder = load_encoder("trained:" + ",".join(folders), FP32)
+    documents = [
+        Document("0", "w1 w2 w3"),
+        Document("1", "w5 w5 w9 w20 w21 w22 w23 w24 w25 w26 w27 w28 w29 w30 w31 w32"),
+    ]
+    kinds = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE)
+    encoding = encoder.encode_documents(documents, kinds)
+    assert encoding.dense is not None
+    assert encoding.tokens is not None
+    assert encoding.sparse is not None
+    assert encoding.tokens.values.shape == (5 + 18, 16)
+    np.testing.assert_allclose(np.linalg.norm(encoding.dense.values, axis=1), 1, atol=1e-5)
+    alone = encoder.encode_documents(documents[1:], kinds)
+    assert alone.tokens is not None
+    assert alone.sparse is not None
+    np.testing.assert_array_equal(alone.tokens.values, encoding.tokens.values[5:])
+    np.testing.assert_array_equal(alone.sparse.weights, encoding.sparse.take([1]).weights)
+    asked = encoder.encode_queries([Query("q", "w2 w1 w2")], [VectorKind.SPARSE]).sparse
+    assert asked is not None
+    assert asked.terms.tolist() == [6, 7]  # w1 and w2 after the five special words, once each
+
+
+def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path: Path) -> None:
+    """Scores of the students and of the opened folders agree to half precision."""
+    from models.training.jobs import JOBS as STUDENTS
+
+    texts = ["w1 w2 w3", "w4 w1", "w7 w8 w9 w10"]
+    documents = [Document(str(i), text) for i, text in enumerate(texts)]
+    for job, kind in (("multivector", VectorKind.TOKENS), ("sparse", VectorKind.SPARSE), ("dense", VectorKind.DENSE)):
+        recipe = load_recipe(recipe_of(job, job, **JOBS[job]))
+        run(recipe, tmp_path / f"{job}.work")
+        encoder = load_encoder(f"trained:{recipe.out}", FP32)
+        d = encoder.encode_documents(documents, [kind]).vectors(kind)
+        q = encoder.encode_queries([Query("q", "w2 w1")], [kind]).vectors(kind)
+        student = _student_of(STUDENTS[job][1](recipe), recipe)
+        expected = student.score("w2 w1", texts).detach().numpy()
+        np.testing.assert_allclose(_scores(kind, q, d), expected, rtol=0.02, atol=0.02)
+
+
+def _student_of(student: Any, recipe: Any) -> Any:
+    import torch
+
+    from models.tower import fold
+    from models.trained import describe, parts_of
+
+    head, changes = parts_of(recipe.out, describe(recipe.out))
+    student.head.load_state_dict(head, strict=False)
+    with torch.no_grad():
+        modules = dict(student.tower.transformer.named_modules())
+        for name in changes:
+            modules[name].lora_A["default"].weight.copy_(changes[name].down)
+            modules[name].lora_B["default"].weight.copy_(changes[name].up)
+    assert fold
+    if hasattr(student, "_rules"):
+        student._rules = [None]
+    return student.eval()
+
+
+def _scores(kind: VectorKind, q: Any, d: Any) -> np.ndarray:
+    if kind is VectorKind.DENSE:
+        return np.asarray(d.values @ q.values[0])
+    out = []
+    for start, stop in zip(d.offsets[:-1], d.offsets[1:], strict=True):
+        if kind is VectorKind.TOKENS:
+            out.append(float((q.values @ d.values[start:stop].T).max(axis=1).sum()))
+        else:
+            own = dict(zip(d.terms[start:stop].tolist(), d.weights[start:stop].tolist(), strict=True))
+            out.append(sum(w * own.get(t, 0.0) for t, w in zip(q.terms.tolist(), q.weights.tolist(), strict=True)))
+    return np.array(out)
+
+
+def test_a_report_holds_measures_before_and_after_the_curve_and_the_seed(recipe_of: Recipes, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_of("cross_encoder", **JOBS["cross_encoder"]))
+    fitted = run(recipe, tmp_path / "work")
+    facts = json.loads((recipe.out / "report.json").read_text())
+    assert facts["recipe"]["fit"]["seed"] == 42
+    assert facts["before"].keys() == facts["after"].keys() == {"all", "toy"}
+    assert len(facts["curve"]) == fitted.steps == 2
+    assert (recipe.out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "| toy | nDCG@10 |" in (recipe.out / "report.md").read_text()
+
+
+def test_unknown_keys_and_jobs_are_named(recipe_of: Recipes) -> None:
+    with pytest.raises(InvalidInput, match=r"'fit.bach'; did you mean 'batch'"):
+        load_recipe(recipe_of("cross_encoder", tables={"fit": {"bach": 3}}))
+    with pytest.raises(InvalidInput, match=r"unknown job 'crossencoder'.*cross_encoder"):
+        load_recipe(recipe_of("crossencoder"))
+    with pytest.raises(NotFound, match="recipe"):
+        load_recipe(Path("nowhere.toml"))
+    with pytest.raises(InvalidInput, match=r"adapter\.rank"):
+        load_recipe(recipe_of("dense"))
+    assert load_recipe(recipe_of("cross_encoder"), {"fit.batch": "64"}).fit.batch == 64
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_where_it_was(recipe_of: Recipes, tmp_path: Path) -> None:
+    options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 100}, "fit": {"save_every": 5}}}
+    command = [sys.executable, "-m", "chamfer", "train", str(recipe_of("cross_encoder", **options))]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = tmp_path / "model.work" / "checkpoints"
+    while not list(work.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "model" / "report.json").exists()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert json.loads((tmp_path / "model" / "report.json").read_text())["resumed_at"] >= 5

@@ -32,7 +32,7 @@ from models.registry import load_encoder, load_reranker
 from service.fusion import blend, interpolate
 from service.plans import FIRST_STAGE_WEIGHTS
 
-POOLINGS = ("", "c0x32", "c8x32", "c4x8", "c25", "c50")
+POOLINGS = ("", "c0x32n", "c8x32n", "c4x8n", "c25n", "c50n")
 DEPTH = 100
 RERANKED = 50
 SHARE = 0.5
@@ -130,7 +130,8 @@ def _pooled_maxsim(collection: Set, queries: TokenVectors, documents: TokenVecto
     if not name:
         return _maxsim(collection, queries, documents)
     rules = parse_pooling(name)
-    return _maxsim(collection, pool(queries, rules.query), pool(documents, rules.document))
+    sides = ((queries, rules.query), (documents, rules.document))
+    return _maxsim(collection, *(pool(vectors, rule, normalised=rules.normalised) for vectors, rule in sides))
 
 
 def _maxsim(collection: Set, queries: TokenVectors, documents: TokenVectors) -> Candidates:

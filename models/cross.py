@@ -90,7 +90,7 @@ def load_trained_reranker(name: str, folder: Path, config: DeviceConfig) -> Trai
     def module() -> nn.Module:
         state, changes = parts_of(folder, description)
         tower = open_trained_tower(description, changes)
-        head = CrossHead(tower.width, CrossHeadConfig(**description.head))
+        head = CrossHead(sum(tower.widths), CrossHeadConfig(**description.head))
         head.load_state_dict(state)
         special_ids = Tokenizer(folder_of(description.backbone) / "tokenizer.json").special_ids
         return CrossModule(tower, head, special_ids).eval()

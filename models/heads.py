@@ -89,23 +89,28 @@ class SparseHeadConfig:
 class SparseHead(nn.Module):
     """Hidden states [B, L, W] -> term weights [B, V >= 0]: the maximum over positions of the logits, activated.
 
-    The logit of term t at position p is transform(h_p) . E_t + b_t, with the backbone's word embeddings E, plus
-    presence(h_p) >= 0 if the token at p is t. So a term that stands there starts with a weight, and one that does not
-    has to earn it; without the second part a backbone that has no language model head would start from noise.
+    The logit of term t at position p is scale * transform(h_p) . E_t + b_t, with the backbone's word embeddings E at
+    unit length, plus presence(h_p) >= 0 if the token at p is t. Where the features begin with `words`, transform starts
+    as the token's own embedding: terms with like embeddings (other forms of a word) then start near a weight above 0,
+    where they get a gradient, all others below, and a backbone without a language model head need not start from noise.
     `idf` f32 [V] is the weight of a query's terms, fixed before training.
     """
 
     def __init__(self, width: int, vocabulary: Tensor, config: SparseHeadConfig) -> None:
         super().__init__()
         size, hidden = vocabulary.shape
-        self.transform = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.LayerNorm(hidden))
-        self.register_buffer("embeddings", vocabulary.detach(), persistent=False)
+        self.transform = nn.Linear(width, hidden)
+        nn.init.zeros_(self.transform.bias)
+        with torch.no_grad():
+            self.transform.weight.mul_(0.1)
+            self.transform.weight[:, :hidden] += torch.eye(hidden, min(width, hidden))
+        self.register_buffer("embeddings", F.normalize(vocabulary.detach(), dim=-1), persistent=False)
         self.register_buffer("idf", torch.ones(size))
-        self.bias = nn.Parameter(torch.full((size,), -2.0))
-        self.scale = nn.Parameter(torch.tensor(0.05))
+        self.bias = nn.Parameter(torch.full((size,), -6.0))
+        self.scale = nn.Parameter(torch.tensor(10.0))
         self.presence = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 1), nn.Softplus())
         nn.init.zeros_(self.presence[2].weight)
-        nn.init.constant_(self.presence[2].bias, 4.0)
+        nn.init.constant_(self.presence[2].bias, 1.0)
         self.double_log = config.double_log
 
     def forward(self, hidden: Tensor, ids: Tensor, mask: Tensor, terms: Tensor | None = None) -> Tensor:

@@ -191,11 +191,11 @@ def _sparse_graph(
         from models.heads import SparseHead, SparseHeadConfig
 
         tower = open_trained_tower(description, {})
-        head = SparseHead(tower.width, tower.vocabulary, SparseHeadConfig(**description.head))
+        head = SparseHead(sum(tower.widths), tower.vocabulary, SparseHeadConfig(**description.head))
         head.load_state_dict(state, strict=False)
         return head.eval()
 
-    width = state["transform.0.weight"].shape[1]
+    width = state["transform.weight"].shape[1]
     example = (((2, 8, width), "float32"), ((2, 8), "int64"), ((2, 8), "int64"))
     return load_backbone(load, digest_of("sparse head", digest), config, example)
 

@@ -77,17 +77,19 @@ def test_shares_and_limit_choose_and_the_held_out_stay_for_every_seed(recipe_of:
     sources = ["a"] * 100 + ["b"] * 100 + ["a"] * 10
     splits = ["train"] * 200 + ["dev"] * 10
 
-    def rows(seed: str, **data: object) -> list[int]:
-        path = recipe_of("cross_encoder", tables={"data": {"held_out": 3, **data}})
-        return chosen(sources, splits, load_recipe(path, {"fit.seed": seed}))
+    def rows(seed: str, **data: str) -> list[int]:
+        path = recipe_of("cross_encoder", tables={"data": {"held_out": 3}})
+        return chosen(
+            sources, splits, load_recipe(path, {"fit.seed": seed, **{f"data.{k}": v for k, v in data.items()}})
+        )
 
     every = rows("1")
     assert [row for row in every if row < 200] == list(range(200))
-    half = rows("1", shares={"b": 0.5})
+    half = rows("1", **{"shares.b": "0.5"})
     assert 30 < sum(100 <= row < 200 for row in half) < 70
-    assert len(rows("1", limit=20)) == 23
-    assert rows("1", limit=20)[-3:] == rows("2", limit=20)[-3:] == every[-3:]
-    assert rows("1", shares={"a": 0.0}) == list(range(100, 200))
+    assert len(rows("1", limit="20")) == 23
+    assert rows("1", limit="20")[-3:] == rows("2", limit="20")[-3:] == every[-3:]
+    assert rows("1", **{"shares.a": "0"}) == list(range(100, 200))
 
 
 def test_a_group_cut_short_keeps_a_relevant_candidate() -> None:

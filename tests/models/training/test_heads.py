@@ -44,12 +44,15 @@ def test_weights_of_some_terms_are_those_among_all(
     torch.testing.assert_close(sparse(*states, terms), sparse(*states)[:, terms])
 
 
-def test_an_untrained_sparse_head_gives_weight_to_the_terms_that_stand_there_alone() -> None:
+def test_an_untrained_sparse_head_gives_weight_to_the_terms_that_stand_there_and_to_terms_like_them() -> None:
     torch.manual_seed(0)
-    head = SparseHead(8, 0.05 * torch.randn(20, 6), SparseHeadConfig())
+    vocabulary = torch.eye(20)
+    vocabulary[8, 7] = 2.0  # term 8 is like term 7: cosine 0.89
     ids = torch.tensor([[3, 7, 3, 1]])
-    weights = head(torch.randn(1, 4, 8), ids, torch.tensor([[1, 1, 1, 0]]))
-    assert weights.nonzero()[:, 1].tolist() == [3, 7]
+    words = torch.nn.functional.normalize(vocabulary, dim=-1)[ids]
+    weights = SparseHead(20, vocabulary, SparseHeadConfig())(words, ids, torch.tensor([[1, 1, 1, 0]]))
+    assert weights.nonzero()[:, 1].tolist() == [3, 7, 8]
+    assert 0 < weights[0, 8] < weights[0, 7]
 
 
 def test_document_vectors_have_unit_length_and_query_lengths_are_weights(

@@ -65,7 +65,7 @@ def summary(advice: Advice) -> str:
 
 
 def picture(advice: Advice) -> bytes:
-    """Share of the exact top 10 that is lost, against milliseconds a query; PNG. The area of a point is its bytes."""
+    """Share of the exact top 10 that is lost, against milliseconds a query: PNG. A point's area: its source's bytes."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -79,10 +79,10 @@ def picture(advice: Advice) -> bytes:
         own = [option for option in advice.options if option.measured is each]
         colour = colours[number % len(colours)]
         marker = "*" if each.direct else "os^vDP"[number // len(colours) % 6]
-        sizes = [15 + option.bytes_per_document / 200 for option in own]
+        area = 15 + each.costs.bytes_per_document / 100
         axes.plot([o.query_ms for o in own], [_lost(o) for o in own], color=colour, linewidth=0.8)
         label = f"{each.name}, {each.costs.bytes_per_document:,.0f} B"
-        axes.scatter([o.query_ms for o in own], [_lost(o) for o in own], sizes, [colour], marker=marker, label=label)
+        axes.scatter([o.query_ms for o in own], [_lost(o) for o in own], area, [colour], marker=marker, label=label)
     front = pareto(advice.options)
     axes.plot([o.query_ms for o in front], [_lost(o) for o in front], color="black", linewidth=0.8, linestyle=":")
     if advice.chosen is not None:
@@ -97,7 +97,9 @@ def picture(advice: Advice) -> bytes:
     axes.minorticks_off()
     axes.set_ylabel("share of the exact top 10 that is found")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    legend = axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    for handle in legend.legend_handles[: len(advice.measured)]:
+        handle.set_sizes([25])
     out = BytesIO()
     figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
     pyplot.close(figure)
@@ -116,7 +118,7 @@ def page(advice: Advice, settings: str, png: bytes, head: Sequence[str], rows: S
         "<p>R10@d: share of the exact top 10 among d candidates of the sample. Growth g: candidates needed grow as the "
         "collection to the power g, from nested parts of the sample; the columns of needs are so extrapolated. A union "
         "counts the candidates of all its sources. Lines join the depths 50, 100, 200, 500 and 1000; the dotted line "
-        f"is the front; a point's area is its bytes a document.</p><ul>{said}</ul>"
+        f"is the front; a point's area is its source's bytes a document.</p><ul>{said}</ul>"
         f"<table><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr>{cells}</table></html>\n"
     )
 

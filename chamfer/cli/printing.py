@@ -82,8 +82,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         out.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         out.add_row(*[Text(str(cell)) for cell in row])
+    if len(columns) <= _MANY:
+        data.print(out)
+        return
     widest = Measurement.get(data, data.options.update(max_width=_WIDEST), out).maximum
-    data.print(out, width=max(data.width, widest) if len(columns) > _MANY else None, crop=False)
+    Console(width=max(data.width, widest)).print(out)
 
 
 def readable_bytes(n: float) -> str:

@@ -1,4 +1,8 @@
-"""Family `multivector`: token vectors of every document, exact MaxSim over all of them or over given rows."""
+"""Family `multivector`: token vectors of every document, exact MaxSim over all of them or over given rows.
+
+With centroids, a search first ranks all documents by centroid scores (indexing.kernels.centroids), which costs one
+byte maximum a token, and scores only the best of them by MaxSim. `search_mode` "exact" scores them all.
+"""
 
 from __future__ import annotations
 
@@ -10,76 +14,146 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chamfer.artifact import ArrayStream
-from chamfer.errors import InvalidInput
-from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind, join_offsets
-from indexing.family import SegmentPart, WithoutCodec, allowed_rows, locate, starts_of
-from indexing.kernels.maxsim import fast_error, maxsim_fast, maxsim_rows
+from chamfer.errors import Incompatible, InvalidInput
+from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
+from indexing.family import Codec, SegmentPart, allowed_rows, locate, starts_of
+from indexing.kernels.centroids import MOST_CENTROIDS, assign, score_table, train
+from indexing.kernels.codes import TokenCodec, encode, learn_step, maxsim_codes_error
+from indexing.kernels.maxsim import fast_error
 from indexing.kernels.topk import as_candidates, best, check_depth, near_best
+from indexing.tokens import StoredTokens, merge_tokens
 
 F64 = NDArray[np.float64]
 SAMPLE = 32
-_BLOCK_BYTES = 32 << 20
+SearchMode = Literal["exact", "centroids"]
+_BITS = {"int8": 8, "int4": 4, "int2": 2}
+_LONGER_AS_CODE = 1.002  # at most, by the rounding of the scale and of the decoded values
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultivectorConfig:
-    """storage: float16 halves the bytes and moves a MaxSim score by less than 0.1 %; float32 keeps the bits."""
+    """storage: float32 keeps the bits, float16 moves a score by less than 0.1 %, int8, int4 and int2 are codes.
 
-    storage: Literal["float16", "float32"] = "float16"
+    centroids    how many are learnt from the first block (an eighth of its tokens at most); 0: none. They narrow a
+                 search to `candidates` documents before MaxSim, and codes hold what is left of a token after its own
+    candidates   how many documents a search by centroids scores by MaxSim (k of them at least)
+    seed         of the centroids
+    """
+
+    storage: Literal["float16", "float32", "int8", "int4", "int2"] = "float16"
+    centroids: int = 0
+    candidates: int = 400
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.centroids <= MOST_CENTROIDS:
+            raise InvalidInput(f"multivector.centroids is {self.centroids}, expected 0 (none) to {MOST_CENTROIDS}")
+        _check_candidates(self.candidates)
+
+    @property
+    def bits(self) -> int | None:
+        """Of a code; None for floats."""
+        return _BITS.get(self.storage)
 
 
-class MultivectorFamily(WithoutCodec):
-    """See indexing.family.Family. Arrays: values [T, D], offsets i64 [N+1], largest_norm f64 [1]."""
+class MultivectorFamily:
+    """See indexing.family.Family. Arrays: those of indexing.tokens.StoredTokens, largest_norm f64 [1].
+
+    Codec: centroids f32 [K, D] (the mean alone if none were asked for), for codes step f32 [D]; none for plain floats.
+    """
 
     name: ClassVar[str] = "multivector"
     kind: ClassVar[VectorKind | None] = VectorKind.TOKENS
 
     def __init__(self, config: MultivectorConfig) -> None:
         self.config = config
+        self._centroids: F32 | None = None
+        self._codec: TokenCodec | None = None
+
+    def learn(self, encoding: Encoding | None) -> Codec:
+        """Centroids and steps from the token vectors of the first block."""
+        if encoding is None or encoding.tokens is None or not self._needs:
+            return {}
+        tokens = encoding.tokens.values.astype(np.float32)
+        if not len(tokens):
+            tokens = np.zeros((1, encoding.tokens.dim), dtype=np.float32)
+        centroids = train(tokens, max(self.config.centroids, 1), self.config.seed)
+        if self.config.bits is None:
+            return {"centroids": centroids}
+        return {"centroids": centroids, "step": learn_step(tokens, centroids, self.config.bits)}
+
+    def with_codec(self, codec: Codec) -> Self:
+        out = type(self)(self.config)
+        if stray := set(codec) - self._needs:
+            raise Incompatible(f"the multivector channel has no use for {sorted(stray)} in the collection's codec")
+        if codec:
+            if missing := self._needs - set(codec):
+                raise Incompatible(
+                    f"the multivector channel's codec lacks {sorted(missing)}; build the collection again"
+                )
+            out._centroids = np.array(codec["centroids"])
+            if self.config.bits is not None:
+                out._codec = TokenCodec(out._centroids, np.array(codec["step"]), self.config.bits)
+        return out
 
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
         if encoding is None or encoding.tokens is None:
             raise InvalidInput("the multivector channel needs token vectors from the encoder")
-        values = encoding.tokens.values.astype(self.config.storage)
-        if not np.isfinite(values).all():
+        if self._needs and self._centroids is None:
+            raise InvalidInput("the multivector channel has no codec yet; a collection learns it from its first block")
+        tokens = encoding.tokens.values
+        if not np.isfinite(tokens.astype("float32" if self.config.storage == "float32" else "float16")).all():
             raise InvalidInput(f"a token vector is not finite as {self.config.storage}")
-        norms = np.linalg.norm(values.astype(np.float32), axis=1)
-        return {
-            "values": values,
+        norms = np.linalg.norm(tokens.astype(np.float32), axis=1)
+        out = {
             "offsets": encoding.tokens.offsets,
-            "largest_norm": np.array([norms.max(initial=0.0)], dtype=np.float64),
+            "largest_norm": norms.max(initial=0.0, keepdims=True).astype(np.float64),
         }
+        if self._codec is None:
+            out["values"] = tokens.astype(self.config.storage)
+            if self.config.centroids and self._centroids is not None:
+                out["centroid_ids"] = assign(tokens, self._centroids).astype(np.uint16)
+            return out
+        out["values"], ids, out["scales"] = encode(tokens, self._codec)
+        out["largest_norm"] *= _LONGER_AS_CODE
+        return out | ({"centroid_ids": ids} if self.config.centroids else {})
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-        first = parts[0].arrays["values"]
-        lengths = [np.diff(part.arrays["offsets"])[part.live_rows()] for part in parts]
-        offsets = join_offsets([np.concatenate([[0], np.cumsum(each)]).astype(np.int64) for each in lengths])
-
-        def chunks() -> Iterator[Array]:
-            for part in parts:
-                for start, stop in _runs(part, _BLOCK_BYTES // (first.shape[1] * first.itemsize)):
-                    yield part.arrays["values"][start:stop]
-
-        return {
-            "values": ArrayStream(first.dtype, (int(offsets[-1]), first.shape[1]), chunks()),
-            "offsets": offsets,
-            "largest_norm": np.array([max(float(part.arrays["largest_norm"][0]) for part in parts)]),
-        }
+        return merge_tokens(parts)
 
     def open(self, parts: Sequence[SegmentPart]) -> MultivectorRetriever:
-        return MultivectorRetriever(parts)
+        mode: SearchMode = "centroids" if self.config.centroids else "exact"
+        return MultivectorRetriever(
+            parts, self._codec, self._centroids if self.config.centroids else None, mode, self.config.candidates
+        )
+
+    @property
+    def _needs(self) -> set[str]:
+        if self.config.bits is not None:
+            return {"centroids", "step"}
+        return {"centroids"} if self.config.centroids else set()
 
 
 class MultivectorRetriever:
-    """Exact MaxSim over the parts' token vectors; also a Rescorer."""
+    """MaxSim over the parts' token vectors, exact or over the best candidates; also a Rescorer."""
 
     stored_kind: ClassVar[VectorKind] = VectorKind.TOKENS
 
-    def __init__(self, parts: Sequence[SegmentPart]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[SegmentPart],
+        codec: TokenCodec | None = None,
+        centroids: F32 | None = None,
+        search_mode: SearchMode = "exact",
+        candidates: int = 400,
+    ) -> None:
         self._parts = parts
+        self._codec = codec
+        self._centroids = centroids
+        self._mode: SearchMode = search_mode
+        self._n_candidates = candidates
         self._starts = starts_of(parts)
-        # Views, not copies: numba takes plain arrays, and offsets are read often.
-        self._arrays = [(np.asarray(p.arrays["values"]), np.array(p.arrays["offsets"])) for p in parts]
+        self._tokens = [StoredTokens(part.arrays, codec) for part in parts]
         self._sample: tuple[F32, I64] | None = None
         self._largest_norm = max((float(p.arrays["largest_norm"][0]) for p in parts), default=0.0)
 
@@ -87,36 +161,49 @@ class MultivectorRetriever:
         return int(self._starts[-1])
 
     def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k rows of highest MaxSim a query, every live and allowed row being scored."""
+        """The k rows of highest MaxSim a query, of all live and allowed rows or, by centroids, of the candidates."""
         check_depth(k)
         usable = allowed_rows(self._parts, allowed)
         rows = np.arange(len(self), dtype=np.int64) if usable is None else np.flatnonzero(usable).astype(np.int64)
         ranked: list[tuple[Array, Array]] = []
         for query in _matrices(queries):
-            near = rows[near_best(self._score(query, rows, maxsim_fast), k, fast_error(query, self._largest_norm))]
-            scores = self._score(query, near, maxsim_rows)
+            chosen = self._candidates(query, rows, max(k, self._n_candidates))
+            near = chosen[near_best(self._score(query, chosen, StoredTokens.maxsim_fast), k, self._error(query))]
+            scores = self._score(query, near, StoredTokens.maxsim_rows)
             places = best(scores, k)
             ranked.append((near[places], scores[places]))
         return as_candidates(ranked, k)
 
+    def centroid_candidates(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
+        """The k rows of highest centroid score a query: the candidates themselves, before MaxSim."""
+        check_depth(k)
+        if self._centroids is None:
+            raise InvalidInput("the multivector channel has no centroids; build it with multivector.centroids")
+        usable = allowed_rows(self._parts, allowed)
+        ranked: list[tuple[Array, Array]] = []
+        for query in _matrices(queries):
+            scores = self._centroid_scores(query, self._centroids)
+            if usable is not None:
+                scores[~usable] = -np.inf
+            places = best(scores, k)
+            ranked.append((places, scores[places]))
+        return as_candidates(ranked, k)
+
     def score(self, queries: TokenVectors, rows: I64) -> F32:
-        """MaxSim f32 [Q, K] of rows i64 [Q, K], by `maxsim_fast`; padding rows (-1) score -inf."""
+        """MaxSim f32 [Q, K] of rows i64 [Q, K], the quickest way; padding rows (-1) score -inf."""
         out = np.full(rows.shape, -np.inf, dtype=np.float32)
         for q, query in enumerate(_matrices(queries)):
             real = rows[q] >= 0
-            out[q, real] = self._score(query, rows[q, real], maxsim_fast)
+            out[q, real] = self._score(query, rows[q, real], StoredTokens.maxsim_fast)
         return out
 
     def vectors(self, rows: I64) -> TokenVectors:
-        """Stored token vectors f32 of rows."""
+        """Stored token vectors f32 of rows, decoded if they are codes."""
         part_of, local = locate(self._starts, rows)
-        dim = self._arrays[0][0].shape[1] if self._arrays else 0
-        matrices = [np.empty((0, dim), dtype=np.float32)]
-        for number, row in zip(part_of, local, strict=True):
-            values, offsets = self._arrays[number]
-            matrices.append(values[offsets[row] : offsets[row + 1]].astype(np.float32))
-        ends = np.cumsum([len(matrix) for matrix in matrices]).astype(np.int64)
-        return TokenVectors(np.concatenate(matrices), ends)
+        matrices = [self._tokens[number].matrix(int(row)) for number, row in zip(part_of, local, strict=True)]
+        dim = self._tokens[0].dim if self._tokens else 0
+        ends = np.cumsum([0, *map(len, matrices)]).astype(np.int64)
+        return TokenVectors(np.concatenate([np.empty((0, dim), dtype=np.float32), *matrices]), ends)
 
     def stored_form(self, queries: TokenVectors) -> TokenVectors:
         return queries
@@ -141,38 +228,58 @@ class MultivectorRetriever:
         sample = self.vectors(rows[np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64))])
         return sample.values, sample.offsets[:-1][np.diff(sample.offsets) > 0]
 
-    def with_params(self, **params: Any) -> Self:
-        if params:
-            raise InvalidInput(f"exact MaxSim has no parameters, got {sorted(params)}")
-        return self
+    def with_params(self, *, search_mode: str | None = None, candidates: int | None = None, **unknown: Any) -> Self:
+        """search_mode "exact" or "centroids"; candidates: see MultivectorConfig."""
+        if unknown:
+            raise InvalidInput(f"unknown parameters {sorted(unknown)}, known are search_mode and candidates")
+        mode = self._mode if search_mode is None else search_mode
+        if mode != "exact" and (mode != "centroids" or self._centroids is None):
+            known = "exact" if self._centroids is None else "exact or centroids"
+            raise InvalidInput(f"search_mode is {mode!r}, expected {known} (multivector.centroids adds centroids)")
+        count = self._n_candidates if candidates is None else candidates
+        _check_candidates(count)
+        return type(self)(self._parts, self._codec, self._centroids, "exact" if mode == "exact" else "centroids", count)
 
-    def _score(self, query: F32, rows: I64, kernel: Callable[[F32, Array, I64, I64], F32]) -> F32:
-        if not np.isfinite(query).all():
-            raise InvalidInput("a query token vector is not finite")
+    def _candidates(self, query: F32, rows: I64, count: int) -> I64:
+        """Those of the rows i64 [n] with the `count` highest centroid scores, ascending; all of them in exact mode."""
+        if self._mode == "exact" or self._centroids is None or len(rows) <= count or not len(query):
+            return rows
+        return np.sort(rows[best(self._centroid_scores(query, self._centroids)[rows], count)])
+
+    def _centroid_scores(self, query: F32, centroids: F32) -> F32:
+        """f32 [N], whole numbers."""
+        _check_query(query, centroids.shape[1])
+        table = score_table(query, centroids)
+        parts = [tokens.centroid_scores(table) for tokens in self._tokens]
+        return np.concatenate([np.empty(0, np.int32), *parts]).astype(np.float32)
+
+    def _score(self, query: F32, rows: I64, how: Callable[[StoredTokens, F32, I64], F32]) -> F32:
+        _check_query(query, query.shape[1])
         part_of, local = locate(self._starts, rows)
         out = np.empty(len(rows), dtype=np.float32)
         for number in np.unique(part_of):
             here = part_of == number
-            values, offsets = self._arrays[number]
-            out[here] = kernel(query, values, offsets, local[here])
+            out[here] = how(self._tokens[number], query, local[here])
         return out
+
+    def _error(self, query: F32) -> float:
+        """How far the quickest MaxSim may be from the one that decides."""
+        coded = 0.0 if self._codec is None else maxsim_codes_error(query, self._codec, self._largest_norm)
+        return max(coded, fast_error(query, self._largest_norm))
+
+
+def _check_query(query: F32, dim: int) -> None:
+    if query.shape[1] != dim:
+        raise InvalidInput(f"query tokens have {query.shape[1]} dimensions, the index has {dim}")
+    if not np.isfinite(query).all():
+        raise InvalidInput("a query token vector is not finite")
+
+
+def _check_candidates(count: int) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise InvalidInput(f"multivector candidates is {count}, expected at least 1")
 
 
 def _matrices(queries: TokenVectors) -> Iterator[F32]:
     for start, stop in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):
         yield np.asarray(queries.values[start:stop], dtype=np.float32)
-
-
-def _runs(part: SegmentPart, budget: int) -> Iterator[tuple[int, int]]:
-    """Token ranges of the live rows, neighbours joined, at most `budget` tokens each (one row at least)."""
-    offsets = part.arrays["offsets"]
-    start = stop = 0
-    for row in part.live_rows():
-        first, last = int(offsets[row]), int(offsets[row + 1])
-        if first != stop or last - start > max(budget, 1):
-            if stop > start:
-                yield start, stop
-            start = first
-        stop = last
-    if stop > start:
-        yield start, stop

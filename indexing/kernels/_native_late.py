@@ -1,0 +1,78 @@
+"""The loops of late.c behind arrays; False or None where they cannot be had (see _native.library)."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from chamfer.types import F32, I64, Array
+from indexing.kernels import _native
+
+_POINTER = ctypes.c_void_p
+_COUNT = ctypes.c_int64
+_BYTES = 16  # of codes that are decoded at a time
+
+
+def scan_centroids(table: Array, ids: Array, offsets: I64, out: Array) -> bool:
+    """As _numba_late.scan_centroids, the same bits."""
+    fast = _typed(_native.library())
+    if fast is None or table.shape[1] != 32 or not (ids.flags.c_contiguous and table.flags.c_contiguous):
+        return False
+    offsets = np.ascontiguousarray(offsets)
+    fast.chamfer_scan_centroids(table.ctypes.data, ids.ctypes.data, offsets.ctypes.data, len(out), out.ctypes.data)
+    return True
+
+
+def decode(
+    arrays: tuple[Array, Array, Array], base: F32, step: F32, bits: int, offsets: I64, rows: I64
+) -> Array | None:
+    """Token vectors f16 of documents `rows`, end to end, from (codes, ids, scales); see indexing.kernels.codes."""
+    codes, ids, scales = arrays
+    fast = _typed(_native.library())
+    if fast is None or codes.shape[1] % _BYTES or codes.shape[1] * 8 != len(step) * bits:
+        return None
+    if not all(array.flags.c_contiguous for array in (codes, ids, scales, base, step, offsets, rows)):
+        return None
+    out = np.empty((int((offsets[rows + 1] - offsets[rows]).sum()), len(step)), dtype=np.float16)
+    at = [array.ctypes.data for array in (codes, ids, scales, base, step, offsets, rows, out)]
+    ids_at = at[1] if len(ids) else None
+    fast.chamfer_decode(at[0], ids_at, *at[2:5], len(step), bits, at[5], at[6], len(rows), at[7])
+    return out
+
+
+def maxsim_codes(
+    query: tuple[Array, F32, F32], arrays: tuple[Array, Array, Array], bits: int, offsets: I64, rows: I64
+) -> F32 | None:
+    """MaxSim f32 [K] of (bytes i8 [G, D/4, 16, 4], units f32 [16 G], table f32 [K, 16 G]) with coded documents."""
+    codes, ids, scales = arrays
+    fast = _typed(_native.library())
+    dim = 4 * query[0].shape[1]
+    if fast is None or not fast.chamfer_has_vnni() or codes.shape[1] % 32 or codes.shape[1] * 8 != dim * bits:
+        return None
+    if not all(array.flags.c_contiguous for array in (*query, *arrays, offsets, rows)):
+        return None
+    longest = int((offsets[rows + 1] - offsets[rows]).max(initial=0))
+    scratch = np.empty(max(longest, 1) * dim, dtype=np.uint8)
+    out = np.empty(len(rows), dtype=np.float32)
+    packed, units, table = (array.ctypes.data for array in query)
+    codes_at, ids_at, scales_at = codes.ctypes.data, ids.ctypes.data if len(ids) else None, scales.ctypes.data
+    head = packed, units, table, len(query[0]), codes_at, ids_at, scales_at, dim, bits
+    tail = offsets.ctypes.data, rows.ctypes.data, len(rows), scratch.ctypes.data, out.ctypes.data
+    fast.chamfer_maxsim_codes(*head, *tail)
+    return out
+
+
+@cache
+def _typed(fast: Any | None) -> Any | None:
+    if fast is not None:
+        fast.chamfer_scan_centroids.argtypes = [*[_POINTER] * 3, _COUNT, _POINTER]
+        fast.chamfer_scan_centroids.restype = None
+        fast.chamfer_decode.argtypes = [*[_POINTER] * 5, _COUNT, _COUNT, *[_POINTER] * 2, _COUNT, _POINTER]
+        fast.chamfer_decode.restype = None
+        head = [*[_POINTER] * 3, _COUNT, *[_POINTER] * 3, _COUNT, _COUNT]
+        fast.chamfer_maxsim_codes.argtypes = [*head, _POINTER, _POINTER, _COUNT, _POINTER, _POINTER]
+        fast.chamfer_maxsim_codes.restype = None
+    return fast

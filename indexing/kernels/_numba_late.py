@@ -1,0 +1,39 @@
+"""Compiled twins of late.c: centroid scores gathered by document, and decoded residuals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True, cache=True)
+def scan_centroids(table: Any, ids: Any, offsets: Any, out: Any) -> None:
+    """Adds to out i32 [N]: over the columns of table u8 [K, 32], the largest entry among the document's ids."""
+    best = np.empty(table.shape[1], np.uint8)
+    for row in range(len(out)):
+        best[:] = 0
+        for t in range(offsets[row], offsets[row + 1]):
+            entry = table[ids[t]]
+            for i in range(len(best)):
+                best[i] = entry[i] if entry[i] > best[i] else best[i]
+        total = np.int32(0)
+        for i in range(len(best)):
+            total += np.int32(best[i])
+        out[row] += total
+
+
+@njit(nogil=True, cache=True)
+def decode(codes: Any, ids: Any, scales: Any, base: Any, step: Any, bits: Any, tokens: Any) -> Any:
+    """f32 [len(tokens), D]: scales f32 [len(tokens)] times (base[id] + step * code); ids of length 0: one base."""
+    width = codes.shape[1]
+    mask = (1 << bits) - 1
+    out = np.empty((len(tokens), len(step)), np.float32)
+    for i in range(len(tokens)):
+        token = tokens[i]
+        start = base[ids[token]] if len(ids) else base[0]
+        for d in range(len(step)):
+            code = (codes[token, d % width] >> (bits * (d // width))) & mask
+            out[i, d] = scales[i] * (start[d] + np.float32(code) * step[d])
+    return out

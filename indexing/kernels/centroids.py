@@ -1,0 +1,82 @@
+"""Centroids of token vectors: which one a token is nearest to, and what their scores say about documents.
+
+A document's centroid score is its MaxSim with every token replaced by its centroid (PLAID's centroid interaction,
+arXiv 2205.09707, section 4.2), here over all documents and in 8 bits: one small matrix product, then a byte maximum a
+token. It ranks candidates for exact MaxSim and nothing else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chamfer.errors import InvalidInput
+from chamfer.types import F32, I64, Array
+from indexing.kernels import _native_late, _numba_late
+
+MOST_CENTROIDS = 65_536
+_TOKENS_PER_CENTROID = 8  # fewer say nothing about what comes later
+_ITERATIONS = 8
+_BLOCK_BYTES = 16 << 20
+_GROUP = 32
+
+
+def train(tokens: F32, k: int, seed: int) -> F32:
+    """At most k centroids f32 [K, D] of tokens f32 [T, D] by Lloyd's iterations from k random tokens, T/8 at most.
+
+    A centroid that loses all its tokens keeps its place. Cost T K D an iteration.
+    """
+    if not 1 <= k <= MOST_CENTROIDS:
+        raise InvalidInput(f"{k} centroids, expected 1..{MOST_CENTROIDS}")
+    k = max(1, min(k, len(tokens) // _TOKENS_PER_CENTROID))
+    if k == 1:
+        return tokens.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+    chosen = np.sort(np.random.default_rng(seed).choice(len(tokens), k, replace=False))
+    centroids: F32 = tokens[chosen].astype(np.float32)
+    for _ in range(_ITERATIONS):
+        ids = assign(tokens, centroids)
+        order = np.argsort(ids, kind="stable")
+        first = np.flatnonzero(np.diff(ids[order], prepend=-1))
+        used = ids[order][first]
+        sums = np.add.reduceat(tokens[order].astype(np.float32), first, axis=0)
+        centroids[used] = sums / np.bincount(ids, minlength=k)[used, None]
+    return centroids
+
+
+def assign(tokens: Array, centroids: F32) -> I64:
+    """The nearest centroid of every token (f32 or f16 [T, D]) by Euclidean distance, i64 [T]. Cost T K D."""
+    half_norms = (centroids * centroids).sum(axis=1) / 2
+    columns = np.ascontiguousarray(centroids.T)
+    out = np.empty(len(tokens), dtype=np.int64)
+    step = max(1, _BLOCK_BYTES // (4 * len(centroids)))
+    for start in range(0, len(tokens), step):
+        scores = tokens[start : start + step].astype(np.float32) @ columns
+        scores -= half_norms
+        out[start : start + step] = scores.argmax(axis=1)
+    return out
+
+
+def score_table(query: F32, centroids: F32) -> Array:
+    """Inner products of query f32 [Tq, D] with the centroids, in 8 bits: u8 [groups of 32 query tokens, K, 32].
+
+    All tokens share one step, and each is counted from its own lowest product: what that shifts is the same for every
+    document that has tokens. Columns beyond the query's tokens are 0 and add nothing.
+    """
+    products = centroids @ np.ascontiguousarray(query.T, dtype=np.float32)
+    lowest = products.min(axis=0)
+    step = float((products.max(axis=0) - lowest).max(initial=0.0)) / 255
+    groups = -(-len(query) // _GROUP)
+    out = np.zeros((groups, len(centroids), _GROUP), dtype=np.uint8)
+    bytes_ = np.rint((products - lowest) / (step or 1.0)).astype(np.uint8)
+    for group in range(groups):
+        own = bytes_[:, group * _GROUP : (group + 1) * _GROUP]
+        out[group, :, : own.shape[1]] = own
+    return out
+
+
+def scan(table: Array, ids: Array, offsets: I64) -> Array:
+    """Centroid scores i32 [N] of documents with centroid ids u16 [T], offsets i64 [N+1], from `score_table`."""
+    out = np.zeros(len(offsets) - 1, dtype=np.int32)
+    for part in table:
+        if not _native_late.scan_centroids(part, ids, offsets, out):
+            _numba_late.scan_centroids(part, ids, offsets, out)
+    return out

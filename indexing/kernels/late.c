@@ -1,0 +1,137 @@
+/* Late interaction over codes: candidates from centroid scores, and decoded residuals. Twins in _numba_late.py.
+ *
+ * The scan adds integers and has its twin's bits; decoding fuses a multiplication and an addition, a float16 step off
+ * at most.
+ */
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,f16c")))
+
+/* Adds to out i32 [n]: over 32 query tokens, the sum of the largest table entry among the document's centroids.
+ *
+ * table u8 [K, 32] (L2 keeps it: 128 KiB at 4,096 centroids); ids u16 [T]; offsets i64 [n + 1]. Two running maxima, so
+ * that a load need not wait for the one before. A document without tokens adds 0.
+ */
+WIDE void chamfer_scan_centroids(const uint8_t *table, const uint16_t *ids, const int64_t *offsets, int64_t n,
+                                 int32_t *out) {
+    for (int64_t row = 0; row < n; row++) {
+        const uint16_t *id = ids + offsets[row], *end = ids + offsets[row + 1];
+        __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+        for (; id + 4 <= end; id += 4) {
+            a = _mm256_max_epu8(a, _mm256_loadu_si256((const __m256i *)(table + 32 * (int64_t)id[0])));
+            b = _mm256_max_epu8(b, _mm256_loadu_si256((const __m256i *)(table + 32 * (int64_t)id[1])));
+            c = _mm256_max_epu8(c, _mm256_loadu_si256((const __m256i *)(table + 32 * (int64_t)id[2])));
+            d = _mm256_max_epu8(d, _mm256_loadu_si256((const __m256i *)(table + 32 * (int64_t)id[3])));
+        }
+        for (; id < end; id++)
+            a = _mm256_max_epu8(a, _mm256_loadu_si256((const __m256i *)(table + 32 * (int64_t)id[0])));
+        a = _mm256_max_epu8(_mm256_max_epu8(a, b), _mm256_max_epu8(c, d));
+        __m256i sums = _mm256_sad_epu8(a, _mm256_setzero_si256());
+        out[row] += (int32_t)(_mm256_extract_epi64(sums, 0) + _mm256_extract_epi64(sums, 1) +
+                              _mm256_extract_epi64(sums, 2) + _mm256_extract_epi64(sums, 3));
+    }
+}
+
+/* Documents `rows`, one after another, as f16 [., dim]: scale * (base[id] + step * code), where base is the centroid
+ * less the middle of the codes.
+ *
+ * codes u8 [T, dim bits / 8]: byte j holds the dimensions j, j + dim bits / 8, ... from its lowest bits up; the number
+ * of bytes is a multiple of 16. ids u16 [T], or NULL where there is one base. scales f16 [T].
+ */
+WIDE void chamfer_decode(const uint8_t *codes, const uint16_t *ids, const uint16_t *scales, const float *base,
+                         const float *step, int64_t dim, int64_t bits, const int64_t *offsets, const int64_t *rows,
+                         int64_t n_rows, uint16_t *out) {
+    int64_t width = dim * bits / 8;
+    __m512i mask = _mm512_set1_epi32((1 << bits) - 1);
+    for (int64_t i = 0; i < n_rows; i++) {
+        for (int64_t t = offsets[rows[i]]; t < offsets[rows[i] + 1]; t++, out += dim) {
+            __m512 scale = _mm512_set1_ps(_cvtsh_ss(scales[t]));
+            const float *from = base + (ids ? dim * (int64_t)ids[t] : 0);
+            for (int64_t j = 0; j < width; j += 16) {
+                __m512i packed = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(codes + t * width + j)));
+                for (int64_t shift = 0, d = j; shift < 8; shift += bits, d += width) {
+                    __m512i code = _mm512_and_si512(_mm512_srli_epi32(packed, (unsigned)shift), mask);
+                    __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), _mm512_loadu_ps(step + d),
+                                                   _mm512_loadu_ps(from + d));
+                    value = _mm512_mul_ps(value, scale);
+                    _mm256_storeu_si256((__m256i *)(out + d), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+                }
+            }
+        }
+    }
+}
+
+#define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c")))
+#define TOKENS 12 /* document tokens whose products with 16 query tokens are summed at once, in registers */
+
+int chamfer_has_vnni(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+/* Codes of `count` tokens, one byte a dimension. A token's bytes are a multiple of 32. */
+VNNI static void unpack(const uint8_t *codes, int64_t count, int64_t width, int64_t bits, uint8_t *out) {
+    __m256i mask = _mm256_set1_epi8((char)((1 << bits) - 1));
+    for (int64_t t = 0; t < count; t++, codes += width)
+        for (int64_t shift = 0; shift < 8; shift += bits, out += width)
+            for (int64_t j = 0; j < width; j += 32) {
+                __m256i bytes = _mm256_loadu_si256((const __m256i *)(codes + j));
+                bytes = _mm256_and_si256(_mm256_srli_epi16(bytes, (int)shift), mask);
+                _mm256_storeu_si256((__m256i *)(out + j), bytes);
+            }
+}
+
+/* MaxSim of one query with coded documents `rows`, without decoding: out f32 [n_rows].
+ *
+ * A product is scale * (table[id] + unit * (integer product of query bytes and codes)), see codes.maxsim_codes.
+ * query i8 [groups, dim / 4, 16 tokens, 4]; units f32 [groups 16]; table f32 [K, groups 16]; scratch u8 [longest dim].
+ * Columns beyond the query's tokens are 0 everywhere and add nothing.
+ */
+VNNI void chamfer_maxsim_codes(const int8_t *query, const float *units, const float *table, int64_t groups,
+                               const uint8_t *codes, const uint16_t *ids, const uint16_t *scales, int64_t dim,
+                               int64_t bits, const int64_t *offsets, const int64_t *rows, int64_t n_rows,
+                               uint8_t *scratch, float *out) {
+    int64_t width = dim * bits / 8;
+    for (int64_t i = 0; i < n_rows; i++) {
+        int64_t start = offsets[rows[i]], count = offsets[rows[i] + 1] - start;
+        const uint8_t *bytes = codes + start * width;
+        float total = 0.0f;
+        if (bits < 8) {
+            unpack(bytes, count, width, bits, scratch);
+            bytes = scratch;
+        }
+        for (int64_t g = 0; g < groups && count > 0; g++) {
+            __m512 best = _mm512_set1_ps(-3.4e38f), unit = _mm512_loadu_ps(units + 16 * g);
+            for (int64_t first = 0; first < count; first += TOKENS) {
+                const int32_t *token[TOKENS];
+                __m512i sum[TOKENS];
+#pragma GCC unroll 12
+                for (int t = 0; t < TOKENS; t++) { /* beyond the end the last token again */
+                    token[t] = (const int32_t *)(bytes + (first + t < count ? first + t : count - 1) * dim);
+                    sum[t] = _mm512_setzero_si512();
+                }
+                for (int64_t p = 0; p < dim / 4; p++) {
+                    __m512i q = _mm512_loadu_si512(query + 64 * (g * (dim / 4) + p));
+#pragma GCC unroll 12
+                    for (int t = 0; t < TOKENS; t++)
+                        sum[t] = _mm512_dpbusd_epi32(sum[t], _mm512_set1_epi32(token[t][p]), q);
+                }
+#pragma GCC unroll 12
+                for (int t = 0; t < TOKENS; t++) {
+                    int64_t at = start + (first + t < count ? first + t : count - 1);
+                    const float *entry = table + 16 * (g + groups * (ids ? (int64_t)ids[at] : 0));
+                    __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[t]), unit, _mm512_loadu_ps(entry));
+                    best = _mm512_max_ps(best, _mm512_mul_ps(value, _mm512_set1_ps(_cvtsh_ss(scales[at]))));
+                }
+            }
+            total += _mm512_reduce_add_ps(best);
+        }
+        out[i] = total;
+    }
+}
+#else
+int chamfer_has_vnni(void) { return 0; }
+#endif

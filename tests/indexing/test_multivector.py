@@ -1,0 +1,105 @@
+"""What the contract does not say of `multivector`: searches by centroids, parameters, codecs, bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chamfer.errors import Incompatible, InvalidInput
+from chamfer.types import Encoding, TokenVectors
+from indexing.family import SegmentPart
+from indexing.multivector import MultivectorConfig, MultivectorFamily
+
+N = 300
+
+
+def clustered(seed: int, lengths: np.ndarray, dim: int = 32) -> TokenVectors:
+    """Unit token vectors near 40 directions."""
+    rng = np.random.default_rng(seed)
+    directions = np.random.default_rng(0).standard_normal((40, dim))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    values = directions[rng.integers(0, 40, offsets[-1])] + 0.6 * rng.standard_normal((offsets[-1], dim))
+    return TokenVectors((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32), offsets)
+
+
+def encoded(tokens: TokenVectors) -> Encoding:
+    n = len(tokens)
+    return Encoding(np.zeros(n, np.int32), np.zeros(n, bool), tokens=tokens)
+
+
+TOKENS = clustered(1, np.random.default_rng(2).integers(0, 30, N))
+QUERIES = clustered(3, np.full(12, 9))
+
+
+def opened(**config: Any) -> Any:
+    plain = MultivectorFamily(MultivectorConfig(**config))
+    family = plain.with_codec(plain.learn(encoded(TOKENS)))
+    return family.open([SegmentPart(family.pack([], encoded(TOKENS)), None, N)])
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8", "int2"])
+def test_a_search_by_centroids_scores_its_candidates_as_the_exact_search_does(storage: str) -> None:
+    retriever = opened(storage=storage, centroids=40, candidates=60)
+    exact = retriever.with_params(search_mode="exact").search(QUERIES, N)
+    by_centroids = retriever.search(QUERIES, 10)
+    candidates = retriever.centroid_candidates(QUERIES, 60)
+    shares = []
+    for q in range(len(QUERIES)):
+        rows, scores = exact.of(q)
+        among = np.isin(rows, candidates.rows[q])
+        np.testing.assert_array_equal(by_centroids.of(q)[0], rows[among][:10])
+        np.testing.assert_array_equal(by_centroids.of(q)[1], scores[among][:10])
+        shares.append(np.isin(rows[:10], candidates.rows[q]).mean())
+    assert np.mean(shares) >= 0.9
+
+
+def test_as_many_candidates_as_rows_give_the_exact_search() -> None:
+    retriever = opened(centroids=40)
+    exact = retriever.with_params(search_mode="exact").search(QUERIES, 20)
+    np.testing.assert_array_equal(retriever.with_params(candidates=N).search(QUERIES, 20).rows, exact.rows)
+    np.testing.assert_array_equal(retriever.with_params(candidates=1).search(QUERIES, N).rows[:, :20], exact.rows)
+
+
+def test_centroid_candidates_keep_to_the_filter() -> None:
+    allowed = np.random.default_rng(5).random(N) < 0.3
+    retriever = opened(centroids=40, candidates=20)
+    for found in (retriever.search(QUERIES, 20, allowed), retriever.centroid_candidates(QUERIES, 20, allowed)):
+        assert found.depth == 20
+        assert allowed[found.rows].all()
+
+
+@pytest.mark.parametrize(("storage", "size"), [("float16", 64), ("int8", 34), ("int4", 18), ("int2", 10)])
+def test_bytes_of_a_token(storage: str, size: int) -> None:
+    plain = MultivectorFamily(MultivectorConfig(storage=storage))
+    arrays = plain.with_codec(plain.learn(encoded(TOKENS))).pack([], encoded(TOKENS))
+    per_token = sum(array.nbytes for name, array in arrays.items() if name not in ("offsets", "largest_norm"))
+    assert per_token == size * len(TOKENS.values)
+
+
+@pytest.mark.parametrize(("storage", "floor"), [("int8", 0.97), ("int4", 0.85), ("int2", 0.6)])
+def test_codes_keep_most_of_the_exact_ranking(storage: str, floor: float) -> None:
+    exact = opened(storage="float32").search(QUERIES, 10)
+    found = opened(storage=storage, centroids=40, candidates=N).search(QUERIES, 10)
+    kept = np.mean([np.isin(a, b).mean() for a, b in zip(exact.rows, found.rows, strict=True)])
+    assert kept >= floor
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="expected 0"):
+        MultivectorConfig(centroids=-1)
+    with pytest.raises(InvalidInput, match="at least 1"):
+        MultivectorConfig(candidates=0)
+    with pytest.raises(InvalidInput, match=r"multivector\.centroids"):
+        opened().with_params(search_mode="centroids")
+    with pytest.raises(InvalidInput, match="no centroids"):
+        opened().centroid_candidates(QUERIES, 3)
+    with pytest.raises(InvalidInput, match="9 dimensions"):
+        opened(centroids=40, candidates=5).search(clustered(1, np.array([3]), 9), 2)
+    with pytest.raises(InvalidInput, match="no codec yet"):
+        MultivectorFamily(MultivectorConfig(storage="int4")).pack([], encoded(TOKENS))
+    with pytest.raises(Incompatible, match="lacks"):
+        MultivectorFamily(MultivectorConfig(storage="int4")).with_codec({"centroids": np.zeros((1, 3), np.float32)})
+    with pytest.raises(Incompatible, match="no use"):
+        MultivectorFamily(MultivectorConfig()).with_codec({"centroids": np.zeros((1, 3), np.float32)})

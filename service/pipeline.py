@@ -189,7 +189,7 @@ class Pipeline:
                 self._stages.attempt(stage, group, partial(self._rescore_group, rescore))
 
     def _rescore_group(self, plan: Rescore, group: list[Search]) -> None:
-        heads = [search.current.of(0)[0][: plan.depth] for search in group]
+        heads = [search.current.of(0)[0][: plan.limit] for search in group]
         rows = np.full((len(group), max(map(len, heads))), -1, dtype=np.int64)
         for padded, head in zip(rows, heads, strict=True):
             padded[: len(head)] = head
@@ -199,10 +199,10 @@ class Pipeline:
         scores = channel.retriever.score(queries, rows)
         for search, head, own in zip(group, heads, scores, strict=True):
             judged, earlier = own[: len(head)], search.current
-            search.judge(Judgement("rescore", plan.channel, head, judged, judged_first(earlier, plan.depth, judged)))
+            search.judge(Judgement("rescore", plan.channel, head, judged, judged_first(earlier, plan.limit, judged)))
             if plan.interpolate is not None:
                 final = blend(plan.interpolate, judged, earlier.scores[0, : len(head)])
-                search.judge(Judgement("blend", plan.channel, head, final, judged_first(earlier, plan.depth, final)))
+                search.judge(Judgement("blend", plan.channel, head, final, judged_first(earlier, plan.limit, final)))
 
     def _finish(self, searches: list[Search]) -> None:
         self._stages.attempt("documents", searches, self._answer)

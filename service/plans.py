@@ -63,13 +63,20 @@ class DistributionBased(Part):
 class Rescore(Part):
     """Exact scores of the first `depth` candidates from the stored vectors of `channel`.
 
+    With depth "all" every document that any channel found is scored: cheap channels then only have to find, each to
+    its own depth, and fusion decides nothing but ties (and the blend, if there is one). MAX_DEPTH bounds it.
     `interpolate` is the share w of the exact score in w * exact + (1 - w) * earlier, both min-max-normalised over
     the rescored candidates; without it the exact score stands alone.
     """
 
     channel: Name
-    depth: Depth = RESCORE_DEPTH
+    depth: Depth | Literal["all"] = RESCORE_DEPTH
     interpolate: Share | None = None
+
+    @property
+    def limit(self) -> int:
+        """The most candidates that are scored."""
+        return MAX_DEPTH if self.depth == "all" else self.depth
 
 
 class Rerank(Part):

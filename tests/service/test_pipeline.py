@@ -98,6 +98,22 @@ def test_rescoring_orders_by_exact_maxsim() -> None:
     assert [h.score for h in rescored.hits] == [h.score for h in only.hits]
 
 
+def test_rescoring_all_scores_the_union_of_what_the_channels_found() -> None:
+    channels = {"dense": {"depth": 2}, "lexical": {"depth": 2}}
+    found = {
+        doc_id
+        for name in channels
+        for doc_id in doc_ids(run_one(pipeline(), plan=Plan.model_validate({"channels": {name: {"depth": 2}}}), k=2))
+    }
+    plan = Plan.model_validate({"channels": channels, "rescore": {"channel": "multivector", "depth": "all"}})
+    exact = run_one(pipeline(), plan=Plan(channels={"multivector": ChannelPlan()}), k=8)
+    rescored = run_one(pipeline(), plan=plan, k=2, explain=True)
+    expected = [doc_id for doc_id in doc_ids(exact) if doc_id in found][:2]
+    assert len(found) > 2
+    assert doc_ids(rescored) == expected
+    assert plan.as_json["rescore"]["depth"] == "all"
+
+
 def test_rescoring_by_interpolation_with_share_zero_keeps_the_fused_order() -> None:
     plan = {"channels": HYBRID, "rescore": {"channel": "multivector", "interpolate": 0.0}}
     fused = run_one(pipeline(), plan=Plan.model_validate({"channels": HYBRID}), k=8)

@@ -185,3 +185,9 @@ def test_faulty_feedback_is_refused_with_the_reason(feedback: object, message: s
 def test_a_faulty_plan_is_refused(fault: object) -> None:
     with pytest.raises(ValidationError):
         Plan.model_validate(fault)
+
+
+@pytest.mark.parametrize("depth", [0, 10_001, "some", 2.5])
+def test_a_rescoring_depth_is_a_number_or_all(depth: object) -> None:
+    with pytest.raises(ValidationError):
+        Plan.model_validate({"channels": {"dense": {}}, "rescore": {"channel": "multivector", "depth": depth}})

@@ -1,0 +1,184 @@
+"""What finds the exact MaxSim top 10, and what compression costs: candidates needed by source, nDCG@10 by storage.
+
+    python -m benchmarks.candidates [FOLDER ...] [--encoded DIR] [--queries N] [--quick] [--json]
+
+Folders are BEIR collections, the shipped one if none is named; encodings are kept in --encoded. Exact is MaxSim over
+all token vectors in float16. A source's candidates are counted in its own order; a union takes its sources in turn,
+each document once. nDCG@10 is that of the exact first 200, ordered by what is stored: documents beyond them could enter
+only by a loss far larger than any measured here. --quick takes 400 documents and 40 queries: it runs, no figure to quote.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.encoded import EncodedSet, load
+from benchmarks.harness import Row, demo_corpus, emit, parser
+from chamfer.evaluation import ScoredDoc, evaluate
+from chamfer.types import Candidates, Encoding, TokenVectors, VectorKind
+from indexing.family import SegmentPart
+from indexing.planner import interleaved, needed, recall
+from indexing.registry import make_family
+from models.clustering import parse_pooling, pool
+
+DEEPEST = 2000
+FDES = {1280: (3, 8), 2560: (4, 8), 5120: (5, 8), 10240: (5, 16)}
+CENTROIDS = (1024, 4096)
+UNIONS = (
+    ("dense", "lexical"),
+    ("dense", "centroids 4096"),
+    ("dense", "fde 10240"),
+    ("dense", "lexical", "centroids 4096"),
+)
+STORAGES: Mapping[str, Mapping[str, Any]] = {
+    "float16": {},
+    "int8": {"storage": "int8"},
+    "int4": {"storage": "int4"},
+    "int2": {"storage": "int2"},
+    "int8, 1024 centroids": {"storage": "int8", "centroids": 1024},
+    "int4, 1024 centroids": {"storage": "int4", "centroids": 1024},
+    "int2, 1024 centroids": {"storage": "int2", "centroids": 1024},
+}
+POOLINGS = ("c8x32", "c0x32", "c0x64", "c50", "k2", "k4", "k8", "tail8x32")
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folders", type=Path, nargs="*")
+    arguments.add_argument("--encoded", type=Path)
+    arguments.add_argument("--queries", type=int, default=300, help="at most so many of each collection")
+    arguments.add_argument("--only", choices=["sources", "storage"])
+    options = arguments.parse_args()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
+        for folder in options.folders or [demo_corpus()]:
+            encoded = load(folder, options.encoded or Path(work), 40 if options.quick else options.queries)
+            encoded = _excerpt(encoded, 400) if options.quick else encoded
+            exact = exact_order(encoded)
+            if options.only != "storage":
+                rows += sources(encoded, exact)
+            if options.only != "sources":
+                rows += storage(encoded, exact)
+    emit(rows, options.json)
+
+
+def exact_order(encoded: EncodedSet) -> Candidates:
+    """The first DEEPEST documents of every query by exact MaxSim."""
+    retriever, _ = opened(encoded, "multivector", {}, encoded.encoding)
+    found: Candidates = retriever.search(encoded.queries.tokens, min(DEEPEST, len(encoded.documents)))
+    return found
+
+
+def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
+    """Candidates needed for 90, 95 and 99 % of the exact top 10, and the share within 100 and 200."""
+    depth = min(DEEPEST, len(encoded.documents))
+    found: dict[str, Candidates] = {}
+    dense, _ = opened(encoded, "dense", {}, encoded.encoding)
+    found["dense"] = dense.search(encoded.queries.dense, depth)
+    lexical, _ = opened(encoded, "lexical", {}, encoded.encoding)
+    found["lexical"] = lexical.search(lexical.encode_queries(encoded.query_texts), depth)
+    for dims, (k_sim, d_proj) in FDES.items():
+        fde, _ = opened(encoded, "fde", {"k_sim": k_sim, "d_proj": d_proj}, encoded.encoding)
+        found[f"fde {dims}"] = fde.search(encoded.queries.tokens, depth)
+    for k in CENTROIDS:
+        by_centroids, _ = opened(encoded, "multivector", {"centroids": k}, encoded.encoding)
+        found[f"centroids {k}"] = by_centroids.centroid_candidates(encoded.queries.tokens, depth)
+    for name in ("c0x8", "c0x32"):
+        pooled, _ = opened(encoded, "multivector", {}, pooled_by(encoded.encoding, name, "document"))
+        found[name] = pooled.search(encoded.queries.tokens, depth)
+    for parts in UNIONS:
+        found[" + ".join(parts)] = interleaved([found[part] for part in parts])
+    rows = []
+    for name, candidates in found.items():
+        title = f"{encoded.name} {name}"
+        for target in (0.90, 0.95, 0.99):
+            count = needed(candidates, exact, target, 10)
+            rows.append(Row(f"{title}: candidates for {target:.2f}", np.nan if count is None else count, "documents"))
+        rows += [Row(f"{title}: recall in {d}", recall(candidates, exact, d, 10), "share") for d in (100, 200)]
+    return rows
+
+
+def storage(encoded: EncodedSet, exact: Candidates) -> list[Row]:
+    """nDCG@10 and bytes a document (of everything the channel keeps) of every storage and pooling."""
+    rows = exact.rows[:, :200]
+    out: list[Row] = []
+    ways: list[tuple[str, Mapping[str, Any], str]] = [(name, params, "") for name, params in STORAGES.items()]
+    ways += [(f"float16 {name}", {}, name) for name in POOLINGS]
+    ways += [(f"int8 {name}", {"storage": "int8"}, name) for name in ("c0x64", "c50")]
+    plain = 0.0
+    for name, params, pooling in ways:
+        documents, queries = encoded.encoding, encoded.queries
+        if pooling:
+            documents, queries = pooled_by(documents, pooling, "document"), pooled_by(queries, pooling, "query")
+        retriever, n_bytes = opened(encoded, "multivector", params, documents)
+        scores = retriever.score(queries.tokens, rows)
+        quality = ndcg(encoded, rows, scores)
+        plain = plain or quality
+        top = [set(r[np.lexsort((r, -s))[:10]]) for r, s in zip(rows, scores, strict=True)]
+        kept = np.mean([len(t & set(e[:10])) / 10 for t, e in zip(top, rows, strict=True)])
+        title = f"{encoded.name} {name}"
+        out += [
+            Row(f"{title}: nDCG@10", quality, "nDCG@10", "float16", quality / plain),
+            Row(f"{title}: exact top 10 kept", float(kept), "share"),
+            Row(f"{title}: bytes a document", n_bytes / len(encoded.documents), "B"),
+        ]
+    return out
+
+
+def ndcg(encoded: EncodedSet, rows: Any, scores: Any) -> float:
+    """nDCG@10 of the rows i64 [Q, K] by scores f32 [Q, K]."""
+    ids = [document.doc_id for document in encoded.documents]
+    run = [
+        ScoredDoc(query_id, ids[row], float(score))
+        for query_id, own, by in zip(encoded.query_ids, rows, scores, strict=True)
+        for row, score in zip(own, by, strict=True)
+        if row >= 0
+    ]
+    return evaluate(run, encoded.qrels, ["nDCG@10"]).means["nDCG@10"]
+
+
+def opened(encoded: EncodedSet, family: str, params: Mapping[str, Any], encoding: Encoding) -> tuple[Any, int]:
+    """(a retriever over one segment of the documents, bytes of its arrays)."""
+    plain = make_family(family, params)
+    ready = plain.with_codec(plain.learn(first_block(encoding)))
+    arrays = ready.pack(encoded.documents, encoding)
+    retriever = ready.open([SegmentPart(arrays, None, len(encoded.documents))])
+    return retriever, sum(array.nbytes for array in arrays.values())
+
+
+def first_block(encoding: Encoding) -> Encoding:
+    """What a build learns codecs from: the first 512 documents."""
+    tokens = encoding.vectors(VectorKind.TOKENS).take(range(min(512, len(encoding))))
+    return replace(encoding, tokens=tokens)  # type: ignore[arg-type]
+
+
+def pooled_by(encoding: Encoding, name: str, side: str) -> Encoding:
+    """The encoding with its token vectors pooled by one side's rule of a pooling."""
+    rules = parse_pooling(name)
+    tokens = encoding.vectors(VectorKind.TOKENS)
+    if not isinstance(tokens, TokenVectors):
+        raise TypeError(type(tokens))
+    return replace(encoding, tokens=pool(tokens, getattr(rules, side), normalised=rules.normalised))
+
+
+def _excerpt(encoded: EncodedSet, n: int) -> EncodedSet:
+    rows = range(min(n, len(encoded.documents)))
+    dense, tokens = (encoded.encoding.vectors(kind).take(rows) for kind in (VectorKind.DENSE, VectorKind.TOKENS))
+    encoding = Encoding(encoded.encoding.n_tokens[: len(rows)], encoded.encoding.truncated[: len(rows)])
+    return replace(
+        encoded,
+        documents=list(encoded.documents)[: len(rows)],
+        encoding=replace(encoding, dense=dense, tokens=tokens),  # type: ignore[arg-type]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Encoded BEIR collections for the benchmarks of late interaction, kept in a folder so that they are encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chamfer.evaluation import Qrel
+from chamfer.types import Array, DenseVectors, Document, Encoding, TokenVectors, VectorKind
+from indexing.corpus import read_corpus, read_qrels, read_queries
+
+KINDS = (VectorKind.DENSE, VectorKind.TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSet:
+    """A collection, and its judged test queries (all queries where there are no judgements), as `mini` encodes them."""
+
+    name: str
+    documents: Sequence[Document]
+    encoding: Encoding
+    queries: Encoding
+    query_ids: Sequence[str]
+    query_texts: Sequence[str]
+    qrels: Sequence[Qrel]
+
+
+def load(folder: Path, kept: Path, most_queries: int) -> EncodedSet:
+    """The collection in `folder`, encoded into `kept`/NAME.npz unless it is there; the first `most_queries` queries."""
+    documents, queries = list(read_corpus(str(folder))), list(read_queries(folder))
+    path = kept / f"{folder.resolve().name}.npz"
+    if not path.exists():
+        _encode(documents, queries, path)
+    with np.load(path) as arrays:
+        encoding = _encoding(arrays["dense"], arrays["tokens"], arrays["offsets"])
+        asked = _encoding(arrays["q_dense"], arrays["q_tokens"], arrays["q_offsets"])
+        ids = arrays["query_ids"].tolist()
+    qrels = [Qrel(*row) for row in read_qrels(folder, "test")]
+    judged = {qrel.query_id for qrel in qrels} or set(ids)
+    rows = [row for row, query_id in enumerate(ids) if query_id in judged][:most_queries]
+    texts = {query.query_id: query.text for query in queries}
+    return EncodedSet(
+        path.stem,
+        documents,
+        encoding,
+        _encoding(asked.vectors(VectorKind.DENSE).take(rows).values, *_ragged(asked, rows)),
+        [ids[row] for row in rows],
+        [texts[ids[row]] for row in rows],
+        [qrel for qrel in qrels if qrel.query_id in {ids[row] for row in rows}],
+    )
+
+
+def _ragged(encoding: Encoding, rows: Sequence[int]) -> tuple[Array, Array]:
+    taken = encoding.vectors(VectorKind.TOKENS).take(rows)
+    if not isinstance(taken, TokenVectors):
+        raise TypeError(type(taken))
+    return taken.values, taken.offsets
+
+
+def _encoding(dense: Array, tokens: Array, offsets: Array) -> Encoding:
+    n = len(offsets) - 1
+    return Encoding(
+        np.diff(offsets).astype(np.int32),
+        np.zeros(n, dtype=bool),
+        dense=DenseVectors(dense),
+        tokens=TokenVectors(tokens, offsets),
+    )
+
+
+def _encode(documents: Sequence[Document], queries: Sequence[object], path: Path) -> None:
+    from models.backbone import DeviceConfig
+    from models.registry import load_encoder
+
+    encoder = load_encoder("mini", DeviceConfig())
+    ours, asked = encoder.encode_documents(documents, KINDS), encoder.encode_queries(queries, KINDS)  # type: ignore[arg-type]
+    arrays = {}
+    for side, encoding, dtype in (("", ours, np.float16), ("q_", asked, np.float32)):
+        dense, tokens = encoding.dense, encoding.tokens
+        if dense is None or tokens is None:
+            raise TypeError("the encoder gave no dense or no token vectors")
+        arrays |= {f"{side}dense": dense.values, f"{side}tokens": tokens.values.astype(dtype)}
+        arrays[f"{side}offsets"] = tokens.offsets
+    path.parent.mkdir(parents=True, exist_ok=True)
+    query_ids = np.array([query.query_id for query in queries])  # type: ignore[attr-defined]
+    np.savez(path, doc_ids=np.array([d.doc_id for d in documents]), query_ids=query_ids, **arrays)

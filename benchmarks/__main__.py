@@ -5,7 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SUBJECTS = ("encoder", "exact", "lexical", "sparse", "multivector", "gpu", "feedback", "rerank", "http", "quality")
+SUBJECTS = (
+    "encoder",
+    "exact",
+    "lexical",
+    "sparse",
+    "multivector",
+    "candidates",
+    "late",
+    "gpu",
+    "feedback",
+    "rerank",
+    "http",
+    "quality",
+)
 
 if __name__ == "__main__":
     failed = [

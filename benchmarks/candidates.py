@@ -3,9 +3,9 @@
     python -m benchmarks.candidates [FOLDER ...] [--encoded DIR] [--queries N] [--quick] [--json]
 
 Folders are BEIR collections, the shipped one if none is named; encodings are kept in --encoded. Exact is MaxSim over
-all token vectors in float16. A source's candidates are counted in its own order; a union takes its sources in turn,
-each document once. nDCG@10 is that of the exact first 200, ordered by what is stored: documents beyond them could enter
-only by a loss far larger than any measured here. --quick takes 400 documents and 40 queries: it runs, no figure to quote.
+all token vectors in float16. A source's candidates are counted in its own order; a union takes as many from each of its
+sources. nDCG@10 is that of the exact first 200, ordered by what is stored. --quick takes 400 documents and 40 queries:
+a check that it runs, no figure to quote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.evaluation import ScoredDoc, evaluate
 from chamfer.types import Candidates, Encoding, TokenVectors, VectorKind
 from indexing.family import SegmentPart
-from indexing.planner import interleaved, needed, recall
+from indexing.recall import TARGETS, needed, rank_by_maxsim, ranks_of_best, ranks_of_union, recall
 from indexing.registry import make_family
 from models.clustering import parse_pooling, pool
 
@@ -71,10 +71,9 @@ def main() -> None:
 
 
 def exact_order(encoded: EncodedSet) -> Candidates:
-    """The first DEEPEST documents of every query by exact MaxSim."""
+    """All documents for every query by exact MaxSim."""
     retriever, _ = opened(encoded, "multivector", {}, encoded.encoding)
-    found: Candidates = retriever.search(encoded.queries.tokens, min(DEEPEST, len(encoded.documents)))
-    return found
+    return rank_by_maxsim(retriever, encoded.queries.tokens)  # type: ignore[arg-type]
 
 
 def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
@@ -94,15 +93,15 @@ def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
     for name in ("c0x8", "c0x32"):
         pooled, _ = opened(encoded, "multivector", {}, pooled_by(encoded.encoding, name, "document"))
         found[name] = pooled.search(encoded.queries.tokens, depth)
-    for parts in UNIONS:
-        found[" + ".join(parts)] = interleaved([found[part] for part in parts])
+    ranks = {name: ranks_of_best(candidates, exact, 10) for name, candidates in found.items()}
+    ranks |= {" + ".join(parts): ranks_of_union([ranks[part] for part in parts]) for parts in UNIONS}
     rows = []
-    for name, candidates in found.items():
+    for name, own in ranks.items():
         title = f"{encoded.name} {name}"
-        for target in (0.90, 0.95, 0.99):
-            count = needed(candidates, exact, target, 10)
+        for target in TARGETS:
+            count = needed(own, target)
             rows.append(Row(f"{title}: candidates for {target:.2f}", np.nan if count is None else count, "documents"))
-        rows += [Row(f"{title}: recall in {d}", recall(candidates, exact, d, 10), "share") for d in (100, 200)]
+        rows += [Row(f"{title}: recall in {depth}", recall(own, depth), "share") for depth in (100, 200)]
     return rows
 
 
@@ -155,7 +154,7 @@ def opened(encoded: EncodedSet, family: str, params: Mapping[str, Any], encoding
 
 
 def first_block(encoding: Encoding) -> Encoding:
-    """What a build learns codecs from: the first 512 documents."""
+    """Less than a build learns codecs from: the first 512 documents."""
     tokens = encoding.vectors(VectorKind.TOKENS).take(range(min(512, len(encoding))))
     return replace(encoding, tokens=tokens)  # type: ignore[arg-type]
 

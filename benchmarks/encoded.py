@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,18 +47,18 @@ def load(folder: Path, kept: Path, most_queries: int) -> EncodedSet:
         path.stem,
         documents,
         encoding,
-        _encoding(asked.vectors(VectorKind.DENSE).take(rows).values, *_ragged(asked, rows)),
+        _taken(asked, rows),
         [ids[row] for row in rows],
         [texts[ids[row]] for row in rows],
         [qrel for qrel in qrels if qrel.query_id in {ids[row] for row in rows}],
     )
 
 
-def _ragged(encoding: Encoding, rows: Sequence[int]) -> tuple[Array, Array]:
-    taken = encoding.vectors(VectorKind.TOKENS).take(rows)
-    if not isinstance(taken, TokenVectors):
-        raise TypeError(type(taken))
-    return taken.values, taken.offsets
+def _taken(encoding: Encoding, rows: Sequence[int]) -> Encoding:
+    if encoding.dense is None or encoding.tokens is None:
+        raise TypeError("the encodings hold no dense or no token vectors")
+    tokens = encoding.tokens.take(rows)
+    return _encoding(encoding.dense.take(rows).values, tokens.values, tokens.offsets)
 
 
 def _encoding(dense: Array, tokens: Array, offsets: Array) -> Encoding:
@@ -76,7 +77,7 @@ def _encode(documents: Sequence[Document], queries: Sequence[object], path: Path
 
     encoder = load_encoder("mini", DeviceConfig())
     ours, asked = encoder.encode_documents(documents, KINDS), encoder.encode_queries(queries, KINDS)  # type: ignore[arg-type]
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for side, encoding, dtype in (("", ours, np.float16), ("q_", asked, np.float32)):
         dense, tokens = encoding.dense, encoding.tokens
         if dense is None or tokens is None:

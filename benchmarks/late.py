@@ -1,6 +1,6 @@
 """Late interaction end to end: recall of the exact MaxSim top 10, milliseconds and bytes, beside tachiom.
 
-    python -m benchmarks.late [FOLDER ...] [--encoded DIR] [--documents N] [--tachiom DIR] [--index FILE] [--quick] [--json]
+    python -m benchmarks.late [FOLDER ...] [--encoded DIR] [--documents N] [--tachiom DIR] [--index FILE] [--quick]
 
 Folders are BEIR collections, searched together, the shipped one if none is named; --documents takes a random part of
 them. Exact is MaxSim over float16 token vectors. CPU time of one thread; every query runs through all contenders in

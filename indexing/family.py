@@ -54,10 +54,14 @@ class Family(Protocol):
 
     name: ClassVar[str]
     kind: ClassVar[VectorKind | None]  # what it needs from the encoder; None reads the documents' text alone
-    learns: ClassVar[bool]  # whether it has a codec
 
     @property
     def config(self) -> Any: ...
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has a codec, as it is configured."""
+        ...
 
     def learn(self, encoding: Encoding | None) -> Codec:
         """The codec of a new collection, from the encoding of a sample. Equal inputs give equal bytes."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from chamfer.artifact import ArrayStream
 from chamfer.errors import Incompatible, InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
-from indexing.family import Codec, SegmentPart, allowed_rows, locate, starts_of
+from indexing.family import Codec, OnCpu, SegmentPart, allowed_rows, locate, starts_of
 from indexing.kernels.centroids import MOST_CENTROIDS, assign, score_table, train
 from indexing.kernels.codes import TokenCodec, encode, learn_step, maxsim_codes_error
 from indexing.kernels.maxsim import fast_error
@@ -34,7 +34,7 @@ _LONGER_AS_CODE = 1.002  # at most, by the rounding of the scale and of the deco
 class MultivectorConfig:
     """storage: float32 keeps the bits, float16 moves a score by less than 0.1 %, int8, int4 and int2 are codes.
 
-    centroids    how many are learnt from the first block (an eighth of its tokens at most); 0: none. They narrow a
+    centroids    how many are learnt from the build's sample (an eighth of its tokens at most); 0: none. They narrow a
                  search to `candidates` documents before MaxSim, and codes hold what is left of a token after its own
     candidates   how many documents a search by centroids scores by MaxSim (k of them at least)
     seed         of the centroids
@@ -56,7 +56,7 @@ class MultivectorConfig:
         return _BITS.get(self.storage)
 
 
-class MultivectorFamily:
+class MultivectorFamily(OnCpu):
     """See indexing.family.Family. Arrays: those of indexing.tokens.StoredTokens, largest_norm f64 [1].
 
     Codec: centroids f32 [K, D] (the mean alone if none were asked for), for codes step f32 [D]; none for plain floats.
@@ -70,8 +70,12 @@ class MultivectorFamily:
         self._centroids: F32 | None = None
         self._codec: TokenCodec | None = None
 
+    @property
+    def learns(self) -> bool:
+        return bool(self._needs)
+
     def learn(self, encoding: Encoding | None) -> Codec:
-        """Centroids and steps from the token vectors of the first block."""
+        """Centroids and steps from the token vectors of the sample."""
         if encoding is None or encoding.tokens is None or not self._needs:
             return {}
         tokens = encoding.tokens.values.astype(np.float32)
@@ -100,7 +104,7 @@ class MultivectorFamily:
         if encoding is None or encoding.tokens is None:
             raise InvalidInput("the multivector channel needs token vectors from the encoder")
         if self._needs and self._centroids is None:
-            raise InvalidInput("the multivector channel has no codec yet; a collection learns it from its first block")
+            raise InvalidInput("the multivector channel has no codec yet; a collection learns it from its sample")
         tokens = encoding.tokens.values
         if not np.isfinite(tokens.astype("float32" if self.config.storage == "float32" else "float16")).all():
             raise InvalidInput(f"a token vector is not finite as {self.config.storage}")

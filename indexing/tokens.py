@@ -35,7 +35,7 @@ class StoredTokens:
         self._ids = np.asarray(arrays.get("centroid_ids", np.empty(0, np.uint16)))
         self._scales = np.asarray(arrays.get("scales", np.empty(0, np.float16)))
         self._codec = codec
-        self._base = None if codec is None else codec.base
+        self._lowest = None if codec is None else codec.lowest
 
     @property
     def dim(self) -> int:
@@ -43,10 +43,10 @@ class StoredTokens:
 
     def matrix(self, row: int) -> F32:
         """Token vectors f32 [., D] of one row."""
-        if self._codec is None or self._base is None:
+        if self._codec is None or self._lowest is None:
             return self._values[self._offsets[row] : self._offsets[row + 1]].astype(np.float32)
         arrays = self._values, self._ids, self._scales
-        return decode(arrays, self._codec, self._base, self._offsets, np.array([row])).astype(np.float32)
+        return decode(arrays, self._codec, self._lowest, self._offsets, np.array([row])).astype(np.float32)
 
     def maxsim_fast(self, query: F32, rows: I64) -> F32:
         """MaxSim f32 [K] of query f32 [Tq, D] with rows i64 [K], the quickest way that there is."""
@@ -62,7 +62,7 @@ class StoredTokens:
         return self._by(maxsim_rows, query, rows)
 
     def _by(self, kernel: Kernel, query: F32, rows: I64) -> F32:
-        if self._codec is None or self._base is None:
+        if self._codec is None or self._lowest is None:
             return kernel(query, self._values, self._offsets, rows)
         arrays = self._values, self._ids, self._scales
         out = np.empty(len(rows), dtype=np.float32)
@@ -71,7 +71,7 @@ class StoredTokens:
         start = 0
         while start < len(rows):
             stop = max(start + 1, int(np.searchsorted(ends, ends[start] + _DECODED_TOKENS, side="right")) - 1)
-            own = decode(arrays, self._codec, self._base, self._offsets, rows[start:stop])
+            own = decode(arrays, self._codec, self._lowest, self._offsets, rows[start:stop])
             places = np.arange(stop - start, dtype=np.int64)
             out[start:stop] = kernel(query, own, ends[start : stop + 1] - ends[start], places)
             start = stop

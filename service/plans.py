@@ -16,7 +16,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from chamfer.errors import InvalidInput
 from chamfer.types import VectorKind
-from service.parts import Cur, Depth, Feedback, Name, Part, Share, Weight
+from service.parts import MAX_DEPTH, Cur, Depth, Feedback, Name, Part, Share, Weight
 
 PRESETS = ("fast", "balanced", "best")
 DEFAULT_PRESET = "balanced"

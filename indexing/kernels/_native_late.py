@@ -27,17 +27,17 @@ def scan_centroids(table: Array, ids: Array, offsets: I64, out: Array) -> bool:
 
 
 def decode(
-    arrays: tuple[Array, Array, Array], base: F32, step: F32, bits: int, offsets: I64, rows: I64
+    arrays: tuple[Array, Array, Array], lowest: F32, step: F32, bits: int, offsets: I64, rows: I64
 ) -> Array | None:
     """Token vectors f16 of documents `rows`, end to end, from (codes, ids, scales); see indexing.kernels.codes."""
     codes, ids, scales = arrays
     fast = _typed(_native.library())
     if fast is None or codes.shape[1] % _BYTES or codes.shape[1] * 8 != len(step) * bits:
         return None
-    if not all(array.flags.c_contiguous for array in (codes, ids, scales, base, step, offsets, rows)):
+    if not all(array.flags.c_contiguous for array in (codes, ids, scales, lowest, step, offsets, rows)):
         return None
     out = np.empty((int((offsets[rows + 1] - offsets[rows]).sum()), len(step)), dtype=np.float16)
-    at = [array.ctypes.data for array in (codes, ids, scales, base, step, offsets, rows, out)]
+    at = [array.ctypes.data for array in (codes, ids, scales, lowest, step, offsets, rows, out)]
     ids_at = at[1] if len(ids) else None
     fast.chamfer_decode(at[0], ids_at, *at[2:5], len(step), bits, at[5], at[6], len(rows), at[7])
     return out

@@ -25,14 +25,14 @@ def scan_centroids(table: Any, ids: Any, offsets: Any, out: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def decode(codes: Any, ids: Any, scales: Any, base: Any, step: Any, bits: Any, tokens: Any) -> Any:
-    """f32 [len(tokens), D]: scales f32 [len(tokens)] times (base[id] + step * code); ids of length 0: one base."""
+def decode(codes: Any, ids: Any, scales: Any, lowest: Any, step: Any, bits: Any, tokens: Any) -> Any:
+    """f32 [len(tokens), D]: scales f32 [len(tokens)] times (lowest[id] + step * code); ids of length 0: one lowest."""
     width = codes.shape[1]
     mask = (1 << bits) - 1
     out = np.empty((len(tokens), len(step)), np.float32)
     for i in range(len(tokens)):
         token = tokens[i]
-        start = base[ids[token]] if len(ids) else base[0]
+        start = lowest[ids[token]] if len(ids) else lowest[0]
         for d in range(len(step)):
             code = (codes[token, d % width] >> (bits * (d // width))) & mask
             out[i, d] = scales[i] * (start[d] + np.float32(code) * step[d])

@@ -29,7 +29,8 @@ def train(tokens: F32, k: int, seed: int) -> F32:
         raise InvalidInput(f"{k} centroids, expected 1..{MOST_CENTROIDS}")
     k = max(1, min(k, len(tokens) // _TOKENS_PER_CENTROID))
     if k == 1:
-        return tokens.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+        mean: F32 = tokens.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+        return mean
     chosen = np.sort(np.random.default_rng(seed).choice(len(tokens), k, replace=False))
     centroids: F32 = tokens[chosen].astype(np.float32)
     for _ in range(_ITERATIONS):

@@ -36,7 +36,7 @@ class TokenCodec:
         return -(-len(self.step) * self.bits // 8)
 
     @property
-    def base(self) -> F32:
+    def lowest(self) -> F32:
         """The centroids less the middle of the codes: what a code is added to."""
         out: F32 = self.centroids - np.float32((2**self.bits - 1) / 2) * self.step
         return out
@@ -71,14 +71,14 @@ def encode(tokens: Array, codec: TokenCodec) -> tuple[Array, Array, Array]:
     return codes, ids, scales
 
 
-def decode(arrays: tuple[Array, Array, Array], codec: TokenCodec, base: F32, offsets: I64, rows: I64) -> Array:
-    """Token vectors f16 [., D] of documents `rows` of (codes, ids, scales), end to end; `base` is the codec's."""
-    found = _native_late.decode(arrays, base, codec.step, codec.bits, offsets, np.ascontiguousarray(rows))
+def decode(arrays: tuple[Array, Array, Array], codec: TokenCodec, lowest: F32, offsets: I64, rows: I64) -> Array:
+    """Token vectors f16 [., D] of documents `rows` of (codes, ids, scales), end to end; `lowest` is the codec's."""
+    found = _native_late.decode(arrays, lowest, codec.step, codec.bits, offsets, np.ascontiguousarray(rows))
     if found is not None:
         return found
     codes, ids, scales = arrays
     tokens, _ = ragged_index(offsets, rows)
-    wide = _numba_late.decode(codes, ids, scales[tokens].astype(np.float32), base, codec.step, codec.bits, tokens)
+    wide = _numba_late.decode(codes, ids, scales[tokens].astype(np.float32), lowest, codec.step, codec.bits, tokens)
     out: Array = wide.astype(np.float16)
     return out
 
@@ -125,7 +125,8 @@ def _query_units(query: F32, codec: TokenCodec) -> tuple[F32, F32]:
 
 def _round(left: F32, step: F32, bits: int) -> Array:
     levels = 2**bits
-    return np.clip(np.floor(left / step) + levels // 2, 0, levels - 1).astype(np.uint8)
+    out: Array = np.clip(np.floor(left / step) + levels // 2, 0, levels - 1).astype(np.uint8)
+    return out
 
 
 def _middles(codes: Array, step: F32, bits: int) -> F32:

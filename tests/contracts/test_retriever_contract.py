@@ -171,7 +171,9 @@ def test_results_equal_the_definition(family: Family) -> None:
         expected = oracle(family, DOCUMENTS, text)
         rows, scores = found.of(i)
         assert len(rows) == np.count_nonzero(np.isfinite(expected))
-        rounded = family.name in ("fde", "lemur") or getattr(family.config, "bits", None)  # the query; a value on the edge of f16
+        rounded = family.name in ("fde", "lemur") or getattr(
+            family.config, "bits", None
+        )  # the query; a value on the edge of f16
         tolerance = 1e-3 if rounded else 1e-5
         np.testing.assert_allclose(scores, expected[rows], rtol=tolerance, atol=tolerance)
         assert np.all(np.diff(scores) <= 0)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support_encoders import HashEncoder, make_documents
 
 from chamfer.errors import Incompatible, InvalidInput
-from chamfer.types import Encoding, TokenVectors
+from chamfer.types import Encoding, Query, TokenVectors, VectorKind
+from indexing.build import BuildConfig, build
+from indexing.collection import Collection
 from indexing.family import SegmentPart
 from indexing.multivector import MultivectorConfig, MultivectorFamily
 
@@ -103,3 +107,17 @@ def test_what_cannot_be_is_refused() -> None:
         MultivectorFamily(MultivectorConfig(storage="int4")).with_codec({"centroids": np.zeros((1, 3), np.float32)})
     with pytest.raises(Incompatible, match="no use"):
         MultivectorFamily(MultivectorConfig()).with_codec({"centroids": np.zeros((1, 3), np.float32)})
+
+
+def test_a_build_learns_codes_keeps_them_and_searches_by_them(tmp_path: Path) -> None:
+    encoder, documents = HashEncoder(dim=16), make_documents(80, seed=4)
+    parameters = {"multivector": {"storage": "int4", "centroids": 30, "candidates": 20}}
+    config = BuildConfig(channels=("multivector",), parameters=parameters, block_documents=20, segment_documents=40)
+    build(documents, tmp_path / "c", encoder=encoder, config=config)
+    with Collection.open(tmp_path / "c", verify=True) as collection:
+        assert len(collection.segments) == 2
+        channel = collection.channels["multivector"]
+        queries = encoder.encode_queries([Query("q", documents[50].content)], [VectorKind.TOKENS]).tokens
+        found = channel.retriever.search(queries, 5)
+        assert collection.doc_ids(found.rows[0][:1]) == [documents[50].doc_id]
+        assert collection.bytes_by_part()["multivector"] > 0

@@ -38,7 +38,7 @@ def test_decoding_is_the_formula_and_keeps_lengths(bits: int, dim: int) -> None:
     numbers = np.concatenate(planes, axis=1)[:, :dim].astype(np.float64)
     expected = scales[:, None] * (codec.centroids[ids] + codec.step * (numbers - (2**bits - 1) / 2))
     rows = np.array([8, 3, 0, 6, 6])
-    found = decode((codes, ids, scales), codec, codec.base, OFFSETS, rows)
+    found = decode((codes, ids, scales), codec, codec.lowest, OFFSETS, rows)
     wanted = np.concatenate([expected[OFFSETS[r] : OFFSETS[r + 1]] for r in rows])
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-3)
@@ -53,10 +53,10 @@ def test_both_decoders_agree_to_a_float16_step(bits: int, k: int) -> None:
     _, codec, arrays = coded(bits, 128, k)
     codes, ids, scales = arrays
     rows = np.array([6, 1, 0, 8], dtype=np.int64)
-    fast = _native_late.decode(arrays, codec.base, codec.step, bits, OFFSETS, rows)
+    fast = _native_late.decode(arrays, codec.lowest, codec.step, bits, OFFSETS, rows)
     assert fast is not None
     tokens = np.concatenate([np.arange(OFFSETS[r], OFFSETS[r + 1]) for r in rows])
-    slow = _numba_late.decode(codes, ids, scales[tokens].astype(np.float32), codec.base, codec.step, bits, tokens)
+    slow = _numba_late.decode(codes, ids, scales[tokens].astype(np.float32), codec.lowest, codec.step, bits, tokens)
     np.testing.assert_allclose(fast.astype(np.float32), slow, rtol=2**-10, atol=1e-6)
 
 
@@ -69,7 +69,7 @@ def test_maxsim_over_codes_is_within_the_stated_error_and_has_bits_of_its_own(bi
     rows = np.array([6, 1, 0, 8, 2, 3, 4, 5, 9, 7, 6], dtype=np.int64)
     found = maxsim_codes(query, arrays, codec, OFFSETS, rows)
     assert found is not None
-    everything = decode(arrays, codec, codec.base, OFFSETS, np.arange(len(LENGTHS)))
+    everything = decode(arrays, codec, codec.lowest, OFFSETS, np.arange(len(LENGTHS)))
     expected = maxsim_plain(query, everything, OFFSETS, rows)
     assert np.abs(found - expected).max() <= maxsim_codes_error(query, codec, 1.01)
     assert np.abs(found - expected).max() <= 0.01 * np.sqrt(n_query)

@@ -19,7 +19,17 @@ import numpy as np
 
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.evaluation import Qrel, ScoredDoc, evaluate, significance, strictly_falling
-from chamfer.types import Candidates, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
+from chamfer.types import (
+    Array,
+    Candidates,
+    DenseVectors,
+    Document,
+    Encoding,
+    Query,
+    SparseVectors,
+    TokenVectors,
+    VectorKind,
+)
 from indexing.corpus import read_corpus, read_qrels, read_queries
 from indexing.family import SegmentPart
 from indexing.kernels.topk import as_candidates, best
@@ -167,9 +177,11 @@ def _sparse(collection: Set, keep: Path | None) -> Candidates:
 
 def _cross(collection: Set, hybrid: Candidates) -> dict[str, Candidates]:
     reranker = load_reranker("mini-cross", DeviceConfig())
-    alone, blended = [], []
+    alone: list[tuple[Array, Array]] = []
+    blended: list[tuple[Array, Array]] = []
     for number, query in enumerate(collection.queries):
-        rows, earlier = (part[:RERANKED] for part in hybrid.of(number))
+        every, fused = hybrid.of(number)
+        rows, earlier = every[:RERANKED], fused[:RERANKED]
         scores = reranker.score(query, [collection.documents[row] for row in rows])
         for out, own in ((alone, scores), (blended, blend(SHARE, scores, earlier))):
             order = np.argsort(-own, kind="stable")
@@ -222,7 +234,7 @@ def _encoded(collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path
     documents = encoder.encode_documents(collection.documents, kinds)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **_arrays(documents))
+        np.savez(path, **_arrays(documents))  # type: ignore[arg-type]  # the stubs take names for flags
     return documents, queries
 
 

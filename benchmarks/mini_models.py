@@ -1,10 +1,10 @@
 """The `mini` models beside what there was without training: nDCG@10 on held-out tests and on sets never trained on.
 
-    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,sparse,cross] [--json]
+    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,cross] [--sparse MODEL] [--json]
 
 Per set: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw 384-dimensional token vectors, of
 the untrained projection and of the trained head, each at every pooling (the untrained ones are pooled post hoc);
-learned sparse; the cross-encoder over the fusion's first 50, alone and interpolated with it. --queries bounds the
+learned sparse (of a folder that recipes/mini-sparse.toml gave); the cross-encoder over the fusion's first 50, alone and interpolated with it. --queries bounds the
 judged queries of a set, chosen by the hash of their ids; --keep keeps vectors between runs.
 """
 
@@ -77,17 +77,18 @@ def main() -> None:
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--queries", type=int, default=0)
     arguments.add_argument("--keep", type=Path)
-    arguments.add_argument("--parts", default="late,sparse,cross")
+    arguments.add_argument("--parts", default="late,cross")
+    arguments.add_argument("--sparse", type=Path)
     options = arguments.parse_args()
     most = 20 if options.quick else options.queries
     rows: list[Row] = []
     for folder in options.folders or [demo_corpus()]:
         collection = _read(folder, most, 300 if options.quick else 0)
-        rows += compare(collection, options.keep, options.parts.split(","))
+        rows += compare(collection, options.keep, options.parts.split(","), options.sparse)
     emit(rows, options.json)
 
 
-def compare(collection: Set, keep: Path | None, parts: Sequence[str]) -> list[Row]:
+def compare(collection: Set, keep: Path | None, parts: Sequence[str], sparse: Path | None) -> list[Row]:
     """All systems on one set."""
     raw, asked = _encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
     assert raw.dense is not None
@@ -99,8 +100,8 @@ def compare(collection: Set, keep: Path | None, parts: Sequence[str]) -> list[Ro
     if "late" in parts:
         late, peers = _late(collection, raw, asked, keep)
         runs |= late
-    if "sparse" in parts:
-        runs["mini-sparse"], peers["mini-sparse"] = _sparse(collection, keep), "BM25"
+    if sparse is not None:
+        runs["learned sparse"], peers["learned sparse"] = _sparse(collection, sparse, keep), "BM25"
     if "cross" in parts:
         runs |= _cross(collection, runs["hybrid"])
         peers |= {"mini-cross alone": "hybrid", f"mini-cross {SHARE} + hybrid": "hybrid"}
@@ -167,8 +168,8 @@ def _dense(queries: DenseVectors, documents: DenseVectors) -> Candidates:
     return _ranked((query @ documents.values.T for query in queries.values), DEPTH)
 
 
-def _sparse(collection: Set, keep: Path | None) -> Candidates:
-    documents, queries = _encoded(collection, "mini-sparse", (VectorKind.SPARSE,), keep)
+def _sparse(collection: Set, folder: Path, keep: Path | None) -> Candidates:
+    documents, queries = _encoded(collection, f"trained:{folder}", (VectorKind.SPARSE,), keep)
     assert documents.sparse is not None
     assert queries.sparse is not None
     table, asked = _matrix(documents.sparse), _matrix(queries.sparse)
@@ -228,7 +229,11 @@ def _encoded(collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path
     """Documents and queries through an encoder; document vectors are kept under its fingerprint."""
     encoder = load_encoder(name, DeviceConfig())
     queries = encoder.encode_queries(collection.queries, kinds)
-    path = None if keep is None else keep / f"{collection.name}.{name}.{encoder.spec.fingerprint[:12]}.npz"
+    path = (
+        None
+        if keep is None
+        else keep / f"{collection.name}.{name.replace('/', '_')}.{encoder.spec.fingerprint[:12]}.npz"
+    )
     if path is not None and path.exists():
         return _loaded(path, encoder.spec.dims), queries
     documents = encoder.encode_documents(collection.documents, kinds)

@@ -1,11 +1,12 @@
 """The `mini` models beside what there was without training: nDCG@10 on held-out tests and on sets never trained on.
 
-    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,cross] [--sparse MODEL] [--json]
+    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,cross] [--sparse MODEL]
 
 Per set: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw 384-dimensional token vectors, of
 the untrained projection and of the trained head, each at every pooling (the untrained ones are pooled post hoc);
-learned sparse (of a folder that recipes/mini-sparse.toml gave); the cross-encoder over the fusion's first 50, alone and interpolated with it. --queries bounds the
-judged queries of a set, chosen by the hash of their ids; --keep keeps vectors between runs.
+learned sparse (of a folder that recipes/mini-sparse.toml gave); the cross-encoder over the fusion's first 50, alone
+and interpolated with it. --queries bounds the judged queries of a set, chosen by the hash of their ids; --keep keeps
+vectors between runs.
 """
 
 from __future__ import annotations

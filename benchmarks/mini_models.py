@@ -1,11 +1,12 @@
 """The `mini` models beside what there was without training: nDCG@10 on held-out tests and on sets never trained on.
 
-    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,sparse,cross] [--json]
+    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,cross] [--sparse MODEL]
 
 Per set: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw 384-dimensional token vectors, of
 the untrained projection and of the trained head, each at every pooling (the untrained ones are pooled post hoc);
-learned sparse; the cross-encoder over the fusion's first 50, alone and interpolated with it. --queries bounds the
-judged queries of a set, chosen by the hash of their ids; --keep keeps vectors between runs.
+learned sparse (of a folder that recipes/mini-sparse.toml gave); the cross-encoder over the fusion's first 50, alone
+and interpolated with it. --queries bounds the judged queries of a set, chosen by the hash of their ids; --keep keeps
+vectors between runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ import numpy as np
 
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.evaluation import Qrel, ScoredDoc, evaluate, significance, strictly_falling
-from chamfer.types import Candidates, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
+from chamfer.types import (
+    Array,
+    Candidates,
+    DenseVectors,
+    Document,
+    Encoding,
+    Query,
+    SparseVectors,
+    TokenVectors,
+    VectorKind,
+)
 from indexing.corpus import read_corpus, read_qrels, read_queries
 from indexing.family import SegmentPart
 from indexing.kernels.topk import as_candidates, best
@@ -67,17 +78,18 @@ def main() -> None:
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--queries", type=int, default=0)
     arguments.add_argument("--keep", type=Path)
-    arguments.add_argument("--parts", default="late,sparse,cross")
+    arguments.add_argument("--parts", default="late,cross")
+    arguments.add_argument("--sparse", type=Path)
     options = arguments.parse_args()
     most = 20 if options.quick else options.queries
     rows: list[Row] = []
     for folder in options.folders or [demo_corpus()]:
         collection = _read(folder, most, 300 if options.quick else 0)
-        rows += compare(collection, options.keep, options.parts.split(","))
+        rows += compare(collection, options.keep, options.parts.split(","), options.sparse)
     emit(rows, options.json)
 
 
-def compare(collection: Set, keep: Path | None, parts: Sequence[str]) -> list[Row]:
+def compare(collection: Set, keep: Path | None, parts: Sequence[str], sparse: Path | None) -> list[Row]:
     """All systems on one set."""
     raw, asked = _encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
     assert raw.dense is not None
@@ -89,8 +101,8 @@ def compare(collection: Set, keep: Path | None, parts: Sequence[str]) -> list[Ro
     if "late" in parts:
         late, peers = _late(collection, raw, asked, keep)
         runs |= late
-    if "sparse" in parts:
-        runs["mini-sparse"], peers["mini-sparse"] = _sparse(collection, keep), "BM25"
+    if sparse is not None:
+        runs["learned sparse"], peers["learned sparse"] = _sparse(collection, sparse, keep), "BM25"
     if "cross" in parts:
         runs |= _cross(collection, runs["hybrid"])
         peers |= {"mini-cross alone": "hybrid", f"mini-cross {SHARE} + hybrid": "hybrid"}
@@ -157,8 +169,8 @@ def _dense(queries: DenseVectors, documents: DenseVectors) -> Candidates:
     return _ranked((query @ documents.values.T for query in queries.values), DEPTH)
 
 
-def _sparse(collection: Set, keep: Path | None) -> Candidates:
-    documents, queries = _encoded(collection, "mini-sparse", (VectorKind.SPARSE,), keep)
+def _sparse(collection: Set, folder: Path, keep: Path | None) -> Candidates:
+    documents, queries = _encoded(collection, f"trained:{folder}", (VectorKind.SPARSE,), keep)
     assert documents.sparse is not None
     assert queries.sparse is not None
     table, asked = _matrix(documents.sparse), _matrix(queries.sparse)
@@ -167,9 +179,11 @@ def _sparse(collection: Set, keep: Path | None) -> Candidates:
 
 def _cross(collection: Set, hybrid: Candidates) -> dict[str, Candidates]:
     reranker = load_reranker("mini-cross", DeviceConfig())
-    alone, blended = [], []
+    alone: list[tuple[Array, Array]] = []
+    blended: list[tuple[Array, Array]] = []
     for number, query in enumerate(collection.queries):
-        rows, earlier = (part[:RERANKED] for part in hybrid.of(number))
+        every, fused = hybrid.of(number)
+        rows, earlier = every[:RERANKED], fused[:RERANKED]
         scores = reranker.score(query, [collection.documents[row] for row in rows])
         for out, own in ((alone, scores), (blended, blend(SHARE, scores, earlier))):
             order = np.argsort(-own, kind="stable")
@@ -216,13 +230,17 @@ def _encoded(collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path
     """Documents and queries through an encoder; document vectors are kept under its fingerprint."""
     encoder = load_encoder(name, DeviceConfig())
     queries = encoder.encode_queries(collection.queries, kinds)
-    path = None if keep is None else keep / f"{collection.name}.{name}.{encoder.spec.fingerprint[:12]}.npz"
+    path = (
+        None
+        if keep is None
+        else keep / f"{collection.name}.{name.replace('/', '_')}.{encoder.spec.fingerprint[:12]}.npz"
+    )
     if path is not None and path.exists():
         return _loaded(path, encoder.spec.dims), queries
     documents = encoder.encode_documents(collection.documents, kinds)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **_arrays(documents))
+        np.savez(path, **_arrays(documents))  # type: ignore[arg-type]  # the stubs take names for flags
     return documents, queries
 
 

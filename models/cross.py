@@ -23,6 +23,8 @@ from models.trained import Description, describe, fingerprint, open_trained_towe
 class CrossModule(nn.Module):
     """(ids, mask) i64 [B, L] of [CLS] query [SEP] document [SEP] -> scores [B]; separators tell the segments."""
 
+    special_ids: Tensor
+
     def __init__(self, tower: Tower, head: CrossHead, special_ids: Sequence[int]) -> None:
         super().__init__()
         self.tower = tower

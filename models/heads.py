@@ -96,6 +96,9 @@ class SparseHead(nn.Module):
     `idf` f32 [V] is the weight of a query's terms, fixed before training.
     """
 
+    embeddings: Tensor
+    idf: Tensor
+
     def __init__(self, width: int, vocabulary: Tensor, config: SparseHeadConfig) -> None:
         super().__init__()
         size, hidden = vocabulary.shape
@@ -108,9 +111,10 @@ class SparseHead(nn.Module):
         self.register_buffer("idf", torch.ones(size))
         self.bias = nn.Parameter(torch.full((size,), -6.0))
         self.scale = nn.Parameter(torch.tensor(10.0))
-        self.presence = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 1), nn.Softplus())
-        nn.init.zeros_(self.presence[2].weight)
-        nn.init.constant_(self.presence[2].bias, 1.0)
+        last = nn.Linear(128, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, 1.0)
+        self.presence = nn.Sequential(nn.Linear(width, 128), nn.GELU(), last, nn.Softplus())
         self.double_log = config.double_log
 
     def forward(self, hidden: Tensor, ids: Tensor, mask: Tensor, terms: Tensor | None = None) -> Tensor:

@@ -63,18 +63,6 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         "Apache-2.0",
         _trained("mini-late", "mini-late"),
     ),
-    "mini-sparse": CatalogueEntry(
-        "all-MiniLM-L6-v2, dense 384 and learned sparse documents; queries need no model",
-        (VectorKind.DENSE, VectorKind.SPARSE),
-        "Apache-2.0",
-        _trained("mini-sparse", "mini-sparse"),
-    ),
-    "mini-all": CatalogueEntry(
-        "dense, token and sparse vectors of mini-late and mini-sparse from one forward pass",
-        (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE),
-        "Apache-2.0",
-        _trained("mini-all", "mini-late", "mini-sparse"),
-    ),
 }
 RERANKERS = ("mini-cross",)
 FAMILIES = {"dense": VectorKind.DENSE, "multivector": VectorKind.TOKENS, "sparse": VectorKind.SPARSE}

@@ -37,6 +37,8 @@ class Fold:
 class Tower(nn.Module):
     """(ids, mask, segments) -> features f32 [B, L, width]."""
 
+    projection: Tensor
+
     def __init__(self, transformer: Any, features: Sequence[str]) -> None:
         super().__init__()
         self.transformer = transformer

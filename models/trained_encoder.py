@@ -161,9 +161,10 @@ def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfi
         )
     tokenizer = Tokenizer(folder_of(first.backbone) / "tokenizer.json")
     states = {kind: {n: t.numpy() for n, t in head.items()} for kind, (head, _) in parts.items()}
-    sparse = (
-        _sparse_graph(first, parts["sparse"][0], digests[kinds.index("sparse")], config) if "sparse" in parts else None
-    )
+    sparse = None
+    if "sparse" in parts:
+        place = kinds.index("sparse")
+        sparse = _sparse_graph(descriptions[place], parts["sparse"][0], digests[place], config)
     return TrainedEncoder(
         spec, (tower, documents), tokenizer, Heads(states, sparse, tokenizer.special_ids), config.batch_tokens
     )

@@ -175,7 +175,7 @@ def _keep(path: Path, encoder: Encoder, documents: Sequence[Document], queries: 
             f"{prefix}offsets": encoding.tokens.offsets,
         }
     written = path.with_name(f".{path.name}")  # renamed, so that a link is replaced and not followed
-    np.savez(written, **arrays)
+    np.savez(written, **arrays)  # type: ignore[arg-type]  # the stubs take names for flags
     written.rename(path)
 
 

@@ -19,7 +19,7 @@ def cached(encode: Callable[..., Tensor], calls: Sequence[Call]) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return torch.cat([encode(*call) for call in calls])
-    out: Tensor = _Cached.apply(torch.zeros((), requires_grad=True), encode, calls)
+    out: Tensor = _Cached.apply(torch.zeros((), requires_grad=True), encode, calls)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -116,7 +116,7 @@ class DenseStudent(Student):
         return cached(self._mean, calls)[order.to(device)]
 
     def _mean(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.tower(ids, mask).float()
+        hidden: Tensor = self.tower(ids, mask).float()
         weights = mask[:, :, None].float()
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 

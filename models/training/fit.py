@@ -130,6 +130,8 @@ class _GroupTrainer(Trainer):  # type: ignore[misc]
             {**logs, **({f"part_{k}": v for k, v in self._parts.items()} if "loss" in logs else {})}, start_time
         )
 
+    optimizer: torch.optim.Optimizer | None
+
     def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
             config: FitConfig = self.model.recipe.fit

@@ -42,6 +42,7 @@ class MultivectorStudent(Student):
     """A token head; the backbone learns only with an adapter."""
 
     recipe: MultivectorRecipe
+    head: TokenHead
 
     def __init__(self, recipe: MultivectorRecipe) -> None:
         super().__init__(recipe)

@@ -42,4 +42,5 @@ def _membership(tokens: np.ndarray, rule: Pooling) -> np.ndarray:
     labels = assign(np.ascontiguousarray(tokens), k)
     member = np.zeros((int(labels.max()) + 1, n), dtype=np.float32)
     member[labels, np.arange(n)] = 1
-    return member / member.sum(axis=1, keepdims=True)
+    shares: np.ndarray = member / member.sum(axis=1, keepdims=True)
+    return shares

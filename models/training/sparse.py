@@ -48,6 +48,7 @@ class SparseStudent(Student):
     """A sparse head; the backbone learns only with an adapter."""
 
     recipe: SparseRecipe
+    head: SparseHead
 
     def __init__(self, recipe: SparseRecipe) -> None:
         super().__init__(recipe)
@@ -95,7 +96,8 @@ class SparseStudent(Student):
     def score(self, query: str, texts: Sequence[str]) -> Tensor:
         terms = torch.tensor(self.query_terms(query), dtype=torch.long)
         states = self.read(texts, self.recipe.document_tokens)
-        return self.head(states.hidden, states.ids, states.mask, terms) @ self.head.idf[terms]
+        weights: Tensor = self.head(states.hidden, states.ids, states.mask, terms)
+        return weights @ self.head.idf[terms]
 
     def description(self) -> Description:
         return Description(

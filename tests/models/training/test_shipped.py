@@ -1,0 +1,31 @@
+"""The trained models that come with Chamfer open, and do the plainest of what they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chamfer.types import Document, Query
+from models.backbone import DeviceConfig
+from models.registry import RERANKERS, WEIGHTS, load_reranker
+
+DOCUMENTS = [
+    Document("0", "The fox lost his tail in the ice when he fished through a hole in the frozen lake."),
+    Document("1", "The princess would not laugh, and whoever made her laugh should have half the kingdom."),
+    Document("2", "Lift of a wing in a propeller slipstream at several angles of attack."),
+]
+
+
+@pytest.mark.parametrize("name", RERANKERS)
+def test_a_shipped_reranker_puts_the_answer_first_with_the_same_bits_in_any_batch(name: str, tmp_path: Path) -> None:
+    reranker = load_reranker(name, DeviceConfig(cache_dir=tmp_path))
+    for query, best in (("Why did the fox lose his tail?", 0), ("wing slipstream lift distribution", 2)):
+        scores = reranker.score(Query("q", query), DOCUMENTS)
+        assert int(np.argmax(scores)) == best
+        np.testing.assert_array_equal(reranker.score(Query("q", query), DOCUMENTS[1:2]), scores[1:2])
+
+
+def test_all_shipped_weights_together_stay_below_25_megabytes() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")) < 25_000_000

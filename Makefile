@@ -49,12 +49,11 @@ $(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(PIP) --constraint constraints.txt --editable ".[$(FAISS),dev]"
+	$(PIP) --constraint constraints.txt --editable ".[$(FAISS),dev,train]"
 	@touch $@
 
 # DATA holds BEIR folders: fairytaleqa, scifact, nl2bash, medquad. Hours on two cores; goes on where it was stopped.
 models: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS),dev,train]"
 	$(BIN)/python -m recipes.prepare $(DATA) --out var/mini
 	for name in mini-cross mini-sparse mini-late; do $(BIN)/chamfer train recipes/$$name.toml --work var/mini/$$name || exit 1; done
 

@@ -5,7 +5,7 @@ publishes the whole. A directory without a manifest does not exist. Opening chec
 and the manifest's own SHA-256 always, that of the files on request. Nothing in a published artifact is ever edited.
 Manifests hold no clock time, so that equal inputs give equal bytes.
 
-Format 1 had no SHA-256 of the manifest itself; it is still read.
+Formats before OLDEST_FORMAT are of before the first release and no longer read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import numpy as np
 from chamfer.errors import Conflict, Corrupt, Incompatible, InvalidInput, NotFound
 from chamfer.types import Array
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+OLDEST_FORMAT = 3
 MANIFEST = "manifest.json"
 TEMPORARY_PREFIX = ".writing-"
 
@@ -166,7 +167,11 @@ def open_artifact(path: Path, kind: str, *, verify: bool = False) -> Artifact:
         raise Incompatible(
             f"{path} has format version {found_format}, this Chamfer reads up to {FORMAT_VERSION}; update Chamfer"
         )
-    if found_format > 1 and manifest.pop("sha256", None) != _manifest_digest(manifest):
+    if found_format < OLDEST_FORMAT:
+        raise Incompatible(
+            f"{path} has format version {found_format}, this Chamfer reads from {OLDEST_FORMAT}; build it again"
+        )
+    if manifest.pop("sha256", None) != _manifest_digest(manifest):
         raise Corrupt(
             f"{manifest_path} does not have the SHA-256 that it gives for itself: it changed after it was written; "
             "restore it from a copy or build again"

@@ -1,4 +1,4 @@
-"""Collections that earlier versions wrote: kept here, one folder a format version, and read by this version."""
+"""Collections that versions since the oldest one read wrote: kept here, one folder a format version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chamfer.artifact import FORMAT_VERSION
+from chamfer.artifact import FORMAT_VERSION, MANIFEST, OLDEST_FORMAT
+from chamfer.errors import Incompatible
 from chamfer.types import Document
 from indexing.collection import Collection
 from indexing.filters import parse_condition
@@ -16,8 +17,17 @@ from indexing.updates import add, compact
 STORED = sorted(path for path in Path(__file__).parent.iterdir() if path.name.isdigit())
 
 
-def test_every_format_version_is_kept() -> None:
-    assert [int(path.name) for path in STORED] == list(range(1, FORMAT_VERSION + 1))
+def test_every_format_version_that_is_read_is_kept() -> None:
+    assert [int(path.name) for path in STORED] == list(range(OLDEST_FORMAT, FORMAT_VERSION + 1))
+
+
+def test_an_older_format_is_named_and_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    shutil.copytree(STORED[0], path)
+    manifest = path / "snapshots" / "snapshot-000002" / MANIFEST
+    manifest.write_text(manifest.read_text().replace(f'"format": {OLDEST_FORMAT}', f'"format": {OLDEST_FORMAT - 1}'))
+    with pytest.raises(Incompatible, match=f"reads from {OLDEST_FORMAT}; build it again"):
+        Collection.open(path)
 
 
 @pytest.mark.parametrize("stored", STORED, ids=lambda path: f"format {path.name}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chamfer.artifact import digest_of
+from chamfer.artifact import digest_of, file_digest
 from chamfer.errors import InvalidInput
 from chamfer.protocols import EncoderSpec
 from chamfer.types import F32, I64, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
@@ -100,10 +101,12 @@ class Heads:
         self._tokens = states.get("tokens", {})
         self._idf = states.get("sparse", {}).get("idf", np.empty(0, dtype=np.float32))
         self._sparse = sparse
+        self._sparse_width = states["sparse"]["transform.weight"].shape[1] if "sparse" in states else 0
         self._special_ids = list(special_ids)
 
     def token_vectors(self, hidden: F32, *, query: bool) -> F32:
         """f32 [L, dim] of hidden states f32 [L, W]: models.heads.TokenHead."""
+        hidden = hidden[:, : self._tokens["project.weight"].shape[1]]
         vectors = normalised(hidden @ self._tokens["project.weight"].T)
         if query and "weigh.weight" in self._tokens:
             logits = hidden @ self._tokens["weigh.weight"].T + self._tokens["weigh.bias"]
@@ -118,7 +121,9 @@ class Heads:
         out = []
         for start in range(0, len(batch.rows), step):
             part = slice(start, start + step)
-            weights = self._sparse(np.ascontiguousarray(hidden[part]), batch.ids[part], batch.mask[part])
+            weights = self._sparse(
+                np.ascontiguousarray(hidden[part, :, : self._sparse_width]), batch.ids[part], batch.mask[part]
+            )
             weights[:, self._special_ids] = 0
             out += [(np.flatnonzero(row > 0), row[row > 0]) for row in weights]
         return out
@@ -149,16 +154,13 @@ def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfi
         document_tokens=first.document_tokens,
         fingerprint=digest_of("trained", *digests),
     )
-    tower = load_backbone(
-        lambda: open_trained_tower(first, changes),
-        digest_of("tower", digests[0] if changes else first.backbone, first.features),
-        config,
-    )
+    first = _served(first, dense=VectorKind.DENSE in spec.dims)
+    frozen = digest_of("tower", file_digest(folder_of(first.backbone) / "model.safetensors"), first.features)
+    adapted_digest = digest_of(frozen, digests[0]) if changes else frozen
+    tower = load_backbone(lambda: open_trained_tower(first, changes), adapted_digest, config)
     documents = tower
     if first.adapted == "queries":
-        documents = load_backbone(
-            lambda: open_trained_tower(first, {}), digest_of("tower", first.backbone, first.features), config
-        )
+        documents = load_backbone(lambda: open_trained_tower(first, {}), frozen, config)
     tokenizer = Tokenizer(folder_of(first.backbone) / "tokenizer.json")
     states = {kind: {n: t.numpy() for n, t in head.items()} for kind, (head, _) in parts.items()}
     sparse = None
@@ -168,6 +170,13 @@ def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfi
     return TrainedEncoder(
         spec, (tower, documents), tokenizer, Heads(states, sparse, tokenizer.special_ids), config.batch_tokens
     )
+
+
+def _served(description: Description, *, dense: bool) -> Description:
+    """The description whose tower gives the heads' features and, after them, the last layer for dense vectors."""
+    if not dense or description.features[-1:] == ("last",):
+        return description
+    return replace(description, features=(*description.features, "last"))
 
 
 def _dims(descriptions: Sequence[Description], heads: dict[str, dict[str, Any]]) -> dict[VectorKind, int]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chamfer.types import Document, Query
+from chamfer.types import Document, Query, VectorKind
 from models.backbone import DeviceConfig
-from models.registry import RERANKERS, WEIGHTS, load_reranker
+from models.registry import RERANKERS, WEIGHTS, load_encoder, load_reranker
 
 DOCUMENTS = [
     Document("0", "The fox lost his tail in the ice when he fished through a hole in the frozen lake."),
@@ -25,6 +25,17 @@ def test_a_shipped_reranker_puts_the_answer_first_with_the_same_bits_in_any_batc
         scores = reranker.score(Query("q", query), DOCUMENTS)
         assert int(np.argmax(scores)) == best
         np.testing.assert_array_equal(reranker.score(Query("q", query), DOCUMENTS[1:2]), scores[1:2])
+
+
+def test_mini_late_gives_the_dense_vectors_of_mini_and_unit_document_tokens(tmp_path: Path) -> None:
+    config = DeviceConfig(cache_dir=tmp_path)
+    kinds = (VectorKind.DENSE, VectorKind.TOKENS)
+    late, mini = (load_encoder(name, config).encode_documents(DOCUMENTS, kinds) for name in ("mini-late", "mini"))
+    assert late.dense is not None
+    assert mini.dense is not None
+    assert late.tokens is not None
+    np.testing.assert_array_equal(late.dense.values, mini.dense.values)
+    np.testing.assert_allclose(np.linalg.norm(late.tokens.values, axis=1), 1, atol=1e-5)
 
 
 def test_all_shipped_weights_together_stay_below_25_megabytes() -> None:

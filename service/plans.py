@@ -31,6 +31,7 @@ FIRST_STAGE_DEPTH = 100
 RESCORE_DEPTH = 100
 RESCORE_INTERPOLATION: float | None = 0.6
 RERANK_DEPTH = 20
+RERANK_INTERPOLATION: float | None = 0.5  # mini-cross alone ranks below the fusion (docs/experiments.md)
 
 
 class ChannelPlan(Part):
@@ -184,7 +185,9 @@ def preset(name: str, features: Features) -> Plan:
     return Plan(
         channels=channels,
         rescore=Rescore(channel=rescorer, depth=RESCORE_DEPTH, interpolate=RESCORE_INTERPOLATION) if rescorer else None,
-        rerank=Rerank(model=features.rerankers[0], depth=RERANK_DEPTH) if features.rerankers else None,
+        rerank=Rerank(model=features.rerankers[0], depth=RERANK_DEPTH, interpolate=RERANK_INTERPOLATION)
+        if features.rerankers
+        else None,
     )
 
 

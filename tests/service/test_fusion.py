@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from chamfer.errors import Internal, InvalidInput
 from chamfer.types import Candidates
-from service.fusion import Fused, blend, distribution_based, interpolate, judged_first, normalise, reciprocal_rank
+from indexing.kernels.topk import as_candidates
+from service.fusion import (
+    Fused,
+    blend,
+    distribution_based,
+    interpolate,
+    judged_first,
+    normalise,
+    reciprocal_rank,
+    rows_first,
+)
 
 
 def candidates(*queries: dict[int, float]) -> Candidates:
@@ -267,3 +277,20 @@ def test_min_max_fusion_does_not_depend_on_a_channels_scale(
     for normalisation in ("min_max", "centred", "z_score"):
         here, there = (interpolate({"a": run, "b": b}, {"a": 0.5, "b": 0.5}, normalisation) for run in (a, moved))
         assert as_dict(here) == pytest.approx(as_dict(there), abs=1e-3)
+
+
+def test_rows_that_a_ranking_did_not_hold_come_first_with_those_that_it_did() -> None:
+    current = as_candidates([(np.array([7, 3, 9]), np.array([0.9, 0.5, 0.1], dtype=np.float32))], 3)
+    ranked = rows_first(current, np.array([3, 42]), np.array([-2.0, -1.0], dtype=np.float32))
+    assert ranked.rows.tolist() == [[42, 3, 7, 9]]
+    assert ranked.scores[0, 1] == -2.0
+    gaps = np.diff(ranked.scores[0])
+    assert np.all(gaps < 0)
+    np.testing.assert_allclose(gaps[2], 0.1 - 0.9, rtol=1e-5)
+
+
+def test_nothing_judged_leaves_a_ranking_as_it_was() -> None:
+    current = as_candidates([(np.array([7, 3]), np.array([0.9, 0.5], dtype=np.float32))], 2)
+    ranked = rows_first(current, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+    np.testing.assert_array_equal(ranked.rows, current.rows)
+    np.testing.assert_array_equal(ranked.scores, current.scores)

@@ -79,7 +79,7 @@ function bytes(value) {
 
 const COLOURS = 6;
 const OVERHEAD = new Set(["queue", "filter", "documents", "other"]);
-const LABELS = { fuse: "fused", fuse_again: "fused again", rescore: "rescored", blend: "blended", rerank: "reranked" };
+const LABELS = { fuse: "fused", fuse_again: "fused again", rescore: "rescored", blend: "blended", cur: "cross-encoder", rerank: "reranked" };
 // The key of a stage in explanations, as it stands in timings.
 const stageKey = ({ stage, name }) =>
   stage.startsWith("fuse") ? stage : `${stage === "retrieve_again" ? "feedback" : stage}:${name}`;

@@ -116,7 +116,7 @@ def test_typing_a_query_and_enter_searches_and_shows_each_stage_as_a_bar(visit: 
     press(browser, "fox without a tail", Keys.ENTER)
     wait(browser, "document.querySelectorAll('.hit').length === 10")
     names = texts(browser, ".hit:first-child .stage .name")
-    assert names == ["lexical", "dense", "fused", "rescored", "blended", "reranked"]
+    assert names == ["lexical", "dense", "fused", "rescored", "blended", "reranked", "blended"]
     widths = browser.execute_script(
         "return [...document.querySelectorAll('.stage.last .bar i')].map((e) => parseFloat(e.style.width))"
     )

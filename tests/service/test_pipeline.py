@@ -18,7 +18,7 @@ from support_service import (
 )
 
 from chamfer.errors import ChamferError, DeadlineExceeded, Internal, InvalidInput
-from chamfer.types import VectorKind
+from chamfer.types import Query, VectorKind
 from indexing.filters import Equals
 from service.pipeline import Pipeline, SearchRequest, SearchResult
 from service.plans import ChannelPlan, Plan
@@ -188,12 +188,14 @@ def test_the_explanation_adds_up() -> None:
             ("rescore", "multivector"),
             ("blend", "multivector"),
             ("rerank", "length"),
+            ("blend", "length"),
         ]
         shares = [stage for (kind, _), stage in stages.items() if kind == "retrieve"]
         assert sum(stage["share"] for stage in shares) == pytest.approx(stages["fuse", "interpolation"]["score"])
         assert all(stage["share"] == pytest.approx(stage["weight"] * stage["value"]) for stage in shares)
-        assert stages["rerank", "length"]["score"] == hit.score
-        assert stages["rerank", "length"]["rank"] == hit.rank
+        assert stages["rerank", "length"]["score"] == LengthReranker().score(Query("q", "any"), [hit.document])[0]
+        assert stages["blend", "length"]["score"] == hit.score
+        assert stages["blend", "length"]["rank"] == hit.rank
 
 
 def test_the_explanation_of_a_single_channel_is_that_channel() -> None:

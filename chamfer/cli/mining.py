@@ -114,5 +114,56 @@ def _ranks(text: str, depth: int) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def _judge(
+    pairs: Annotated[Path, typer.Argument(metavar="PAIRS", help="Parquet: query, text; or mined groups.")],
+    model: Annotated[str, typer.Option(help="Any reranker, by name.")],
+    out: Annotated[Path, typer.Option(help="The same file with one more column.")],
+    column: Annotated[str, typer.Option(help="Name of the column of scores.")] = "judge",
+    block: Annotated[int, typer.Option(help="Rows between two points from which a killed run goes on.")] = 256,
+    config: ConfigOption = None,
+) -> None:
+    """Score pairs with a reranker. Killed, it goes on where it was when run again."""
+    from chamfer import api
+    from chamfer.mining.judging import judge_file
+    from chamfer.settings import load_settings
+
+    reranker = api.reranker_of(load_settings(config), model)
+    with printing.count_progress("judge") as show:
+        count = judge_file(pairs, out, reranker, column=column, block=block, progress=show)
+    printing.messages.print(f"{out}: {count:,} pairs")
+
+
+def _selections(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="Directory of a service's selection log.")],
+    collection: CollectionArgument,
+    out: Annotated[Path, typer.Option(help="Groups (.parquet); documents go beside them.")],
+    name: Annotated[str, typer.Option(help="Served name of the collection; default: every one.")] = "",
+    queries: Annotated[Path | None, typer.Option(help="Queries, where the log keeps digests alone.")] = None,
+) -> None:
+    """Turn a selection log into training groups: clicked, shown and retrieved documents with their features."""
+    from chamfer.mining import files
+    from chamfer.mining.selections import pools_of, read_selections
+    from indexing.collection import Collection
+    from indexing.corpus import read_queries
+
+    impressions, unreadable = read_selections(log)
+    own = [i for i in impressions if not name or i.collection == name]
+    pools = pools_of(own, read_queries(queries) if queries else ())
+    if not pools:
+        raise InvalidInput(
+            f"none of {len(own):,} recorded searches has a known query; give --queries, or set selection_log.text"
+        )
+    files.write_table(out, files.table_of(pools, name, "train"))
+    ids = sorted({document.doc_id for pool in pools for document in pool.documents})
+    with Collection.open(collection) as opened:
+        files.write_documents(out, files.texts_of(opened, ids))
+    said = (
+        f"{out}: {len(pools):,} of {len(own):,} searches, {sum(pool.positive.any() for pool in pools):,} with a click"
+    )
+    printing.messages.print(said + (f"; {unreadable:,} lines could not be read" if unreadable else ""))
+
+
 def register(app: typer.Typer) -> None:
     app.command("mine")(_mine)
+    app.command("judge")(_judge)
+    app.command("selections")(_selections)

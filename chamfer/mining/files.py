@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from chamfer.errors import InvalidInput, NotFound
 from chamfer.mining.filters import KEPT, POSITIVE
 from chamfer.mining.pool import Pool
+from indexing.collection import Collection
 
-TEXT_COLUMNS = ("query_id", "query", "source", "split")
+DOCUMENTS_AT_ONCE = 4096
 
 
 def groups_path(out: Path) -> Path:
@@ -44,12 +45,12 @@ def table_of(pools: Sequence[Pool], source: str, split: str) -> pa.Table:
         "source": pa.array([source] * len(pools), pa.string()),
         "split": pa.array([split] * len(pools), pa.string()),
         "doc_ids": pa.array([[d.doc_id for d in pool.documents] for pool in pools], pa.list_(pa.string())),
-        "labels": _floats([pool.positive.astype(np.float32) for pool in pools]),
+        "labels": float_lists([pool.positive.astype(np.float32) for pool in pools]),
         "fates": pa.array([pool.fates for pool in pools], pa.list_(pa.string())),
     }
     for name in names:
         missing = [np.full(len(pool), np.nan, dtype=np.float32) for pool in pools]
-        columns[name] = _floats([pool.features.get(name, gap) for pool, gap in zip(pools, missing, strict=True)])
+        columns[name] = float_lists([pool.features.get(name, gap) for pool, gap in zip(pools, missing, strict=True)])
     return pa.table(columns)
 
 
@@ -92,6 +93,12 @@ def write_documents(out: Path, documents: Iterator[tuple[list[str], list[str]]])
             writer.write_table(pa.table({"doc_id": ids, "text": texts}, schema=schema))
 
 
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a table whole or not at all."""
+    with _writer(path, table.schema) as writer:
+        writer.write_table(table)
+
+
 def read_table(path: Path, needed: Sequence[str]) -> pa.Table:
     """A Parquet file with at least these columns; NotFound or InvalidInput otherwise."""
     if not path.is_file():
@@ -110,6 +117,14 @@ def count_fates(path: Path) -> Mapping[str, int]:
     column = pq.read_table(path, columns=["fates"])["fates"].combine_chunks().flatten()
     counted = column.value_counts().to_pylist()
     return {row["values"]: row["counts"] for row in sorted(counted, key=lambda row: -row["counts"])}
+
+
+def texts_of(collection: Collection, ids: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Blocks of (doc_ids, texts); a document that was deleted since is left out."""
+    for start in range(0, len(ids), DOCUMENTS_AT_ONCE):
+        rows = collection.rows(ids[start : start + DOCUMENTS_AT_ONCE])
+        documents = collection.documents(rows[rows >= 0])
+        yield [d.doc_id for d in documents], [d.content for d in documents]
 
 
 def doc_ids(path: Path) -> list[str]:
@@ -139,11 +154,12 @@ def _in_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     for field in schema:
         if field.name not in table.column_names:
             gaps = [np.full(length, np.nan, dtype=np.float32) for length in lengths]
-            table = table.append_column(field, _floats(gaps))
+            table = table.append_column(field, float_lists(gaps))
     return table.select(schema.names)
 
 
-def _floats(rows: Sequence[Any]) -> pa.Array:
+def float_lists(rows: Sequence[Any]) -> pa.Array:
+    """Arrays f32 [n_i] as one Arrow column of lists."""
     offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
     flat = np.concatenate([np.empty(0, dtype=np.float32), *rows]).astype(np.float32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, pa.float32()))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from chamfer.types import F32, Bool, Document, Hit, Query
+from service.stages import features_of
 
 
 @dataclass(slots=True)
@@ -60,10 +60,4 @@ def pool_of(query: Query, hits: Sequence[Hit], relevant: Iterable[Document]) -> 
 
 def _features(hit: Hit) -> dict[str, float]:
     out = {"rank": float(hit.rank), "score": hit.score}
-    stages: Sequence[Mapping[str, Any]] = (hit.explanation or {}).get("stages", ())
-    for stage in stages:
-        name = stage["name"] if stage["stage"] == "retrieve" else stage["stage"]
-        for value in ("rank", "score"):
-            if stage[value] is not None:
-                out[f"{name}.{value}"] = float(stage[value])
-    return out
+    return out | features_of(hit.explanation or {"stages": ()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from indexing.dense import DenseRetriever
 
 Progress = Callable[[int, int], None]
 POOLS = "pools.parquet"
-_DOCUMENTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,8 @@ def mine(
         if progress is not None:
             progress(start + len(block), len(known))
     groups = files.merge(paths, out)
-    files.write_documents(out, _texts(searcher, paths))
+    ids = sorted({doc_id for path in paths for doc_id in files.doc_ids(path)})
+    files.write_documents(out, files.texts_of(searcher.collection, ids))
     shutil.rmtree(folder)
     return MiningReport(len(questions), len(questions) - len(known), groups, reused, files.count_fates(out))
 
@@ -144,11 +144,3 @@ class Miner:
         if vectors is None or self._searcher.pipeline.encoder is None:
             raise InvalidInput("clusters need a dense channel; build the collection with one, or leave --clusters out")
         return scoring.Clusters.of(vectors, len(vectors), self._config.clusters, self._config.seed)
-
-
-def _texts(searcher: Searcher, parts: Sequence[Path]) -> Iterator[tuple[list[str], list[str]]]:
-    """Ids and texts of every document that a pool names, once each."""
-    ids = sorted({doc_id for part in parts for doc_id in files.doc_ids(part)})
-    for start in range(0, len(ids), _DOCUMENTS_AT_ONCE):
-        own = ids[start : start + _DOCUMENTS_AT_ONCE]
-        yield own, [d.content for d in searcher.collection.documents(searcher.collection.rows(own))]

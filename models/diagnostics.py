@@ -1,8 +1,8 @@
 """What a set of embeddings looks like: plain functions over unit vectors f32 [N, D].
 
-Collapse is what breaks fixed dimensional encodings: MUVERA (arXiv 2405.19504) sorts token vectors by the signs of random
-projections, and vectors in a narrow cone all have the same signs. Measures that depend on the axes (as the L1,2 norm of
-arXiv 2410.10672) do not see that; all but `dimension_use` here are the same for a rotated set.
+Collapse is what breaks fixed dimensional encodings: MUVERA (arXiv 2405.19504) sorts token vectors by the signs of
+random projections, and vectors in a narrow cone all have the same signs. Measures that depend on the axes (as the
+L1,2 norm of arXiv 2410.10672) do not see that; all but `dimension_use` here are the same for a rotated set.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def geometry(unit: F32) -> Geometry:
 def spectrum(unit: F32) -> Array:
     """Eigenvalues f64 [D] of X^T X, not centred: a common direction counts as what it is, one direction."""
     wide = unit.astype(np.float64)
-    return np.clip(np.linalg.eigvalsh(wide.T @ wide), 0.0, None)
+    return np.asarray(np.linalg.eigvalsh(wide.T @ wide).clip(0.0))
 
 
 def effective_rank(eigenvalues: Array) -> float:
@@ -87,7 +87,7 @@ def dimension_use(unit: F32) -> float:
     Depends on the axes: it speaks of what scalar quantisation and truncated (Matryoshka) prefixes work with.
     """
     shares = (unit.astype(np.float64) ** 2).sum(axis=0)
-    return effective_rank(shares) / unit.shape[1]
+    return effective_rank(shares) / int(unit.shape[1])
 
 
 def uniformity(cosines: Array) -> float:
@@ -109,7 +109,7 @@ def same_side(cosines: Array) -> float:
 
 
 def meaning_for_fde(found: Geometry, k_sim: int = 4) -> str:
-    """What the geometry of token vectors means for fixed dimensional encodings with k_sim hyperplanes, in a sentence."""
+    """What the geometry of token vectors means for fixed dimensional encodings with k_sim hyperplanes."""
     together = found.same_side**k_sim
     spread = 0.5**k_sim
     figures = (

@@ -99,8 +99,9 @@ class Api:
     ) -> list[Answer | ChamferError]:
         read = [self._read_item(place, item) for place, item in enumerate(items)]
         futures = served.submit([r for r in read if isinstance(r, SearchRequest)])
-        results = iter(await answers(request.receive, futures))
-        out = [item if isinstance(item, ChamferError) else next(results) for item in read]
+        outcomes = await answers(request.receive, futures)
+        results = iter(outcomes)
+        out: list[Answer | ChamferError] = [item if isinstance(item, ChamferError) else next(results) for item in read]
         for place, (item, answer) in enumerate(zip(read, out, strict=True)):
             if isinstance(item, SearchRequest) and isinstance(answer, Answer):
                 request_id = f"{request.scope[REQUEST_ID]}/{place}"

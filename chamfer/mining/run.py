@@ -15,6 +15,7 @@ from chamfer.errors import InvalidInput
 from chamfer.mining import files, scoring
 from chamfer.mining.config import MiningConfig
 from chamfer.mining.pool import Pool, pool_of
+from chamfer.mining.texts import TermCache
 from chamfer.protocols import Reranker
 from chamfer.types import Document, Query
 from indexing.dense import DenseRetriever
@@ -92,6 +93,7 @@ class Miner:
         self._config = config
         self._judge = judge
         self._vectors = scoring.dense_of(searcher.collection)
+        self._terms = TermCache()
         self._clusters = self._cut_into_clusters() if config.clusters else None
 
     def digest(self, block: Sequence[Question], labels: tuple[str, str]) -> str:
@@ -112,7 +114,7 @@ class Miner:
         results = self._searcher.search_many(texts, config.depth, plan=config.plan, explain=True)
         relevant = self._relevant(block)
         pools = [pool_of(q.query, r.hits, d) for q, r, d in zip(block, results, relevant, strict=True)]
-        scoring.add_text_features(pools)
+        scoring.add_text_features(pools, self._terms)
         if self._vectors is not None:
             scoring.add_dense_features(pools, collection, self._vectors)
         if self._clusters is not None and self._vectors is not None:

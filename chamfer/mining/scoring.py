@@ -21,9 +21,8 @@ CLUSTER_SAMPLE = 20_000
 INCONSISTENT = "inconsistent"
 
 
-def add_text_features(pools: Sequence[Pool]) -> None:
+def add_text_features(pools: Sequence[Pool], cache: TermCache) -> None:
     """`overlap`: share of the query's terms in the candidate; `duplicate`: its highest Jaccard with a positive."""
-    cache = TermCache()
     for pool in pools:
         asked = cache.query(pool.query.text)
         wanted = [cache.shingles(document) for document in pool.positives]

@@ -30,9 +30,13 @@ def overlap(query: frozenset[str], document: frozenset[str]) -> float:
 
 
 class TermCache:
-    """Terms and shingles of documents, computed once each. As large as what it was asked: made anew for each block."""
+    """Terms and shingles of documents, computed once each while there is room for them; when full, it starts again.
 
-    def __init__(self) -> None:
+    A document of 200 words takes about 40 KB. Not to be shared by threads.
+    """
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
         self._analyse = Analyzer(AnalysisConfig())
         self._terms: dict[str, frozenset[str]] = {}
         self._shingles: dict[str, Shingles] = {}
@@ -53,6 +57,9 @@ class TermCache:
 
     def _read(self, document: Document) -> None:
         if document.doc_id not in self._terms:
+            if len(self._terms) >= self._most:
+                self._terms.clear()
+                self._shingles.clear()
             terms = self._analyse(document.content)
             self._terms[document.doc_id] = frozenset(terms)
             self._shingles[document.doc_id] = shingles(terms)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from chamfer.errors import InvalidInput
 from chamfer.mining import filters
 from chamfer.mining.config import MiningConfig
-from chamfer.mining.texts import jaccard, overlap, shingles
+from chamfer.mining.texts import TermCache, jaccard, overlap, shingles
+from chamfer.types import Document
 
 NAN = float("nan")
 
@@ -105,6 +106,13 @@ def test_shingles_and_their_jaccard_by_hand() -> None:
 def test_overlap_is_the_share_of_the_querys_terms() -> None:
     assert overlap(frozenset("abcd"), frozenset("bdx")) == 0.5
     assert overlap(frozenset(), frozenset("a")) == 0.0
+
+
+def test_a_full_cache_of_terms_starts_again_and_says_the_same() -> None:
+    small, large = TermCache(most=2), TermCache()
+    documents = [Document(f"d{n}", f"fox number{n} on the hill") for n in range(5)] * 2
+    assert [small.terms(d) for d in documents] == [large.terms(d) for d in documents]
+    assert [small.shingles(d) for d in documents] == [large.shingles(d) for d in documents]
 
 
 @pytest.mark.parametrize("wrong", [{"depth": 0}, {"first_rank": 60, "last_rank": 50}, {"last_rank": 101}, {"keep": 0}])

@@ -105,19 +105,18 @@ def create_app(
     judges = {name: _served_reranker(name, load, config, telemetry) for name, load in (rerankers or {}).items()}
 
     selections = SelectionLog(config.selection_log, telemetry)
-    parts: list[ServedCollection | ServedReranker] = [*served.values(), *judges.values()]
+    parts: list[ServedCollection | ServedReranker | SelectionLog]
+    parts = [selections, *served.values(), *judges.values()]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        selections.start()
         for part in parts:
             await part.start()
         try:
             yield
         finally:
-            for part in parts:
+            for part in reversed(parts):
                 await part.close()
-            selections.close()
 
     app = _Application(
         telemetry,

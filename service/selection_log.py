@@ -11,6 +11,7 @@ and clicks: [{doc_id, rank}].
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import threading
@@ -81,18 +82,18 @@ class SelectionLog:
         """Whether anything is recorded."""
         return self._config.directory is not None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Starts the writing thread, if the log is on."""
         if self._config.directory is not None:
             files = RotatingFiles(self._config.directory, self._config.max_bytes)
             self._thread = threading.Thread(target=self._write, args=(files,), name="selection-log", daemon=True)
             self._thread.start()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Writes what waits, for a few seconds at most."""
         self._closing.set()
         if self._thread is not None:
-            self._thread.join(_DRAIN_SECONDS)
+            await asyncio.to_thread(self._thread.join, _DRAIN_SECONDS)
 
     def wants(self, k: int) -> int:
         """How many candidates a search should hand over; 0 for one that is not recorded."""

@@ -166,7 +166,7 @@ def explanation(search: Search, row: int, names: Mapping[int, str]) -> dict[str,
 
 
 def features_of(explained: Mapping[str, Any]) -> dict[str, float]:
-    """An explanation as flat features: .rank and .score of CHANNEL, of CHANNEL.again (after feedback), of each STAGE."""
+    """An explanation as flat features: rank and score of CHANNEL, of CHANNEL.again (after feedback), of each STAGE."""
     out: dict[str, float] = {}
     for stage in explained["stages"]:
         named = {"retrieve": stage["name"], "retrieve_again": f"{stage['name']}.again"}

@@ -14,7 +14,7 @@ from chamfer.cli.writing import CollectionArgument, ConfigOption
 from chamfer.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from chamfer.mining.run import Question
+    from chamfer.mining.run import MiningReport, Question
 
 
 def _mine(
@@ -33,7 +33,6 @@ def _mine(
     share: Annotated[float | None, typer.Option(help="Drop what is above positive - share * |positive|.")] = None,
     judge: Annotated[str, typer.Option(help="Reranker that scores every pair.")] = "",
     beta: Annotated[float, typer.Option(help="Drop what the judge puts above positive - beta.")] = 0.05,
-    judge_most: Annotated[float | None, typer.Option(help="Drop what the judge puts above this.")] = None,
     duplicate: Annotated[
         float, typer.Option(help="Drop texts that share so much with a positive; above 1: none.")
     ] = 0.5,
@@ -63,7 +62,6 @@ def _mine(
         margin=margin,
         share=share,
         beta=beta,
-        judge_most=judge_most,
         duplicate=duplicate,
         twin=twin,
         clusters=clusters,
@@ -78,6 +76,10 @@ def _mine(
         scorer = api.reranker_of(settings, judge) if judge else None
         labels = (source or queries.resolve().name, split)
         report = mine(searcher, questions, out, chosen, judge=scorer, labels=labels, progress=show)
+    _show(report, as_json)
+
+
+def _show(report: MiningReport, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=1))
         return

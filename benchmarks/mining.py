@@ -41,7 +41,7 @@ def main() -> None:
     arguments.add_argument("--corpus", type=Path, default=demo_corpus())
     arguments.add_argument("--split", default="test")
     options = arguments.parse_args()
-    documents, questions = read(options.corpus, options.split, *((300, 60) if options.quick else (4095, 1000)))
+    documents, questions = read(options.corpus, options.split, *((300, 200) if options.quick else (2000, 1000)))
     with tempfile.TemporaryDirectory() as folder:
         contenders, same = prepare(Path(folder), documents, questions)
         seconds = interleave(contenders, 1 if options.quick else 3)
@@ -55,15 +55,15 @@ def main() -> None:
 
 def read(folder: Path, split: str, most: int, queries: int) -> tuple[list[Document], list[Question]]:
     """Documents, and queries with one relevant document among them (the peer takes pairs)."""
-    documents = list(read_corpus(str(folder)))[:most]
-    there = {document.doc_id for document in documents}
+    corpus = {document.doc_id: document for document in read_corpus(str(folder))}
     relevant: dict[str, list[str]] = {}
     for query_id, doc_id, grade in read_qrels(folder, split):
         if grade > 0:
             relevant.setdefault(query_id, []).append(doc_id)
-    single = [q for q in read_queries(folder) if len(own := relevant.get(q.query_id, [])) == 1 and own[0] in there]
-    distinct = {q.text: Question(q, tuple(relevant[q.query_id])) for q in single}
-    return documents, list(distinct.values())[:queries]
+    single = [q for q in read_queries(folder) if len(own := relevant.get(q.query_id, [])) == 1 and own[0] in corpus]
+    distinct = list({q.text: Question(q, tuple(relevant[q.query_id])) for q in single}.values())[:queries]
+    needed = dict.fromkeys(question.relevant[0] for question in distinct)
+    return [corpus[doc_id] for doc_id in [*needed, *(i for i in corpus if i not in needed)][:most]], distinct
 
 
 def prepare(

@@ -105,8 +105,7 @@ def create_app(
     judges = {name: _served_reranker(name, load, config, telemetry) for name, load in (rerankers or {}).items()}
 
     selections = SelectionLog(config.selection_log, telemetry)
-    parts: list[ServedCollection | ServedReranker | SelectionLog]
-    parts = [selections, *served.values(), *judges.values()]
+    parts: list[ServedCollection | ServedReranker | SelectionLog] = [selections, *served.values(), *judges.values()]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from support_encoders import HashEncoder
 
-from chamfer.api import Searcher
+from chamfer.api import Searcher, parse_plan
 from chamfer.errors import InvalidInput
 from chamfer.mining import files
 from chamfer.mining.config import MiningConfig
@@ -21,6 +21,7 @@ from chamfer.types import F32, Document, Query
 from indexing.build import BuildConfig, build
 from indexing.collection import Collection
 from service.pipeline import Pipeline
+from service.records import SearchRequest, SearchResult
 
 ANIMALS = ("fox", "crow", "ant", "lion", "hare", "wolf", "dog", "mouse", "frog", "stork")
 PLACES = ("hill", "river", "garden", "castle", "market")
@@ -179,6 +180,18 @@ def test_another_configuration_does_not_reuse_blocks(searcher: Searcher, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run(searcher, out, judge=WordReranker(fail_after=200))
     assert run(searcher, out, replace(CONFIG, keep=3), WordReranker()).reused_blocks == 0
+
+
+def test_a_plan_with_feedback_has_features_of_both_rounds(searcher: Searcher) -> None:
+    plan = {"channels": {"dense": {}, "lexical": {}}, "feedback": {"channels": {"dense": {}}, "guard": None}}
+    request = SearchRequest(query="why did the fox see the hill", k=2, plan=parse_plan(plan), pool=20)
+    [result] = searcher.pipeline.run([request])
+    assert isinstance(result, SearchResult)
+    assert result.pool is not None
+    features = result.pool.features()
+    assert {"dense.rank", "dense.again.rank", "lexical.score", "fuse.score", "fuse_again.score"} <= set(features)
+    assert len(result.pool.doc_ids) == len(features["dense.again.score"]) == 20
+    assert [hit.doc_id for hit in result.hits] == list(result.pool.doc_ids[:2])
 
 
 def test_faults_are_said_in_a_sentence(searcher: Searcher, tmp_path: Path) -> None:

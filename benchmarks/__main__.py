@@ -16,6 +16,7 @@ SUBJECTS = (
     "gpu",
     "feedback",
     "rerank",
+    "mining",
     "http",
     "quality",
 )

@@ -71,6 +71,9 @@ class CannedCollection:
     def documents(self, _rows: I64, /) -> list[Document]:
         return []
 
+    def doc_ids(self, _rows: I64, /) -> list[str]:
+        return []
+
     def close(self) -> None:
         pass
 

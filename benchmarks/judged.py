@@ -132,6 +132,9 @@ class _Memory:
     def documents(self, rows: I64) -> list[Document]:
         return [self._documents[row] for row in rows.tolist()]
 
+    def doc_ids(self, rows: I64) -> list[str]:
+        return [self._documents[row].doc_id for row in rows.tolist()]
+
     def close(self) -> None:
         """Nothing is held open."""
 

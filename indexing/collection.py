@@ -114,7 +114,11 @@ class Collection:
         """The ids of rows, in order."""
         wanted = np.asarray(rows, dtype=np.int64)
         part_of, local = locate(self._starts, wanted)
-        return [self._segments[p].table.doc_ids([row])[0] for p, row in zip(part_of, local, strict=True)]
+        out = np.empty(len(wanted), dtype=object)
+        for number in np.unique(part_of):
+            places = np.flatnonzero(part_of == number)
+            out[places] = self._segments[number].table.doc_ids(local[places])
+        return list(out)
 
     def rows(self, doc_ids: Sequence[str]) -> I64:
         """The live row of each doc_id, -1 where there is none: i64 [n]."""

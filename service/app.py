@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import chamfer
 from chamfer.errors import ChamferError, Internal, InvalidInput
 from service.batching import BatchingConfig
+from service.click_routes import ClickApi
 from service.loading import LoadPipeline, ServedCollection
 from service.pages import add_console
 from service.problems import ClientLeft, from_status, problem_response
@@ -32,6 +33,7 @@ from service.reranking import LoadReranker, ServedReranker
 from service.routes import Api
 from service.routing import REQUEST_ID
 from service.schemas import Limits, component_schemas
+from service.selection_log import SelectionLog, SelectionLogConfig
 from service.telemetry import CollectionTelemetry, RerankerTelemetry, Telemetry
 
 DESCRIPTION = (
@@ -58,6 +60,7 @@ class ServerConfig:
     reload_seconds: float = 1.0
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reranking: RerankingConfig = field(default_factory=RerankingConfig)
+    selection_log: SelectionLogConfig = field(default_factory=SelectionLogConfig)
 
     def __post_init__(self) -> None:
         if not self.reload_seconds > 0:
@@ -101,7 +104,8 @@ def create_app(
     }
     judges = {name: _served_reranker(name, load, config, telemetry) for name, load in (rerankers or {}).items()}
 
-    parts: list[ServedCollection | ServedReranker] = [*served.values(), *judges.values()]
+    selections = SelectionLog(config.selection_log, telemetry)
+    parts: list[ServedCollection | ServedReranker | SelectionLog] = [selections, *served.values(), *judges.values()]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -110,7 +114,7 @@ def create_app(
         try:
             yield
         finally:
-            for part in parts:
+            for part in reversed(parts):
                 await part.close()
 
     app = _Application(
@@ -124,7 +128,10 @@ def create_app(
         redirect_slashes=False,
     )
     # Onto the application's own router: an included one is matched in a second step on every request.
-    Api(served, judges, limits=config.limits, telemetry=telemetry, examples=config.examples).add_routes(app.router)
+    Api(
+        served, judges, limits=config.limits, telemetry=telemetry, examples=config.examples, selections=selections
+    ).add_routes(app.router)
+    ClickApi(served, selections, config.limits).add_routes(app.router)
     RerankApi(judges, config.reranking, telemetry).add_routes(app.router)
     add_console(app.router)
     app.openapi = partial(_openapi, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -19,9 +19,9 @@ from chamfer.types import I64, Candidates, Document, Hit, Query, VectorKind, Vec
 from service.cross_encoding import CrossEncoding
 from service.fusion import Fused, blend, distribution_based, interpolate, judged_first, reciprocal_rank
 from service.plans import DistributionBased, Features, Plan, ReciprocalRank, Rescore, named_plans, resolve
-from service.records import ChannelView, CollectionView, SearchRequest, SearchResult
+from service.records import ChannelView, CollectionView, RetrievedPool, SearchRequest, SearchResult
 from service.second_round import expand
-from service.stages import Clock, Judgement, Search, StageRunner, explanation, grouped, second_runs
+from service.stages import Clock, Judgement, Search, StageRunner, explanation, grouped, pool_features, second_runs
 
 __all__ = ["Pipeline", "SearchRequest", "SearchResult"]
 
@@ -222,6 +222,7 @@ class Pipeline:
                 degraded=tuple(search.degraded),
                 truncated_query=search.encoding is not None and bool(search.encoding.truncated[search.encoding_row]),
                 plan=search.plan,
+                pool=self._pool(search),
             )
 
     def _feedback_ids(self, explained: list[Search]) -> dict[int, str]:
@@ -230,6 +231,12 @@ class Pipeline:
         wanted = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *rows]))
         documents = self.collection.documents(wanted) if len(wanted) else []
         return {row: document.doc_id for row, document in zip(wanted.tolist(), documents, strict=True)}
+
+    def _pool(self, search: Search) -> RetrievedPool | None:
+        if not search.request.pool:
+            return None
+        rows = search.current.of(0)[0][: search.request.pool]
+        return RetrievedPool(tuple(self.collection.doc_ids(rows)), partial(pool_features, search, rows.tolist()))
 
 
 def _features(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,12 +52,17 @@ class CollectionView(Protocol):
 
     def documents(self, rows: I64, /) -> list[Document]: ...
 
+    def doc_ids(self, rows: I64, /) -> list[str]: ...
+
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchRequest:
-    """One search. `filter` is a condition of indexing.filters; `deadline` is a time.monotonic() value in seconds."""
+    """One search. `filter` is a condition of indexing.filters; `deadline` is a time.monotonic() value in seconds.
+
+    `pool` asks for the first so many candidates with the ranks and scores of every stage; 0: none.
+    """
 
     query: str
     k: int = 10
@@ -65,6 +70,16 @@ class SearchRequest:
     filter: Any = None
     explain: bool = False
     deadline: float | None = None
+    pool: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievedPool:
+    """The first candidates of a search in rank order. `features` computes, on whatever thread asks, every stage's rank
+    and score by name (`service.stages.features_of`): lists aligned with doc_ids, None where a stage did not see it."""
+
+    doc_ids: tuple[str, ...]
+    features: Callable[[], dict[str, list[float | None]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +97,4 @@ class SearchResult:
     degraded: tuple[str, ...]
     truncated_query: bool
     plan: ResolvedPlan
+    pool: RetrievedPool | None = None

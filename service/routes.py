@@ -4,6 +4,7 @@ own conversions, its exit stacks and its thread pool for plain functions cost mo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from service.schemas import (
     search_answer,
     search_request,
 )
+from service.selection_log import SelectionLog
 from service.telemetry import METRICS_MEDIA_TYPE, Telemetry
 from service.waiting import answers
 
@@ -42,7 +44,9 @@ class Api:
         limits: Limits,
         telemetry: Telemetry,
         examples: Mapping[str, Sequence[str]],
+        selections: SelectionLog,
     ) -> None:
+        self._selections = selections
         self._collections = collections
         self._rerankers = rerankers
         self._limits = limits
@@ -69,10 +73,11 @@ class Api:
         received = perf_counter()
         served = self._served(name)
         body = read_search(await read_body(request, self._limits.max_body_bytes, "limits.max_body_bytes"))
-        search = search_request(body, self._limits, monotonic())
+        search = self._sampled(search_request(body, self._limits, monotonic()))
         [answer] = await answers(request.receive, served.submit([search]))
         if isinstance(answer, ChamferError):
             raise answer
+        self._selections.searched(request.scope[REQUEST_ID], name, search.query, answer.result)
         return Json(_answer(answer, name, request, received))
 
     async def search_batch(self, name: CollectionName, request: Request) -> Response:
@@ -96,7 +101,17 @@ class Api:
         futures = served.submit([r for r in read if isinstance(r, SearchRequest)])
         outcomes = await answers(request.receive, futures)
         results = iter(outcomes)
-        return [result if isinstance(result, ChamferError) else next(results) for result in read]
+        out: list[Answer | ChamferError] = [item if isinstance(item, ChamferError) else next(results) for item in read]
+        for place, (item, answer) in enumerate(zip(read, out, strict=True)):
+            if isinstance(item, SearchRequest) and isinstance(answer, Answer):
+                request_id = f"{request.scope[REQUEST_ID]}/{place}"
+                self._selections.searched(request_id, served.name, item.query, answer.result)
+        return out
+
+    def _sampled(self, search: SearchRequest) -> SearchRequest:
+        """The search, asking for its pool too if it is to be recorded."""
+        pool = self._selections.wants(search.k)
+        return replace(search, pool=pool) if pool else search
 
     async def list_collections(self, request: Request) -> Response:
         """The collections that are served, and which of them are ready."""
@@ -144,7 +159,7 @@ class Api:
 
     def _read_item(self, place: int, item: Any) -> SearchRequest | InvalidBody:
         try:
-            return search_request(read_item(item), self._limits, monotonic())
+            return self._sampled(search_request(read_item(item), self._limits, monotonic()))
         except InvalidBody as error:
             return error.under(f"/searches/{place}")
 

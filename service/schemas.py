@@ -177,9 +177,32 @@ class BatchAnswer(_Wire):
     failed: Annotated[int, Field(description="How many of them are errors.")]
 
 
+class Click(_Wire):
+    doc_id: Annotated[str, Field(min_length=1)]
+    rank: Annotated[int, Field(ge=1, description="The rank at which it was shown.")]
+
+
+class ClicksBody(_Wire):
+    """Which hits of a recorded search were chosen."""
+
+    request_id: Annotated[
+        str, Field(min_length=1, max_length=160, description="Of the search; for search N of a batch, request_id/N.")
+    ]
+    clicks: Annotated[list[Click], Field(min_length=1, max_length=1000)]
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"request_id": "4f2a", "clicks": [{"doc_id": "fox-1", "rank": 2}]}]}
+    )
+
+
+class ClicksAnswer(_Wire):
+    request_id: str
+    accepted: Annotated[int, Field(description="Clicks that were recorded; 0 where the log had no room.")]
+
+
 def component_schemas() -> dict[str, Any]:
     """The JSON schemas of all bodies, for OpenAPI's components."""
-    models = (SearchBody, BatchBody, SearchAnswer, BatchAnswer, Problem, RerankBody, TeiBody)
+    models = (SearchBody, BatchBody, SearchAnswer, BatchAnswer, Problem, ClicksBody, ClicksAnswer, RerankBody, TeiBody)
     _, schemas = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
@@ -208,6 +231,14 @@ def read_batch(body: bytes, limits: Limits) -> list[Any]:
     if len(searches) > limits.max_batch_searches:
         raise _beyond("/searches", f"{len(searches)} searches", "max_batch_searches", limits.max_batch_searches)
     return searches
+
+
+def read_clicks(body: bytes) -> ClicksBody:
+    """The body of a click report; InvalidBody with a JSON pointer for each fault."""
+    try:
+        return ClicksBody.model_validate_json(body)
+    except ValidationError as error:
+        raise InvalidBody.of(error) from None
 
 
 def read_item(item: Any) -> SearchBody:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
@@ -162,6 +163,28 @@ def explanation(search: Search, row: int, names: Mapping[int, str]) -> dict[str,
     for judgement in search.judgements:
         stages.append(_judgement(judgement, row))
     return {"stages": stages}
+
+
+def features_of(explained: Mapping[str, Any]) -> dict[str, float]:
+    """An explanation as flat features: rank and score of CHANNEL, of CHANNEL.again (after feedback), of each STAGE."""
+    out: dict[str, float] = {}
+    for stage in explained["stages"]:
+        named = {"retrieve": stage["name"], "retrieve_again": f"{stage['name']}.again"}
+        name = named.get(stage["stage"], stage["stage"])
+        for value in ("rank", "score"):
+            if stage[value] is not None:
+                out[f"{name}.{value}"] = float(stage[value])
+    return out
+
+
+def pool_features(search: Search, rows: Sequence[int]) -> dict[str, list[float | None]]:
+    """The features of rows as columns; None where a stage did not see the row."""
+    unnamed: Mapping[int, str] = defaultdict(str)  # features do not name the documents that feedback learnt from
+    columns: dict[str, list[float | None]] = {}
+    for place, row in enumerate(rows):
+        for name, value in features_of(explanation(search, row, unnamed)).items():
+            columns.setdefault(name, [None] * len(rows))[place] = value
+    return columns
 
 
 def _judgement(judgement: Judgement, row: int) -> dict[str, Any]:

@@ -127,6 +127,12 @@ class Telemetry:
             ["reranker", "outcome"],
             registry=self.registry,
         )
+        self.selections = Counter(
+            "chamfer_selection_records",
+            "Records of the selection log by outcome: written, queue_full, not_written",
+            ["outcome"],
+            registry=self.registry,
+        )
         self._requests: dict[tuple[str, str, int], tuple[Counter, Tally]] = {}
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:

@@ -257,6 +257,9 @@ class FakeCollection:
             raise RuntimeError("the collection was closed while it was in use")
         return [self.stored[row] for row in rows.tolist()]
 
+    def doc_ids(self, rows: I64) -> list[str]:
+        return [self.stored[row].doc_id for row in rows.tolist()]
+
     def close(self) -> None:
         self.closed = True
 

@@ -28,9 +28,9 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main() -> None:
     """Runs the command. Exit status: 0 done, 1 failed, 2 the input cannot be used, 130 interrupted."""
-    from chamfer.cli import demo, doctor, evaluating, planning, searching, training, writing
+    from chamfer.cli import demo, doctor, evaluating, mining, planning, searching, training, writing
 
-    for module in (writing, searching, evaluating, planning, training, doctor, demo):
+    for module in (writing, searching, evaluating, planning, mining, training, doctor, demo):
         module.register(app)
     try:
         app(standalone_mode=True)

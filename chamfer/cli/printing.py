@@ -64,6 +64,15 @@ def training_progress() -> Iterator[Callable[[int, int, float], None]]:
         yield lambda step, steps, loss: bars.update(task, completed=step, total=steps, loss=f"{loss:.4f}")
 
 
+@contextmanager
+def count_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; yields the callback that takes (done, total)."""
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
 def show_hits(hits: Sequence[Hit], text_width: int = 300) -> None:
     """Hits as people read them."""
     for hit in hits:

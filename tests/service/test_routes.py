@@ -60,6 +60,7 @@ def test_a_plan_may_be_spelled_out_and_is_echoed() -> None:
             "fusion": {"method": "rrf", "k": 10.0},
             "feedback": None,
             "rescore": {"channel": "multivector", "depth": 4, "interpolate": 0.5},
+            "cur": None,
             "rerank": None,
         }
         answer = (await client.post(SEARCH, json={"query": QUERY, "plan": plan})).json()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from chamfer.errors import InvalidInput
 from models.cross import CrossModule, pair_ids
 from models.heads import CrossHead, CrossHeadConfig
+from models.tower import open_tower
 from models.trained import Description
+from models.training.cet import Calibration, CetConfig, PoolSelection, Scored, corrected
 from models.training.losses import ranking
 from models.training.recipe import Recipe
-from models.training.student import Draw, Student, micro_batches
+from models.training.student import Draw, Student, adapt, micro_batches
 
 _LOSSES = {"pointwise": ranking.pointwise, "pairwise": ranking.pairwise, "listwise": ranking.listwise}
 
@@ -29,6 +32,14 @@ class CrossEncoderRecipe(Recipe):
     loss: Literal["pointwise", "pairwise", "listwise"] = "listwise"
     weights: str = ""
     head: CrossHeadConfig = field(default_factory=CrossHeadConfig)
+    cet: CetConfig = field(default_factory=CetConfig)
+
+    def __post_init__(self) -> None:
+        if self.cet.form != "off" and (self.loss != "pairwise" or self.weights):
+            raise InvalidInput(
+                f"cet makes the weights of pairs; it needs loss = 'pairwise' and no weights, "
+                f"found loss = {self.loss!r}, weights = {self.weights!r}"
+            )
 
 
 class CrossEncoderStudent(Student):
@@ -46,14 +57,24 @@ class CrossEncoderStudent(Student):
             if projection.shape[1] == recipe.head.dim:
                 self.head.project.weight.data.copy_(torch.from_numpy(projection.T))
         self.pairs = CrossModule(self.tower, self.head, self.tokenizer.special_ids)
+        self.selection: nn.Module | None = None
+        self._steps = 0
+        if recipe.cet.form != "off":
+            self.selection = self._selection()
+            self.calibration = Calibration().requires_grad_(recipe.cet.weights == "exact")
 
     @property
     def teachers(self) -> Sequence[str]:
-        return (self.recipe.weights,) if self.recipe.weights else ()
+        return self.recipe.cet.columns or ((self.recipe.weights,) if self.recipe.weights else ())
+
+    def prepare(self, documents: Iterable[str], steps: int) -> None:
+        del documents
+        self._steps = steps
 
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
         """One loss over [B, K] scores; every draw of a batch has the same number of candidates."""
-        del step
+        if self.selection is not None:
+            return self._corrected(draws, step)
         pairs = [(draw.query, text) for draw in draws for text in draw.texts]
         scores = self._score(pairs).view(len(draws), -1)
         labels = torch.tensor([draw.labels for draw in draws], device=scores.device)
@@ -76,13 +97,54 @@ class CrossEncoderStudent(Student):
             adapter_scale=self.recipe.adapter.scale,
         )
 
-    def _score(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
+    def _selection(self) -> nn.Module:
+        """What says how likely a candidate was selected: the ranker's twin, or a function of the pool's features."""
+        config = self.recipe.cet
+        if config.form != "released":
+            return PoolSelection(list(config.features.values()))
+        tower = open_tower(self.recipe.backbone, self.recipe.features, dropout=self.recipe.adapter.dropout)
+        tower.requires_grad_(False)
+        if self.recipe.adapter.rank:
+            adapt(tower, self.recipe.adapter)
+        return CrossModule(tower, CrossHead(sum(tower.widths), self.recipe.head), self.tokenizer.special_ids)
+
+    def _corrected(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
+        config = self.recipe.cet
+        device = next(self.parameters()).device
+        labels = torch.tensor([draw.labels for draw in draws], device=device)
+        columns = torch.tensor([draw.teachers for draw in draws], device=device)
+        columns = columns.view(len(draws), len(self.teachers), -1 if self.teachers else labels.shape[1]).transpose(1, 2)
+        pairs = [(draw.query, text) for draw in draws for text in draw.texts]
+
+        def both() -> tuple[Tensor, Tensor]:
+            ranker = self._score(pairs).view(labels.shape)
+            if isinstance(self.selection, CrossModule):
+                return ranker, self._score(pairs, self.selection).view(labels.shape)
+            assert self.selection is not None
+            return ranker, self.selection(columns[..., : len(config.features)])
+
+        ranker, selector = both()
+        steady = (ranker.detach(), selector.detach())
+        if self.recipe.adapter.dropout and self.training:
+            self.eval()
+            with torch.no_grad():
+                steady = both()
+            self.train()
+        selected = columns[..., -1] if config.form == "logged" else None
+        warm = step < config.warmup * self._steps
+        scored = Scored(ranker, selector, *steady)
+        parts, self.notes = corrected(scored, labels, selected, self.calibration, config, warm)
+        return parts
+
+    def _score(self, pairs: Sequence[tuple[str, str]], module: CrossModule | None = None) -> Tensor:
         limit = self.recipe.document_tokens
         queries = self.tokenizer([query for query, _ in pairs], self.recipe.query_tokens).ids
         documents = self.tokenizer([text for _, text in pairs], limit).ids
         ids = [pair_ids(q, d, limit) for q, d in zip(queries, documents, strict=True)]
         batches = micro_batches(ids, limit, self.recipe.fit.micro_tokens, self.tokenizer.pad_id)
         device = next(self.parameters()).device
-        scores = torch.cat([self.pairs(part.to(device), mask.to(device)).float() for _, part, mask in batches])
+        scores = torch.cat(
+            [(module or self.pairs)(part.to(device), mask.to(device)).float() for _, part, mask in batches]
+        )
         order = torch.tensor([row for rows, _, _ in batches for row in rows])
         return scores[torch.argsort(order).to(device)]

@@ -122,13 +122,12 @@ class _GroupTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         parts: dict[str, Tensor] = model(inputs["draws"], self.state.global_step)
         loss = torch.stack(list(parts.values())).sum()
-        self._parts = {name: float(value.detach()) for name, value in parts.items()}
+        self._parts = {f"part_{name}": float(value.detach()) for name, value in parts.items()}
+        self._parts |= {f"note_{name}": value for name, value in self.model.notes.items()}
         return (loss, {}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(
-            {**logs, **({f"part_{k}": v for k, v in self._parts.items()} if "loss" in logs else {})}, start_time
-        )
+        super().log({**logs, **(self._parts if "loss" in logs else {})}, start_time)
 
     optimizer: torch.optim.Optimizer | None
 
@@ -137,8 +136,8 @@ class _GroupTrainer(Trainer):  # type: ignore[misc]
             config: FitConfig = self.model.recipe.fit
             named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
             groups = [
-                {"params": [p for name, p in named if name.startswith("tower.")], "lr": config.rate},
-                {"params": [p for name, p in named if not name.startswith("tower.")], "lr": config.head_rate},
+                {"params": [p for name, p in named if _of_tower(name)], "lr": config.rate},
+                {"params": [p for name, p in named if not _of_tower(name)], "lr": config.head_rate},
             ]
             self.optimizer = torch.optim.AdamW(
                 [group for group in groups if group["params"]], weight_decay=config.weight_decay
@@ -169,6 +168,10 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         del args, control
         if logs and "loss" in logs:
             self._show(int(state.global_step), int(state.max_steps), float(logs["loss"]))
+
+
+def _of_tower(name: str) -> bool:
+    return name.startswith("tower.") or ".tower." in name
 
 
 def learnt(student: torch.nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ import numpy as np
 from chamfer.errors import InvalidInput, NotFound
 
 _FIXED = ("query_id", "query", "source", "split", "doc_ids", "labels")
+Choose = Callable[[list[str], list[str]], Sequence[int]]
+"""Sources and splits of all rows to the rows that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def write_groups(path: Path, groups: Sequence[Group]) -> None:
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def read_groups(path: Path, choose: Callable[[list[str], list[str]], Sequence[int]] | None = None) -> list[Group]:
+def read_groups(path: Path, choose: Choose | None = None) -> list[Group]:
     """The groups of a file; `choose` gets source and split of every row and names the rows that are read.
 
     NotFound without the file, InvalidInput where a column is missing.
@@ -103,10 +105,10 @@ def read_documents(path: Path) -> dict[str, str]:
     return dict(zip(table["doc_id"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
-def check_groups(groups: Iterable[Group], documents: Mapping[str, str]) -> None:
-    """InvalidInput for a group without a positive or with a document that is not there."""
+def check_groups(groups: Iterable[Group], documents: Mapping[str, str], *, needs_positive: bool = True) -> None:
+    """InvalidInput for a group without a positive (where one is needed) or with a document that is not there."""
     for group in groups:
-        if not group.positives:
+        if needs_positive and not group.positives:
             raise InvalidInput(f"group {group.query_id!r} has no relevant candidate")
         for doc_id in group.doc_ids:
             if doc_id not in documents:

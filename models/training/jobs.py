@@ -10,10 +10,11 @@ import numpy as np
 
 from chamfer.errors import InvalidInput
 from models.trained import save
+from models.training.clicks import ClicksRecipe, ClicksStudent
 from models.training.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
 from models.training.dense import DenseRecipe, DenseStudent
 from models.training.fit import Fitted, fit, seed_everything
-from models.training.groups import Group, check_groups, read_documents, read_groups
+from models.training.groups import Group, check_groups, read_documents
 from models.training.multivector import MultivectorRecipe, MultivectorStudent
 from models.training.recipe import Recipe
 from models.training.report import write_report
@@ -22,6 +23,7 @@ from models.training.states import stored_states
 from models.training.student import Draws, Student
 
 JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Student]]] = {
+    "clicks": (ClicksRecipe, ClicksStudent),
     "cross_encoder": (CrossEncoderRecipe, CrossEncoderStudent),
     "dense": (DenseRecipe, DenseStudent),
     "multivector": (MultivectorRecipe, MultivectorStudent),
@@ -41,13 +43,17 @@ def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] 
     seed_everything(recipe.fit.seed)
     student = JOBS[recipe.job][1](recipe)
     documents = read_documents(recipe.data.documents)
-    groups = read_groups(recipe.data.groups, lambda sources, splits: chosen(sources, splits, recipe))
-    check_groups(groups, documents)
+    groups = student.groups(lambda sources, splits: chosen(sources, splits, recipe))
+    check_groups(groups, documents, needs_positive=student.needs_positive)
     training = [group for group in groups if group.split == "train"]
     if not training:
         raise InvalidInput(f"{recipe.data.groups} holds no training group of the shares {recipe.data.shares}")
-    held_out = [(cut(group, recipe.data.held_out_depth), documents) for group in groups if group.split == "dev"]
-    draws = Draws(training, documents, recipe.data, student.teachers, recipe.fit.seed)
+    held_out = [
+        (cut(group, recipe.data.held_out_depth), documents)
+        for group in groups
+        if group.split == "dev" and group.positives
+    ]
+    draws = Draws(training, documents, recipe.data, student.teachers, recipe.fit.seed, student.places)
     if recipe.data.states is not None:
         if not isinstance(student, MultivectorStudent | SparseStudent):
             raise InvalidInput(f"job {recipe.job} cannot learn from stored states; leave data.states out")

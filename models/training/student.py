@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from chamfer.errors import Unavailable
 from models.batches import Tokenizer, length_groups
 from models.tower import Fold, Tower, folder_of, open_tower
 from models.trained import Description
-from models.training.groups import Group, sample_places
+from models.training.groups import Choose, Group, read_groups, sample_places
 from models.training.recipe import AdapterConfig, DataConfig, Recipe
 
 
@@ -40,7 +40,9 @@ class Draws(torch.utils.data.Dataset[Draw]):
         config: DataConfig,
         teachers: Sequence[str],
         seed: int,
+        places: Callable[[Group, DataConfig, np.random.Generator], list[int]] | None = None,
     ) -> None:
+        self._places = places or sampled
         self._groups = groups
         self._documents = documents
         self._config = config
@@ -54,14 +56,13 @@ class Draws(torch.utils.data.Dataset[Draw]):
     def __getitem__(self, index: int) -> Draw:
         epoch, place = divmod(index, len(self._groups))
         group = self._groups[self._order[epoch][place]]
-        config = self._config
         rng = np.random.default_rng((self._seed, epoch, place))
-        return draw(
-            group,
-            self._documents,
-            sample_places(group, config.negatives, config.first, config.last, rng),
-            self._teachers,
-        )
+        return draw(group, self._documents, self._places(group, self._config, rng), self._teachers)
+
+
+def sampled(group: Group, config: DataConfig, rng: np.random.Generator) -> list[int]:
+    """One positive and `negatives` others, by sample_places."""
+    return sample_places(group, config.negatives, config.first, config.last, rng)
 
 
 def draw(group: Group, documents: Mapping[str, str], places: Sequence[int], teachers: Sequence[str]) -> Draw:
@@ -81,10 +82,12 @@ class Student(nn.Module):
     """Base of the jobs' students: subclasses give `losses` and `score`, and say what they are in `description`."""
 
     head: nn.Module
+    needs_positive = True  # whether groups without a relevant candidate are refused
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
+        self.notes: dict[str, float] = {}  # what the last batch showed beside its losses; logged with them
         self.tower = open_tower(recipe.backbone, recipe.features, dropout=recipe.adapter.dropout)
         self.tower.requires_grad_(False)
         if recipe.adapter.rank:
@@ -95,6 +98,14 @@ class Student(nn.Module):
     def teachers(self) -> Sequence[str]:
         """Columns of the groups that the losses read."""
         return ()
+
+    def groups(self, choose: Choose) -> list[Group]:
+        """The rows of recipe.data.groups that `choose` names."""
+        return read_groups(self.recipe.data.groups, choose)
+
+    def places(self, group: Group, config: DataConfig, rng: np.random.Generator) -> list[int]:
+        """The candidates of a group that a step sees."""
+        return sampled(group, config, rng)
 
     def prepare(self, documents: Iterable[str], steps: int) -> None:
         """Called once before training with the texts of all documents and the number of steps."""

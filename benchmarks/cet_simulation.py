@@ -1,0 +1,271 @@
+"""Pooling bias in a world whose truth is known: stronger negatives, worse ranker, and what each correction gives back.
+
+    python -m benchmarks.cet_simulation --out docs/benchmarks [--quick]
+
+Queries have 200 documents of 8 features, 4 semantic and 4 lexical. Relevance follows both, mostly the semantic ones;
+who is selected for judgement follows the lexical score alone, and a label says relevant and selected. Linear rankers
+learn from the labels with 8 negatives a positive out of the top 50 of a retriever, then rank the strong retriever's
+top 50 of other queries; nDCG@10 counts the true relevance. Setting A selects sharply and its features are correlated,
+B softly and they are not. The losses and weights are those of the training jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.training.cet import cosine
+from models.training.losses import selection
+
+DEPTH, NEGATIVES = 50, 8
+SEMANTIC = torch.tensor([1.0, 1.0, 1.0, 1.0, 0, 0, 0, 0])
+LEXICAL = SEMANTIC.flip(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """correlation of a semantic feature with its lexical twin; slope and shift of the logit of selection."""
+
+    correlation: float
+    slope: float
+    shift: float
+    train: int = 400
+    test: int = 300
+    documents: int = 200
+    steps: int = 500
+
+
+A = Setting(correlation=0.3, slope=3.0, shift=-9.5)
+B = Setting(correlation=0.0, slope=1.0, shift=-3.6)
+
+
+@dataclass(frozen=True)
+class World:
+    """features f32 [Q, N, 8]; p_r and p_s f32 [Q, N]; relevant and selected bool [Q, N]; weak, strong scores [Q, N]."""
+
+    features: Tensor
+    p_r: Tensor
+    p_s: Tensor
+    relevant: Tensor
+    selected: Tensor
+    weak: Tensor
+    strong: Tensor
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Places [P] of queries, positives and negatives."""
+
+    query: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+def world(setting: Setting, queries: int, rng: torch.Generator) -> World:
+    """Draws queries with their documents, their relevance and who was judged."""
+    lexical = torch.randn((queries, setting.documents, 4), generator=rng)
+    own = torch.randn((queries, setting.documents, 4), generator=rng)
+    semantic = setting.correlation * lexical + (1 - setting.correlation**2) ** 0.5 * own
+    features = torch.cat([semantic, lexical], dim=2)
+    by_meaning, by_words = features @ SEMANTIC, features @ LEXICAL
+    p_r = torch.sigmoid(1.6 * (by_meaning + 0.3 * by_words) - 5.5)
+    p_s = torch.sigmoid(setting.slope * by_words / 2 + setting.shift / 2)
+    relevant = torch.rand(p_r.shape, generator=rng) < p_r
+    selected = torch.rand(p_s.shape, generator=rng) < p_s
+    strong = by_meaning + 0.15 * by_words + 0.5 * torch.randn(p_r.shape, generator=rng)
+    weak = by_words + 0.5 * torch.randn(p_r.shape, generator=rng)
+    return World(features, p_r, p_s, relevant, selected, weak, strong)
+
+
+def draw_pairs(made: World, source: str, rng: torch.Generator, *, allowed: Tensor | None = None) -> Pairs:
+    """8 negatives for every labelled document, from the source's top 50 of the same query; `allowed` bool [Q, N]."""
+    scores = {"weak": made.weak, "strong": made.strong, "random": torch.rand(made.weak.shape, generator=rng)}[source]
+    labelled = made.relevant & made.selected
+    top = torch.zeros_like(labelled).scatter_(1, scores.topk(DEPTH, dim=1).indices, True)
+    open_to = top & ~labelled if allowed is None else allowed & ~labelled
+    query, positive = labelled.nonzero(as_tuple=True)
+    usable = open_to[query].any(dim=1)
+    query, positive = query[usable], positive[usable]
+    negative = torch.multinomial(open_to[query].float(), NEGATIVES, replacement=True, generator=rng)
+    repeated = [x.repeat_interleave(NEGATIVES) for x in (query, positive)]
+    return Pairs(repeated[0], repeated[1], negative.flatten())
+
+
+def fit(setting: Setting, made: World, pairs: Pairs, weights: Tensor | None = None) -> Tensor:
+    """A linear ranker f32 [8] from pairs with given weights."""
+    ranker = torch.zeros(made.features.shape[2], requires_grad=True)
+    optimizer = torch.optim.Adam([ranker], lr=0.05)
+    features = _differences(made, pairs)
+    for _ in range(setting.steps):
+        optimizer.zero_grad()
+        losses = F.softplus(-features @ ranker)
+        (losses if weights is None else losses * weights).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return ranker.detach()
+
+
+def fit_cet(
+    setting: Setting, made: World, pairs: Pairs, temperature: float, seen: Tensor, rng: torch.Generator
+) -> tuple[Tensor, float]:
+    """(R, cosine of R and S) of the coupled models; S sees what `seen` f32 [F] marks. Weights normalised."""
+    models = [(0.01 * torch.randn(len(seen), generator=rng)).requires_grad_() for _ in range(2)]
+    optimizer = torch.optim.Adam(models, lr=0.05)
+    features = _differences(made, pairs)
+    negatives = made.features[pairs.query, pairs.negative]
+    for _ in range(setting.steps):
+        ranker, selector = models[0], models[1] * seen
+        of_ranker, of_selector = (
+            w / w.mean()
+            for w in (
+                selection.released_weights(negatives @ selector, temperature),
+                selection.released_weights(negatives @ ranker, temperature),
+            )
+        )
+        optimizer.zero_grad()
+        loss = (of_ranker * F.softplus(-features @ ranker)).mean()
+        (loss + (of_selector * F.softplus(-features @ selector)).mean()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    ranker, selector = models[0].detach(), models[1].detach() * seen
+    return ranker, cosine(made.features @ ranker, made.features @ selector)
+
+
+def fit_selection(made: World, seen: Tensor) -> Tensor:
+    """p_s f32 [Q, N] by logistic regression of the logged selection on the pool's features, marked in `seen` [F]."""
+    weights, shift = torch.zeros(len(seen), requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights, shift], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = made.features @ (weights * seen) + shift
+        loss = F.binary_cross_entropy_with_logits(logits, made.selected.float())
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return torch.sigmoid(made.features @ (weights * seen) + shift).detach()
+
+
+def arms(setting: Setting, made: World, rng: torch.Generator) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Linear rankers by arm, and what is noted beside: shares of false negatives, cosines of R and S."""
+    found: dict[str, Tensor] = {}
+    notes: dict[str, float] = {}
+    for source in ("weak", "random", "strong"):
+        pairs = draw_pairs(made, source, rng)
+        notes[f"false negatives, {source}"] = float(made.relevant[pairs.query, pairs.negative].float().mean())
+        found[f"{source} negatives"] = fit(setting, made, pairs)
+    query, negative = pairs.query, pairs.negative  # those of the strong source
+    for temperature in (10.0, 2.0, 1.0):
+        for name, seen in (("released", torch.ones(8)), ("pool features", LEXICAL)):
+            arm = f"CET {name}, T={temperature:.0f}"
+            found[arm], notes[f"cosine, {arm}"] = fit_cet(setting, made, pairs, temperature, seen, rng)
+    true = ~made.relevant[query, negative]
+    found["oracle: no false negatives"] = fit(setting, made, Pairs(query[true], pairs.positive[true], negative[true]))
+    inverse = selection.selection_weights(made.p_s[query, negative], 20.0)
+    found["oracle: 1/(1-p_s), at most 20"] = fit(setting, made, pairs, inverse)
+    up, _ = selection.exact_weights(made.p_s[query, pairs.positive], made.p_r[query, pairs.positive])
+    _, down = selection.exact_weights(made.p_s[query, negative], made.p_r[query, negative])
+    found["oracle: exact weights"] = fit(setting, made, pairs, up * down / (up * down).mean())
+    fitted = selection.selection_weights(fit_selection(made, LEXICAL)[query, negative], 20.0)
+    found["logged: 1/(1-p_s), at most 20"] = fit(setting, made, pairs, fitted)
+    found["control: constant weight"] = fit(setting, made, pairs, torch.full_like(fitted, float(fitted.mean())))
+    shuffled = fitted[torch.randperm(len(fitted), generator=rng)]
+    found["control: shuffled weights"] = fit(setting, made, pairs, shuffled)
+    found["logged: judged negatives"] = fit(setting, made, draw_pairs(made, "strong", rng, allowed=made.selected))
+    return found, notes
+
+
+def ndcg(scores: Tensor, made: World) -> float:
+    """Mean nDCG@10 by true relevance of the strong retriever's top 50 ranked anew; the ideal is over all documents."""
+    top = made.strong.topk(DEPTH, dim=1).indices
+    order = top.gather(1, scores.gather(1, top).topk(10, dim=1).indices)
+    discounts = 1 / torch.log2(torch.arange(10) + 2.0)
+    gained = (made.relevant.gather(1, order).float() * discounts).sum(dim=1)
+    ideal = discounts.cumsum(0)[made.relevant.sum(dim=1).clamp(1, 10) - 1]
+    return float((gained / ideal)[made.relevant.any(dim=1)].mean())
+
+
+def one_seed(setting: Setting, seed: int) -> tuple[dict[str, float], dict[str, float]]:
+    """nDCG@10 of every arm, and notes."""
+    rng = torch.Generator().manual_seed(seed)
+    train, test = world(setting, setting.train, rng), world(setting, setting.test, rng)
+    rankers, notes = arms(setting, train, rng)
+    notes["relevant a query"] = float(train.relevant.sum() / setting.train)
+    notes["labels a query"] = float((train.relevant & train.selected).sum() / setting.train)
+    scores = {
+        "true relevance": ndcg(test.p_r, test),
+        "strong retriever": ndcg(test.strong, test),
+        "p_r * p_s": ndcg(test.p_r * test.p_s, test),
+    }
+    return scores | {name: ndcg(test.features @ ranker, test) for name, ranker in rankers.items()}, notes
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and standard error over seeds by name."""
+    found = {}
+    for name in rows[0]:
+        values = np.array([row[name] for row in rows])
+        found[name] = (float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0)
+    return found
+
+
+def _differences(made: World, pairs: Pairs) -> Tensor:
+    return made.features[pairs.query, pairs.positive] - made.features[pairs.query, pairs.negative]
+
+
+def table(results: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """Markdown: a line an arm, mean and standard error a setting."""
+    settings = list(results)
+    lines = ["| | " + " | ".join(settings) + " |", "| --- |" + " --- |" * len(settings)]
+    for name in results[settings[0]]:
+        cells = [f"{results[s][name][0]:.3f} ± {results[s][name][1]:.3f}" for s in settings]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: Mapping[str, Mapping[str, tuple[float, float]]], path: Path) -> None:
+    """Bars of nDCG@10 with standard errors, a panel a setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(results), figsize=(11, 6), sharey=True, layout="constrained", squeeze=False)
+    for axes, (name, found) in zip(panels[0], results.items(), strict=True):
+        labels = list(found)[::-1]
+        axes.barh(labels, [found[x][0] for x in labels], xerr=[found[x][1] for x in labels], color="#4a7fb5")
+        axes.set_title(f"setting {name}")
+        axes.set_xlabel("nDCG@10, true relevance")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="two seeds, a quarter of the queries")
+    arguments = parser.parse_args()
+    seeds = 2 if arguments.quick else arguments.seeds
+    results, notes = {}, {}
+    for name, setting in (("A", A), ("B", B)):
+        used = replace(setting, train=100, test=100, steps=200) if arguments.quick else setting
+        scored, noted = zip(*(one_seed(used, seed) for seed in range(seeds)), strict=True)
+        results[name], notes[name] = summary(scored), summary(noted)
+    print(table(results), table(notes), sep="\n\n")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    facts = {"seeds": seeds, "quick": arguments.quick, "settings": {"A": asdict(A), "B": asdict(B)}}
+    text = json.dumps({**facts, "ndcg@10": results, "notes": notes}, indent=1)
+    (arguments.out / "cet_simulation.json").write_text(text + "\n", encoding="utf-8")
+    plot(results, arguments.out / "cet_simulation.png")
+
+
+if __name__ == "__main__":
+    main()

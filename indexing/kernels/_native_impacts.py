@@ -90,7 +90,7 @@ def _ones(parts: Sequence[Part], allowed: Bool) -> I64:
 
 def _structures(parts: Sequence[Part], scratch: Scratch) -> tuple[Any, Any, int]:
     """What the library reads and works in, and the vocabulary's size; both hold addresses alone."""
-    segments = (_Part * len(parts))(*((_impacts(part), part.local.ctypes.data, part.first) for part in parts))
+    segments = (_Part * len(parts))(*(_Part(_impacts(part), part.local.ctypes.data, part.first) for part in parts))
     room = (scratch.scores, scratch.query, scratch.uppers, scratch.lowers, scratch.rows, scratch.hits, scratch.asked)
     work = _Scratch(*(array.ctypes.data for array in room))
     return segments, ctypes.byref(work), len(parts[0].local) - 1 if parts else 0

@@ -105,9 +105,9 @@ def search(
         for part in parts:
             floor = ranked[1][-1] if len(ranked[1]) == k else np.float32(0)
             own = _search_part(part, scratch, (terms[start:stop], weights[start:stop]), k, allowed, floor)
-            ranked = tuple(np.concatenate(pair) for pair in zip(ranked, own, strict=True))  # type: ignore[assignment]
-            order = np.lexsort((ranked[0], -ranked[1]))[:k]
-            ranked = ranked[0][order], ranked[1][order]
+            both = [np.concatenate([ranked[i], own[i]]) for i in (0, 1)]
+            order = np.lexsort((both[0], -both[1]))[:k]
+            ranked = both[0][order], both[1][order]
         counts[q] = len(ranked[0])
         rows[q, : counts[q]], scores[q, : counts[q]] = ranked
     return rows, scores, counts

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.types import SparseVectors
+from chamfer.types import SparseVectors, ragged_index
 
 WIDTH = 30_522
+CHUNK = 20_000  # rows mixed at a time
 
 
 def sparse_vectors(folder: Path | None, n: int, n_queries: int) -> tuple[SparseVectors, SparseVectors, str]:
@@ -44,18 +45,22 @@ def _drawn(rng: np.random.Generator, n: int, terms: int) -> SparseVectors:
 
 def _mixed(rng: np.random.Generator, real: SparseVectors, n: int) -> SparseVectors:
     """n rows, each seven tenths of one row and three tenths of another, the larger weight where both have a term."""
-    terms, weights = [], []
-    for _ in range(n):
-        row: dict[int, float] = {}
-        for place, share in zip(rng.integers(0, len(real), 2), (0.7, 0.3), strict=True):
-            span = slice(real.offsets[place], real.offsets[place + 1])
-            keep = rng.random(span.stop - span.start) < share
-            jitter = np.exp(rng.normal(0, 0.2, int(keep.sum())))
-            for term, weight in zip(real.terms[span][keep], real.weights[span][keep] * jitter, strict=True):
-                row[int(term)] = max(row.get(int(term), 0.0), float(weight))
-        terms.append(np.array(sorted(row), dtype=np.int32))
-        weights.append(np.array([row[t] for t in sorted(row)], dtype=np.float32))
-    return _ragged(terms, weights)
+    return SparseVectors.concatenate([_mixture(rng, real, min(CHUNK, n - start)) for start in range(0, n, CHUNK)])
+
+
+def _mixture(rng: np.random.Generator, real: SparseVectors, n: int) -> SparseVectors:
+    keys, weights = [], []
+    for share in (0.7, 0.3):
+        index, offsets = ragged_index(real.offsets, rng.integers(0, len(real), n))
+        kept = rng.random(len(index)) < share
+        owners = np.repeat(np.arange(n), np.diff(offsets))[kept]
+        keys.append(owners * WIDTH + real.terms[index[kept]])
+        weights.append(real.weights[index[kept]] * np.exp(rng.normal(0, 0.2, len(owners))).astype(np.float32))
+    key, weight = np.concatenate(keys), np.concatenate(weights)
+    order = np.argsort(key)
+    found, starts = np.unique(key[order], return_index=True)
+    offsets = np.searchsorted(found, np.arange(n + 1) * WIDTH)
+    return SparseVectors(np.maximum.reduceat(weight[order], starts), (found % WIDTH).astype(np.int32), offsets, WIDTH)
 
 
 def _ragged(terms: list[Any], weights: list[Any]) -> SparseVectors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from chamfer.types import F32, I32, I64, Bool
 
 if TYPE_CHECKING:
-    from indexing.kernels.impacts import Impacts, Scratch
+    from indexing.kernels.impacts import Part, Scratch
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
@@ -24,6 +25,10 @@ class _Impacts(ctypes.Structure):
         *((name, _POINTER) for name in ("offsets", "documents", "codes", "largest")),
         *((name, _POINTER) for name in ("row_offsets", "row_terms", "row_values", "norms")),
     )
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (("index", _Impacts), ("local", _POINTER), ("first_row", _COUNT))
 
 
 class _Scratch(ctypes.Structure):
@@ -41,18 +46,18 @@ def library() -> Any | None:
         return None
     loaded.chamfer_impacts_search.restype = None
     loaded.chamfer_impacts_search.argtypes = [
-        *[_POINTER] * 5, _COUNT, _COUNT, _POINTER, _COUNT, _POINTER, ctypes.c_float, *[_POINTER] * 3,
+        _POINTER, _COUNT, _POINTER, _COUNT, *[_POINTER] * 3, _COUNT, _COUNT, _POINTER, _POINTER, ctypes.c_float,
+        *[_POINTER] * 3,
     ]  # fmt: skip
     return loaded
 
 
 def search(
-    impacts: Impacts,
+    parts: Sequence[Part],
     scratch: Scratch,
     query: tuple[I32, F32, I64],
     k: int,
     allowed: Bool | None,
-    floors: F32 | None,
     grant: float,
 ) -> tuple[I64, F32, I64] | None:
     """See indexing.kernels.impacts.search; None where the library cannot be had."""
@@ -60,34 +65,45 @@ def search(
     if fast is None:
         return None
     if scratch.native is None:
-        scratch.native = _structures(impacts, scratch)
-    index, work = scratch.native
+        scratch.native = _structures(parts, scratch)
+    segments, work, vocabulary = scratch.native
     n_queries = len(query[2]) - 1
     rows = np.empty((n_queries, k), dtype=np.int64)
     scores = np.empty((n_queries, k), dtype=np.float32)
     counts = np.empty(n_queries, dtype=np.int64)
-    n_allowed = impacts.n_documents if allowed is None else int(np.count_nonzero(allowed))
-    query = (query[0], np.ascontiguousarray(query[1]), np.ascontiguousarray(query[2]))
-    terms, weights, offsets = (array.ctypes.data for array in query)
+    terms, weights, offsets = (np.ascontiguousarray(array) for array in query)
+    mask = None if allowed is None else np.ascontiguousarray(allowed)
+    ones = None if mask is None else _ones(parts, mask)
     fast.chamfer_impacts_search(
-        index, work, terms, weights, offsets, len(counts), k, None if allowed is None else allowed.ctypes.data,
-        n_allowed, None if floors is None else floors.ctypes.data, grant,
+        segments, len(parts), work, vocabulary, terms.ctypes.data, weights.ctypes.data, offsets.ctypes.data,
+        n_queries, k, None if mask is None else mask.ctypes.data, None if ones is None else ones.ctypes.data, grant,
         rows.ctypes.data, scores.ctypes.data, counts.ctypes.data,
     )  # fmt: skip
     return rows, scores, counts
 
 
-def _structures(impacts: Impacts, scratch: Scratch) -> tuple[Any, Any]:
-    """What the library reads and works in; both hold addresses alone."""
-    arrays = (
-        *(impacts.offsets, impacts.documents, impacts.codes, impacts.largest),
-        *(impacts.row_offsets, impacts.row_terms, impacts.row_values, impacts.norms),
-    )
-    index = _Impacts(
-        impacts.n_documents, impacts.n_terms, impacts.saturating, impacts.documents.dtype == np.int32,
-        impacts.row_terms.dtype == np.int32, impacts.row_values.dtype == np.float32,
-        *(array.ctypes.data for array in arrays),
-    )  # fmt: skip
+def _ones(parts: Sequence[Part], allowed: Bool) -> I64:
+    """How many rows of each part are allowed."""
+    each = (allowed[part.first : part.first + part.impacts.n_documents] for part in parts)
+    return np.array([np.count_nonzero(own) for own in each], dtype=np.int64)
+
+
+def _structures(parts: Sequence[Part], scratch: Scratch) -> tuple[Any, Any, int]:
+    """What the library reads and works in, and the vocabulary's size; both hold addresses alone."""
+    segments = (_Part * len(parts))(*(_Part(_impacts(part), part.local.ctypes.data, part.first) for part in parts))
     room = (scratch.scores, scratch.query, scratch.uppers, scratch.lowers, scratch.rows, scratch.hits, scratch.asked)
     work = _Scratch(*(array.ctypes.data for array in room))
-    return ctypes.byref(index), ctypes.byref(work)
+    return segments, ctypes.byref(work), len(parts[0].local) - 1 if parts else 0
+
+
+def _impacts(part: Part) -> _Impacts:
+    own = part.impacts
+    arrays = (
+        *(own.offsets, own.documents, own.codes, own.largest),
+        *(own.row_offsets, own.row_terms, own.row_values, own.norms),
+    )
+    return _Impacts(
+        own.n_documents, own.n_terms, own.saturating, own.documents.dtype == np.int32,
+        own.row_terms.dtype == np.int32, own.row_values.dtype == np.float32,
+        *(array.ctypes.data for array in arrays),
+    )  # fmt: skip

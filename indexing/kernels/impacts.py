@@ -8,6 +8,7 @@ depend on how documents lie in segments, on pruning, or on which of the compiled
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -49,58 +50,88 @@ class Impacts:
         return len(self.offsets) - 1
 
 
-class Scratch:
-    """Working memory of one search at a time over one segment; zero between searches."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment among others. local i32 [vocabulary+1]: its place of each term that queries name, -1 where it has none
+    (the last stands for all terms beyond); first: its first row's number in the collection."""
 
-    def __init__(self, impacts: Impacts) -> None:
-        room = impacts.n_documents + 1040
+    impacts: Impacts
+    local: I32
+    first: int
+
+
+class Scratch:
+    """Working memory of one search at a time over the same parts; zero between searches."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        room = max((part.impacts.n_documents for part in parts), default=0) + 1040
+        terms = max((part.impacts.n_terms for part in parts), default=0) + 1
         self.scores = np.zeros(room, dtype=np.float32)
-        self.query = np.zeros(impacts.n_terms + 1, dtype=np.float32)
+        self.query = np.zeros(terms, dtype=np.float32)
         self.uppers = np.empty(room, dtype=np.float32)
         self.lowers = np.empty(room, dtype=np.float32)
         self.rows = np.empty(room, dtype=np.int32)
-        self.hits = np.empty(room, dtype=np.int64)
-        self.asked = np.empty((impacts.n_terms + 1, 2), dtype=np.int64)
+        self.hits = np.empty((room, 2), dtype=np.int64)
+        self.asked = np.empty((terms, 2), dtype=np.int64)
         self.native: Any = None  # what sparse.c asks for, made once
 
 
 def search(
-    impacts: Impacts,
+    parts: Sequence[Part],
     scratch: Scratch,
     query: tuple[I32, F32, I64],
     k: int,
     allowed: Bool | None,
-    floors: F32 | None,
     grant: float,
 ) -> tuple[I64, F32, I64]:
     """(rows i64 [Q, k], scores f32 [Q, k], counts i64 [Q]): the k best rows of Q queries, ties by smaller row.
 
-    `query` is (terms i32 [Zq], weights f32 [Zq] > 0, offsets i64 [Q+1]), terms ascending; `floors` f32 [Q], if any, are
-    scores below which no row is wanted. Rows that share no term with a query are not returned. Rows are scored directly
-    where a filter leaves few; lists are left unread where no row can be lifted among the k best by them, or (`grant` <
-    1, approximate) by that share of what they could give. Cost: the postings of the query's terms, at most.
+    `query` is (terms i32 [Zq], weights f32 [Zq] > 0, offsets i64 [Q+1]), terms ascending in a query; `allowed` holds
+    the rows of all parts. Rows that share no term with a query are not returned. Part by part, the k-th best so far
+    being a floor for the next: rows are scored directly where a filter leaves few; lists are left unread where no row
+    can be lifted among the k best by them, or (`grant` < 1, approximate) by that share of what they could give. Cost:
+    the postings of the query's terms, at most.
     """
-    found = _native_impacts.search(impacts, scratch, query, k, allowed, floors, grant)
+    found = _native_impacts.search(parts, scratch, query, k, allowed, grant)
     if found is not None:
         return found
     n_queries = len(query[2]) - 1
     rows = np.empty((n_queries, k), dtype=np.int64)
     scores = np.empty((n_queries, k), dtype=np.float32)
     counts = np.zeros(n_queries, dtype=np.int64)
-    mask = np.empty(0, dtype=np.bool_) if allowed is None else allowed
-    by_term = (impacts.offsets, impacts.documents, impacts.codes)
-    by_row = (impacts.row_offsets, impacts.row_terms, impacts.row_values, impacts.norms)
-    room = (scratch.scores, scratch.query)
-    mode = (impacts.saturating, impacts.row_values.dtype == np.float32)
     terms, weights, offsets = query
     for q, (start, stop) in enumerate(pairwise(offsets)):
-        least = np.float32(0) if floors is None else floors[q]
-        asked = (terms[start:stop], weights[start:stop])
-        own = _numba_impacts.search(by_term, by_row, mode, room, asked, k, (mask, least))
-        order = np.lexsort((own[0], -own[1]))[:k]
-        counts[q] = len(order)
-        rows[q, : len(order)], scores[q, : len(order)] = own[0][order], own[1][order]
+        ranked: tuple[Array, Array] = (np.empty(0, np.int64), np.empty(0, np.float32))
+        for part in parts:
+            floor = ranked[1][-1] if len(ranked[1]) == k else np.float32(0)
+            own = _search_part(part, scratch, (terms[start:stop], weights[start:stop]), k, allowed, floor)
+            both = [np.concatenate([ranked[i], own[i]]) for i in (0, 1)]
+            order = np.lexsort((both[0], -both[1]))[:k]
+            ranked = both[0][order], both[1][order]
+        counts[q] = len(ranked[0])
+        rows[q, : counts[q]], scores[q, : counts[q]] = ranked
     return rows, scores, counts
+
+
+def _search_part(
+    part: Part, scratch: Scratch, asked: tuple[I32, F32], k: int, allowed: Bool | None, floor: np.float32
+) -> tuple[I64, F32]:
+    """The numba twin's rows of one part (of the collection) and their scores."""
+    own = part.impacts
+    places = part.local.take(asked[0], mode="clip")
+    known = places >= 0
+    stop = part.first + own.n_documents
+    mask = np.empty(0, dtype=np.bool_) if allowed is None else np.ascontiguousarray(allowed[part.first : stop])
+    rows, scores = _numba_impacts.search(
+        (own.offsets, own.documents, own.codes),
+        (own.row_offsets, own.row_terms, own.row_values, own.norms),
+        (own.saturating, own.row_values.dtype == np.float32),
+        (scratch.scores[: own.n_documents], scratch.query),
+        (places[known], asked[1][known]),
+        k,
+        (mask, floor),
+    )
+    return rows + part.first, scores
 
 
 def invert(row_offsets: I64, row_terms: Array, n_terms: int) -> tuple[I64, Array, I64]:

@@ -19,9 +19,16 @@ typedef struct {
     const float *norms;
 } Impacts;
 
+/* A segment among others. */
+typedef struct {
+    Impacts index;
+    const int32_t *local; /* [vocabulary + 1]: its place of each term that queries name, -1 where it has none */
+    int64_t first_row;
+} Part;
+
 typedef struct {
     float score;
-    int32_t row;
+    int64_t row;
 } Hit;
 
 typedef struct {
@@ -29,7 +36,8 @@ typedef struct {
     int64_t term;
 } Asked;
 
-/* scores f32 [N + 16] and query f32 [V], zero before and after a search; room for N + 1040 rows and V terms. */
+/* scores f32 [N + 16] and query f32 [V], zero before and after a search; room for N + 1040 rows and V terms
+ * (the largest N and V of the parts). */
 typedef struct {
     float *scores, *query, *uppers, *lowers;
     int32_t *rows;
@@ -211,21 +219,33 @@ static int worse_last(const void *a, const void *b) {
     return x->row < y->row ? -1 : x->row > y->row;
 }
 
-/* Keeps the k best of n rows with positive scores, best first, ties by smaller row; returns how many. */
+/* Scores n rows; puts the k best of those with positive scores into `hits`, best first, ties by smaller row. */
 static int64_t keep_best(const Impacts *index, const float *query, const int32_t *rows, const uint8_t *allowed, int64_t n,
-                         int64_t k, Hit *hits, int64_t *out_rows, float *out_scores) {
+                         int64_t k, Hit *hits) {
     int64_t count = 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t row = rows ? rows[i] : i;
         if (allowed && !allowed[row]) continue;
         float score = score_row(index, query, row);
-        if (score > 0) hits[count++] = (Hit){score, (int32_t)row};
+        if (score > 0) hits[count++] = (Hit){score, row};
     }
     qsort(hits, (size_t)count, sizeof(Hit), worse_last);
-    if (count > k) count = k;
-    for (int64_t i = 0; i < count; i++) {
-        out_rows[i] = hits[i].row;
-        out_scores[i] = hits[i].score;
+    return count < k ? count : k;
+}
+
+/* Merges a part's hits into the k best so far, whose rows are smaller; returns how many there are then. */
+static int64_t merge(const Hit *hits, int64_t n, int64_t first_row, int64_t k, int64_t *rows, float *scores,
+                     int64_t count) {
+    int64_t old = 0, new = 0;
+    while (old + new < k && (old < count || new < n)) {
+        if (new == n || (old < count && scores[old] >= hits[new].score)) old++;
+        else new++;
+    }
+    count = old + new;
+    for (int64_t at = count; new; ) {
+        int from_old = old && scores[old - 1] < hits[new - 1].score;
+        scores[--at] = from_old ? scores[--old] : hits[--new].score;
+        rows[at] = from_old ? rows[old] : hits[new].row + first_row;
     }
     return count;
 }
@@ -279,37 +299,54 @@ static int64_t gather_rows(const Impacts *index, Scratch *scratch, const Asked *
     return select_rows(index, scratch, allowed, k, half_steps, 0.0f, floor, 1);
 }
 
+/* The k best of one part's rows, into scratch->hits: their number. `n_allowed` counts the ones of `allowed`. */
+static int64_t search_part(const Part *part, Scratch *scratch, int64_t vocabulary, const int32_t *terms,
+                           const float *weights, int64_t n_terms, int64_t k, const uint8_t *allowed, int64_t n_allowed,
+                           float floor, float grant) {
+    const Impacts *index = &part->index;
+    double lists = PASSED_NS * (double)index->n_documents, posting = index->saturating ? SATURATED_NS : POSTING_NS;
+    Asked *asked = scratch->asked;
+    int64_t n = 0;
+    for (int64_t i = 0; i < n_terms; i++) {
+        int64_t term = part->local[terms[i] < vocabulary ? terms[i] : vocabulary];
+        if (term < 0) continue;
+        asked[n++] = (Asked){weights[i] * index->largest[term], weights[i], term};
+        scratch->query[term] = weights[i];
+        lists += posting * (double)(index->offsets[term + 1] - index->offsets[term]);
+    }
+    if (!n) return 0;
+    int64_t found = index->n_documents;
+    const int32_t *rows = 0;
+    if ((double)n_allowed * row_cost(index) >= lists) {
+        qsort(asked, (size_t)n, sizeof(Asked), largest_first);
+        found = gather_rows(index, scratch, asked, n, allowed, k, floor, grant);
+        rows = scratch->rows;
+    }
+    found = keep_best(index, scratch->query, rows, rows ? 0 : allowed, found, k, scratch->hits);
+    for (int64_t i = 0; i < n; i++) scratch->query[asked[i].term] = 0.0f;
+    return found;
+}
+
 /* The k best rows of each query: out_rows i64 and out_scores f32 [n_queries, k], out_counts i64 [n_queries].
  *
- * terms i32 and weights f32 [offsets[n_queries]]; allowed u8 [N] or null with the number of its ones; floors f32
- * [n_queries] or null: scores below are not wanted; grant: the share of what unread lists could give that a row is
- * granted, 1 for exact results.
+ * terms i32 and weights f32 [offsets[n_queries]]; allowed u8 [rows of all parts] or null, with the number of its ones
+ * in each part; grant: the share of what unread lists could give that a row is granted, 1 for exact results.
  */
-void chamfer_impacts_search(const Impacts *index, Scratch *scratch, const int32_t *terms, const float *weights,
-                            const int64_t *offsets, int64_t n_queries, int64_t k, const uint8_t *allowed,
-                            int64_t n_allowed, const float *floors, float grant, int64_t *out_rows, float *out_scores, int64_t *out_counts) {
-    double posting = index->saturating ? SATURATED_NS : POSTING_NS;
-    Asked *asked = scratch->asked;
+void chamfer_impacts_search(const Part *parts, int64_t n_parts, Scratch *scratch, int64_t vocabulary,
+                            const int32_t *terms, const float *weights, const int64_t *offsets, int64_t n_queries,
+                            int64_t k, const uint8_t *allowed, const int64_t *n_allowed, float grant, int64_t *out_rows,
+                            float *out_scores, int64_t *out_counts) {
     for (int64_t q = 0; q < n_queries; q++) {
-        int64_t n = offsets[q + 1] - offsets[q];
-        double lists = PASSED_NS * (double)index->n_documents;
-        for (int64_t i = 0; i < n; i++) {
-            int64_t term = terms[offsets[q] + i];
-            float weight = weights[offsets[q] + i];
-            asked[i] = (Asked){weight * index->largest[term], weight, term};
-            scratch->query[term] = weight;
-            lists += posting * (double)(index->offsets[term + 1] - index->offsets[term]);
+        int64_t count = 0, start = offsets[q];
+        float *scores = out_scores + q * k;
+        for (const Part *part = parts; part < parts + n_parts; part++) {
+            float floor = count == k ? scores[k - 1] : 0.0f;
+            int64_t found = search_part(part, scratch, vocabulary, terms + start, weights + start, offsets[q + 1] - start,
+                                        k, allowed ? allowed + part->first_row : 0,
+                                        allowed ? n_allowed[part - parts] : part->index.n_documents, floor, grant);
+            count = merge(scratch->hits, found, part->first_row, k, out_rows + q * k, scores, count);
         }
-        int64_t found = index->n_documents;
-        const int32_t *rows = 0;
-        if ((double)n_allowed * row_cost(index) >= lists) {
-            qsort(asked, (size_t)n, sizeof(Asked), largest_first);
-            found = gather_rows(index, scratch, asked, n, allowed, k, floors ? floors[q] : 0.0f, grant);
-            rows = scratch->rows;
-        }
-        out_counts[q] = keep_best(index, scratch->query, rows, rows ? 0 : allowed, found, k, scratch->hits, out_rows + q * k,
-                                  out_scores + q * k);
-        for (int64_t i = 0; i < n; i++) scratch->query[terms[offsets[q] + i]] = 0.0f;
+        out_counts[q] = count;
     }
 }
 

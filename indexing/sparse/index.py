@@ -16,8 +16,8 @@ import numpy as np
 from chamfer.errors import InvalidInput
 from chamfer.types import F32, I32, I64, Array, Bool, Candidates, SparseVectors, join_offsets, ragged_index
 from indexing.family import SegmentPart, allowed_rows, locate, starts_of
-from indexing.kernels.impacts import Impacts, Scratch, invert, narrow, search
-from indexing.kernels.topk import as_candidates, best, check_depth
+from indexing.kernels.impacts import Impacts, Part, Scratch, invert, narrow, search
+from indexing.kernels.topk import check_depth
 
 
 def check_pruning(name: str, pruning: float) -> None:
@@ -93,8 +93,10 @@ class ImpactIndex:
         self._starts = starts_of(parts)
         self._impacts = impacts
         self._numbers = numbers
-        self._local = [_inverse(own, vocabulary) for own in numbers]
-        self._pools: list[deque[Scratch]] = [deque() for _ in parts]
+        each = zip(impacts, numbers, self._starts[:-1].tolist(), strict=True)
+        opened = [Part(own, _inverse(terms, vocabulary), first) for own, terms, first in each]
+        self._searched = [part for part in opened if part.impacts.n_documents]
+        self._pool: deque[Scratch] = deque()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -103,19 +105,14 @@ class ImpactIndex:
         """The k best rows a query; `weights` f32 [Zq] stand for the queries' own."""
         check_depth(k)
         usable = allowed_rows(self._parts, allowed)
-        depth = min(k, len(self))
-        filled = [number for number, impacts in enumerate(self._impacts) if impacts.n_documents]
-        if len(filled) == 1:
-            return _padded(*self._search_part(filled[0], queries, weights, (depth, grant), usable, None))
-        floors = np.zeros(len(queries), dtype=np.float32)
-        ranked: list[tuple[Array, Array]] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
-        for number in filled:
-            rows, scores, counts = self._search_part(number, queries, weights, (depth, grant), usable, floors)
-            for q, count in enumerate(counts.tolist()):
-                ranked[q] = _joined(ranked[q], (rows[q, :count], scores[q, :count]), depth)
-                if len(ranked[q][1]) == depth:
-                    floors[q] = ranked[q][1][-1]
-        return as_candidates(ranked, k)
+        try:
+            scratch = self._pool.pop()
+        except IndexError:
+            scratch = Scratch(self._searched)
+        query = (queries.terms, weights, queries.offsets)
+        found = search(self._searched, scratch, query, min(k, len(self)), usable, grant)
+        self._pool.append(scratch)  # not after an error: it may not be clean
+        return _padded(*found)
 
     def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
         """The stored vectors of rows (of BM25: term frequencies). InvalidInput for a row that does not exist."""
@@ -133,29 +130,6 @@ class ImpactIndex:
         np.cumsum(lengths, out=offsets[1:])
         return SparseVectors(np.concatenate(weights), np.concatenate(terms), offsets, self.vocabulary)
 
-    def _search_part(
-        self,
-        number: int,
-        queries: SparseVectors,
-        weights: F32,
-        params: tuple[int, float],
-        usable: Bool | None,
-        floors: F32 | None,
-    ) -> tuple[I64, F32, I64]:
-        """(rows i64 [Q, k] of the collection, scores f32 [Q, k], counts i64 [Q]); params are k and the grant."""
-        first, last = self._starts[number : number + 2].tolist()
-        mask = None if usable is None else np.ascontiguousarray(usable[first:last])
-        asked = _local_query(self._local[number], queries, weights)
-        pool = self._pools[number]
-        try:
-            scratch = pool.pop()
-        except IndexError:
-            scratch = Scratch(self._impacts[number])
-        rows, scores, counts = search(self._impacts[number], scratch, asked, params[0], mask, floors, params[1])
-        pool.append(scratch)  # not after an error: it may not be clean
-        rows += first
-        return rows, scores, counts
-
 
 def _padded(rows: I64, scores: F32, counts: I64) -> Candidates:
     """Candidates of rows and scores [Q, k] of which each query has the first `counts`."""
@@ -172,21 +146,3 @@ def _inverse(numbers: Array, vocabulary: int) -> I32:
     out = np.full(vocabulary + 1, -1, dtype=np.int32)
     out[numbers] = np.arange(len(numbers), dtype=np.int32)
     return out
-
-
-def _local_query(local: I32, queries: SparseVectors, weights: F32) -> tuple[I32, F32, I64]:
-    """The queries in a segment's own terms; those that it has not are dropped."""
-    places = local.take(queries.terms, mode="clip")
-    if not len(places) or places.min() >= 0:
-        return places, weights, queries.offsets
-    known = places >= 0
-    before = np.zeros(len(known) + 1, dtype=np.int64)
-    np.cumsum(known, out=before[1:])
-    return places[known], weights[known], before[queries.offsets]
-
-
-def _joined(ranked: tuple[Array, Array], found: tuple[Array, Array], k: int) -> tuple[Array, Array]:
-    """The k best of two rankings, all rows of the first before those of the second."""
-    rows, scores = (np.concatenate(pair) for pair in zip(ranked, found, strict=True))
-    places = best(scores, k)
-    return rows[places], scores[places]

@@ -179,3 +179,21 @@ def test_impossible_pruning_is_refused() -> None:
     for name in ("sparse", "lexical"):
         with pytest.raises(InvalidInput, match=r"pruning is 1\.5"):
             make_family(name, {"pruning": 1.5})
+
+
+@twins
+def test_segments_are_merged_by_score_then_row_and_a_filter_reaches_each(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(native, monkeypatch)
+    family = make_family("sparse")
+    weights = [1.0, 3.0, 2.0, 3.0, 1.0, 2.0, 3.0]
+    parts = [part(family, [{5: w} for w in own]) for own in (weights[:3], [], weights[3:5], weights[5:])]
+    retriever = family.open(parts)
+    asked = vectors([{5: 2.0}, {9: 1.0}], VOCABULARY)
+    found = retriever.search(asked, 4)
+    assert found.of(0)[0].tolist() == [1, 3, 6, 2]
+    assert found.of(0)[1].tolist() == [6.0, 6.0, 6.0, 4.0]
+    assert found.of(1)[0].tolist() == []
+    allowed = np.array([True, False, True, False, True, True, False])
+    assert retriever.search(asked, 4, allowed).of(0)[0].tolist() == [2, 5, 0, 4]

@@ -33,6 +33,7 @@ from indexing.kernels.topk import as_candidates
 from models.registry import load_reranker
 
 BUDGETS = (25, 50, 100, 200, 500)
+MEASURES = ("top-10 recall", "top-100 recall", "nDCG@10")
 FIRST_STAGES = {"BM25": "fast", "dense": "dense", "hybrid": "balanced"}
 PLANS = """
 [build]
@@ -97,6 +98,7 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
     anchors = anchor_queries(folder, by_id, documents, options.anchors)
 
     reranker = load_reranker(options.reranker, load_settings().models.device)
+    kept = any(keep.glob("pairs-*"))
     scorer = AnchorScorer(reranker, anchors, keep)
     estimate = scorer.estimate(documents, len(documents))
     begin = time.perf_counter()
@@ -110,11 +112,12 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
         Row(
             f"{name}: index of {len(documents):,} documents and {len(anchors)} anchor queries", estimate.pairs, "calls"
         ),
-        Row(f"{name}: index, measured", spent, "s"),
-        Row(f"{name}: index, estimated before", estimate.seconds, "s", "measured", spent / estimate.seconds),
         Row(f"{name}: cross-encoder", estimate.pairs_per_second, "pairs/s"),
         Row(f"{name}: bytes a document", sum(a.nbytes for a in arrays.values()) / len(documents), "B"),
     ]
+    if not kept:  # else the time is that of what was missing
+        costs.append(Row(f"{name}: index, estimated before", estimate.seconds, "s"))
+        costs.append(Row(f"{name}: index, measured", spent, "s", "estimate", estimate.seconds / spent))
     return Bench(documents, test, qrels, exact, rankings(documents, test, work), retriever), costs
 
 
@@ -201,6 +204,48 @@ def judged(name: str, find: Finder, bench: Bench) -> list[Row]:
             rows.append(Row(f"{name}: top-{k} recall at {budget} calls", float(recall), "share"))
         rows.append(Row(f"{name}: nDCG@10 at {budget} calls", _ndcg(found, bench), "nDCG@10"))
     return rows
+
+
+def plot(axes: Any, rows: list[Row]) -> bool:
+    """Recall of the exact top 10 against calls, a line a way."""
+    lines = {key: cell for key, cell in _cells(rows).items() if "top-10 recall" in cell}
+    for (corpus, way), cell in lines.items():
+        points = cell["top-10 recall"]
+        style = "--" if way.startswith("rerank") else "-"
+        axes.plot(list(points), list(points.values()), style, marker="o", markersize=3, label=f"{corpus}: {way}")
+    axes.figure.set_size_inches(9, 5)
+    axes.set_xscale("log")
+    axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+    axes.minorticks_off()
+    axes.set_xlabel("cross-encoder calls a query")
+    axes.set_ylabel("share of the exact top 10 found")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    return bool(lines)
+
+
+def table(rows: list[Row]) -> str:
+    """One line a way: top-10 recall / top-100 recall / nDCG@10 at every budget."""
+    head = " | ".join(f"{budget} calls" for budget in BUDGETS)
+    lines = [f"| corpus | way | {head} |", "| --- | --- |" + " --- |" * len(BUDGETS)]
+    for (corpus, way), cell in _cells(rows).items():
+        found = [
+            " / ".join(f"{cell[m][budget]:.3f}" for m in MEASURES) if budget in cell[MEASURES[0]] else ""
+            for budget in BUDGETS
+        ]
+        lines.append(f"| {corpus} | {way} | {' | '.join(found)} |")
+    costs = [f"- {row.what}: {row.value:,.4g} {row.unit}" for row in rows if " calls" not in row.what]
+    return "\n".join(["Top-10 recall / top-100 recall of the exact ranking / nDCG@10.", "", *lines, "", *costs, ""])
+
+
+def _cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
+    out: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for row in rows:
+        corpus, way, rest = [*row.what.split(": "), "", ""][:3]
+        measure, _, calls = rest.partition(" at ")
+        if calls:
+            out.setdefault((corpus, way), {}).setdefault(measure, {})[int(calls.split()[0])] = row.value
+    return out
 
 
 def _recall(exact: np.ndarray[Any, Any], found: np.ndarray[Any, Any], k: int) -> float:

@@ -80,8 +80,9 @@ def draw() -> None:
             continue
         record = json.loads(kept.read_text(encoding="utf-8"))
         rows = [Row(**row) for row in record["rows"]]
-        about = (import_module(f"benchmarks.{subject}").__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        plot, table = DRAWN.get(subject, (plot_ratios, markdown))
+        module = import_module(f"benchmarks.{subject}")
+        about = (module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        plot, table = DRAWN.get(subject, (getattr(module, "plot", plot_ratios), getattr(module, "table", markdown)))
         parts.append(f"## {subject}\n\n{about}\n\n`{record['command']}`, {record['machine']}\n")
         if save(plot, rows, KEPT / f"{subject}.svg"):
             parts.append(f"![{subject}]({KEPT.name}/{subject}.svg)\n")

@@ -15,6 +15,7 @@ SUBJECTS = (
     "late",
     "gpu",
     "feedback",
+    "cur",
     "rerank",
     "mining",
     "http",

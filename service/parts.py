@@ -105,9 +105,16 @@ class Cur(Part):
     interpolate: Share | None = None
 
 
-def _method_tag(value: Any) -> str:
-    method = value.get("method", "rocchio") if isinstance(value, dict) else getattr(value, "method", None)
-    return f"<{method}>"
+def by_method(default: str, error_type: str, *methods: str) -> Discriminator:
+    """What tells the forms of a part apart: their `method`, tagged `<method>`, and `default` where none is named."""
+
+    def tag(value: Any) -> str:
+        method = value.get("method", default) if isinstance(value, dict) else getattr(value, "method", None)
+        return f"<{method}>"
+
+    named = ", ".join(repr(method) for method in methods[:-1])
+    message = f"Expected an object whose method is {named} or {methods[-1]!r}"
+    return Discriminator(tag, custom_error_type=error_type, custom_error_message=message)
 
 
 FeedbackMethod = Annotated[
@@ -115,11 +122,7 @@ FeedbackMethod = Annotated[
     | Annotated[Average, Tag("<average>")]
     | Annotated[RelevanceModel, Tag("<rm3>")]
     | Annotated[TokenExpansion, Tag("<expansion>")],
-    Discriminator(
-        _method_tag,
-        custom_error_type="unknown_feedback",
-        custom_error_message="Expected an object whose method is 'rocchio', 'average', 'rm3' or 'expansion'",
-    ),
+    by_method("rocchio", "unknown_feedback", "rocchio", "average", "rm3", "expansion"),
 ]
 
 

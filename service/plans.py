@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from chamfer.errors import InvalidInput
 from chamfer.types import VectorKind
-from service.parts import MAX_DEPTH, Cur, Depth, Feedback, Name, Part, Share, Weight
+from service.parts import MAX_DEPTH, Cur, Depth, Feedback, Name, Part, Share, Weight, by_method
 
 PRESETS = ("fast", "balanced", "best")
 DEFAULT_PRESET = "balanced"
@@ -88,20 +88,11 @@ class Rerank(Part):
     interpolate: Share | None = None
 
 
-def _fusion_tag(value: Any) -> str:
-    method = value.get("method", "interpolation") if isinstance(value, dict) else getattr(value, "method", None)
-    return f"<{method}>"
-
-
 Fusion = Annotated[
     Annotated[Interpolation, Tag("<interpolation>")]
     | Annotated[ReciprocalRank, Tag("<rrf>")]
     | Annotated[DistributionBased, Tag("<dbsf>")],
-    Discriminator(
-        _fusion_tag,
-        custom_error_type="unknown_fusion",
-        custom_error_message="Expected an object whose method is 'interpolation', 'rrf' or 'dbsf'",
-    ),
+    by_method("interpolation", "unknown_fusion", "interpolation", "rrf", "dbsf"),
 ]
 
 

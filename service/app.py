@@ -129,7 +129,13 @@ def create_app(
     )
     # Onto the application's own router: an included one is matched in a second step on every request.
     Api(
-        served, judges, limits=config.limits, telemetry=telemetry, examples=config.examples, selections=selections
+        served,
+        judges,
+        limits=config.limits,
+        telemetry=telemetry,
+        examples=config.examples,
+        selections=selections,
+        images=config.reranking.images,
     ).add_routes(app.router)
     ClickApi(served, selections, config.limits).add_routes(app.router)
     RerankApi(judges, config.reranking, telemetry).add_routes(app.router)

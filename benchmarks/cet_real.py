@@ -131,8 +131,8 @@ def arms(made: World, setting: Setting, rng: torch.Generator) -> dict[str, Tenso
     true = ~made.relevant[strong.query, strong.negative]
     pairs = Pairs(strong.query[true], strong.positive[true], strong.negative[true])
     found["oracle: no false negatives"] = fit(setting, made, pairs)
-    whole = replace(made, selected=torch.ones_like(made.selected))
-    found["oracle: all judgements"] = fit(setting, whole, draw_pairs(whole, "strong", rng))
+    whole = replace(made, selected=dense_top(made))  # positives from where negatives are: else cosine tells them apart
+    found["oracle: dense top 50 judged"] = fit(setting, whole, draw_pairs(whole, "strong", rng))
     return found
 
 
@@ -155,18 +155,27 @@ def fit_relevance(made: World) -> Tensor:
 def described(judged: Judged) -> list[Row]:
     """What the pool hides, and the shares of false negatives."""
     made, rng = judged.world, torch.Generator().manual_seed(0)
-    top = torch.zeros_like(made.relevant).scatter_(1, made.strong.topk(DEPTH, dim=1).indices, True)
     labels = made.relevant & made.selected
+    hidden = made.relevant & dense_top(made) & ~labels
     rows = [
         Row("relevant a query", float(made.relevant.sum(dim=1).float().mean()), "documents"),
         Row("labels a query", float(labels.sum(dim=1).float().mean()), "documents"),
-        Row("relevant in the dense top 50 without a label", float((made.relevant & top)[~labels].sum()), "documents"),
+        Row(
+            "relevant in the dense top 50 without a label, a query",
+            float(hidden.sum(dim=1).float().mean()),
+            "documents",
+        ),
     ]
     for source in ("weak", "strong"):
         pairs = draw_pairs(made, source, rng)
         share = float(made.relevant[pairs.query, pairs.negative].float().mean())
         rows.append(Row(f"false among {source} negatives", share, "share"))
     return rows
+
+
+def dense_top(made: World) -> Tensor:
+    """What is ranked, bool [Q, N]."""
+    return torch.zeros_like(made.relevant).scatter_(1, made.strong.topk(DEPTH, dim=1).indices, True)
 
 
 def taken(world: World, rows: Tensor) -> World:

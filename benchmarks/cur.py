@@ -98,12 +98,9 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
     anchors = anchor_queries(folder, by_id, documents, options.anchors)
 
     reranker = load_reranker(options.reranker, load_settings().models.device)
-    kept = any(keep.glob("pairs-*"))
-    scorer = AnchorScorer(reranker, anchors, keep)
+    scorer = AnchorScorer(reranker, anchors, keep, clock=time.process_time)
     estimate = scorer.estimate(documents, len(documents))
-    begin = time.perf_counter()
     columns = scorer.score(documents)
-    spent = time.perf_counter() - begin
     exact = AnchorScorer(reranker, [query.text for query in test], keep).score(documents).values.values.T
     family = learnt(columns)
     arrays = family.pack(documents, encoding_of(columns))
@@ -115,9 +112,6 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
         Row(f"{name}: cross-encoder", estimate.pairs_per_second, "pairs/s"),
         Row(f"{name}: bytes a document", sum(a.nbytes for a in arrays.values()) / len(documents), "B"),
     ]
-    if not kept:  # else the time is that of what was missing
-        costs.append(Row(f"{name}: index, estimated before", estimate.seconds, "s"))
-        costs.append(Row(f"{name}: index, measured", spent, "s", "estimate", estimate.seconds / spent))
     return Bench(documents, test, qrels, exact, rankings(documents, test, work), retriever), costs
 
 

@@ -51,6 +51,7 @@ class AnchorScorer:
         folder: Path,
         *,
         on_pairs: Callable[[int], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not queries:
             raise InvalidInput("no anchor query is given; a score matrix needs some (anchor_queries)")
@@ -59,6 +60,8 @@ class AnchorScorer:
         self._reranker = reranker
         self._folder = folder
         self._on_pairs = on_pairs
+        self._clock = clock
+        self._piece_documents = max(1, _PIECE_PAIRS // len(queries))
 
     @property
     def identity(self) -> str:
@@ -68,26 +71,29 @@ class AnchorScorer:
     def score(self, documents: Sequence[Document]) -> AnchorScores:
         """The columns of these documents, f32 [N, k_q]."""
         out = np.empty((len(documents), len(self.queries)), dtype=np.float32)
-        size = max(1, _PIECE_PAIRS // len(self.queries))
-        for start in range(0, len(documents), size):
-            piece = documents[start : start + size]
+        for start in range(0, len(documents), self._piece_documents):
+            piece = documents[start : start + self._piece_documents]
             out[start : start + len(piece)] = self._piece(piece)
             if self._on_pairs is not None:
                 self._on_pairs(len(piece) * len(self.queries))
         return AnchorScores(DenseVectors(out), self.queries, self._reranker.fingerprint)
 
     def estimate(self, documents: Sequence[Document], n_documents: int) -> CostEstimate:
-        """Times pairs drawn from all over `documents`, after one uncounted call, for a corpus of n_documents."""
-        draw = np.random.default_rng(0)
-        some = [documents[i] for i in draw.permutation(len(documents))[:_SAMPLE_DOCUMENTS]]
-        asked = [self._asked[i] for i in draw.permutation(len(self._asked))[:_SAMPLE_QUERIES]]
-        if not some:
+        """Times a sample of the pairs of `documents`, after one uncounted call, for a corpus of n_documents.
+
+        The sample spans all lengths in their proportions, since a pair's time is that of its length; it is scored as
+        the pieces are, query by query, in calls of as many documents.
+        """
+        if not documents:
             return CostEstimate(0, 1.0)
-        self._reranker.score(asked[0], some[:2])
-        begin = time.perf_counter()
+        some = _of_all_lengths(documents, _SAMPLE_DOCUMENTS)
+        asked = [self._asked[i] for i in np.linspace(0, len(self._asked) - 1, _SAMPLE_QUERIES).astype(int)]
+        self._reranker.score(asked[0], some)
+        begin = self._clock()
         for query in asked:
-            self._reranker.score(query, some)
-        rate = len(some) * len(asked) / max(time.perf_counter() - begin, 1e-9)
+            for start in range(0, len(some), self._piece_documents):
+                self._reranker.score(query, some[start : start + self._piece_documents])
+        rate = len(some) * len(asked) / max(self._clock() - begin, 1e-9)
         return CostEstimate(n_documents * len(self.queries), rate)
 
     def _piece(self, documents: Sequence[Document]) -> F32:
@@ -108,3 +114,12 @@ class AnchorScorer:
                 f"with the anchor query {query.text[:80]!r}"
             )
         return scores
+
+
+def _of_all_lengths(documents: Sequence[Document], n: int) -> list[Document]:
+    """n of the documents (all if they are fewer), one from each n-th part of them by length, in their own order."""
+    by_length = sorted(range(len(documents)), key=lambda row: len(documents[row].content))
+    n = min(n, len(documents))
+    return [
+        documents[row] for row in sorted(by_length[(2 * part + 1) * len(documents) // (2 * n)] for part in range(n))
+    ]

@@ -64,6 +64,24 @@ def test_an_estimate_counts_all_pairs_and_says_how_long(tmp_path: Path) -> None:
     assert str(CostEstimate(6_000, 50.0)).endswith("about 2.0 min")
 
 
+def test_the_estimate_of_a_corpus_of_unlike_lengths_is_its_time(tmp_path: Path) -> None:
+    now = 0.0
+
+    class Slow(LengthReranker):
+        def score(self, query: Query, documents: Sequence[Document]) -> np.ndarray:
+            nonlocal now
+            now += 0.001 + sum(0.001 * len(d.content) for d in documents)  # a call's own cost, and that of each length
+            return super().score(query, documents)
+
+    lengths = np.exp(np.random.default_rng(0).normal(4, 1, 900)).astype(int)  # a few documents hold half of the text
+    documents = [Document(f"d{i}", "x" * n) for i, n in enumerate(lengths.tolist())]
+    scorer = AnchorScorer(Slow(), QUERIES, tmp_path, clock=lambda: now)
+    expected = scorer.estimate(documents, len(documents)).seconds
+    begin = now
+    scorer.score(documents)
+    assert expected == pytest.approx(now - begin, rel=0.1)
+
+
 def test_columns_of_another_reranker_are_refused_by_the_collection(tmp_path: Path) -> None:
     encoding = _encoding(AnchorScorer(LengthReranker(), QUERIES, tmp_path))
     plain = CurFamily(CurConfig())

@@ -1,6 +1,6 @@
 """What an index of family `cur` costs: the estimate before it begins beside the time it takes; bytes; a killed build.
 
-    python -m benchmarks.cur_index [FOLDER] [--reranker NAME] [--documents 256] [--anchors 20] [--quick] [--json]
+    python -m benchmarks.cur_index [FOLDER] [--reranker NAME] [--documents 240] [--anchors 20] [--quick] [--json]
 
 FOLDER is a BEIR collection with train (or dev) queries, which become anchor queries. The whole build is timed, from the
 first document to the pointer. CPU time of one thread, in which the estimate is made too: wall time of a shared machine
@@ -61,7 +61,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("folder", type=Path, nargs="?", default=demo_corpus())
     arguments.add_argument("--reranker", default="mini-cross")
-    arguments.add_argument("--documents", type=int, default=256)
+    arguments.add_argument("--documents", type=int, default=240)
     arguments.add_argument("--anchors", type=int, default=20)
     options = arguments.parse_args()
     n, anchors = (48, 6) if options.quick else (options.documents, options.anchors)

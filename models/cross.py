@@ -89,13 +89,16 @@ def load_trained_reranker(name: str, folder: Path, config: DeviceConfig) -> Trai
     if description.kind != "cross":
         raise InvalidInput(f"{folder} holds a {description.kind} encoder, expected a cross-encoder")
 
-    def module() -> nn.Module:
-        state, changes = parts_of(folder, description)
-        tower = open_trained_tower(description, changes)
-        head = CrossHead(sum(tower.widths), CrossHeadConfig(**description.head))
-        head.load_state_dict(state)
-        special_ids = Tokenizer(folder_of(description.backbone) / "tokenizer.json").special_ids
-        return CrossModule(tower, head, special_ids).eval()
-
     digest = fingerprint(folder, description)
-    return TrainedReranker(name, digest, description, load_backbone(module, digest, config), config.batch_tokens)
+    graph = load_backbone(lambda: open_cross_module(folder, description), digest, config)
+    return TrainedReranker(name, digest, description, graph, config.batch_tokens)
+
+
+def open_cross_module(folder: Path, description: Description) -> CrossModule:
+    """The network of a folder, adapters folded in, in evaluation mode."""
+    state, changes = parts_of(folder, description)
+    tower = open_trained_tower(description, changes)
+    head = CrossHead(sum(tower.widths), CrossHeadConfig(**description.head))
+    head.load_state_dict(state)
+    special_ids = Tokenizer(folder_of(description.backbone) / "tokenizer.json").special_ids
+    return CrossModule(tower, head, special_ids).eval()

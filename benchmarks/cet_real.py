@@ -102,11 +102,11 @@ def compared(judged: Judged, setting: Setting, seeds: int) -> list[Row]:
 
 def cross_validated(world: World, setting: Setting, seed: int) -> dict[str, Tensor]:
     """Scores f32 [Q, N] by arm; each query is scored by rankers that did not learn from it."""
-    rng = torch.Generator().manual_seed(seed)
-    folds = torch.randperm(len(world.strong), generator=rng) % FOLDS
+    folds = torch.randperm(len(world.strong), generator=torch.Generator().manual_seed(seed)) % FOLDS
     out: dict[str, Tensor] = {}
     for fold in range(FOLDS):
         learn, other = (folds != fold).nonzero()[:, 0], (folds == fold).nonzero()[:, 0]
+        rng = torch.Generator().manual_seed(seed * FOLDS + fold)
         for name, ranker in arms(taken(world, learn), setting, rng).items():
             out.setdefault(name, torch.zeros(world.weak.shape))[other] = world.features[other] @ ranker
     return out

@@ -2,9 +2,10 @@
 
     python -m benchmarks.cur_index [FOLDER] [--reranker NAME] [--documents 240] [--anchors 20] [--quick] [--json]
 
-FOLDER is a BEIR collection with train (or dev) queries, which become anchor queries. The whole build is timed, from the
-first document to the pointer. CPU time of one thread, in which the estimate is made too: wall time of a shared machine
-says nothing about an estimate. Then the same build is killed in its middle and run again; the scores must be the same.
+FOLDER is a BEIR collection; its train (else dev, else test) queries become anchor queries. The whole build is timed,
+from the first document to the pointer. CPU time of one thread, in which the estimate is made too: wall time of a shared
+machine says nothing about an estimate. Then the same build is killed in its middle and run again; the scores must be
+the same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from chamfer.settings import load_settings
 from chamfer.types import F32, Array, Document, Query
 from indexing.build import BuildReport, BuildRun, build
 from indexing.collection import Collection
-from indexing.corpus import read_corpus, read_queries
+from indexing.corpus import read_corpus
 from indexing.cur.scoring import AnchorScorer
 from indexing.snapshot import CollectionConfig
 from models.registry import load_reranker
@@ -66,8 +67,7 @@ def main() -> None:
     options = arguments.parse_args()
     n, anchors = (48, 6) if options.quick else (options.documents, options.anchors)
     documents = list(islice(read_corpus(str(options.folder)), n))
-    by_id = {query.query_id: query for query in read_queries(options.folder)}
-    asked = [Query(str(i), text) for i, text in enumerate(anchor_queries(options.folder, by_id, documents, anchors))]
+    asked = [Query(str(i), text) for i, text in enumerate(anchor_queries(options.folder, documents, anchors))]
     reranker = load_reranker(options.reranker, replace(load_settings().models.device, threads=1))
     with tempfile.TemporaryDirectory() as work:
         emit(measured(documents, asked, reranker, Path(work)), options.json)

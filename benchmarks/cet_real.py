@@ -199,12 +199,18 @@ def read(own: EncodedSet) -> Judged:
     words = [set(re.findall(r"\w+", document.content.lower())) for document in own.documents]
     shares = torch.tensor([[share(text, owned) for owned in words] for text in own.query_texts])
     stacked = [lexical, shares, sizes, cosine, torch.from_numpy(np.array(late))]
-    features = torch.stack([(f - f.mean(dim=1, keepdim=True)) / f.std(dim=1, keepdim=True) for f in stacked], dim=2)
+    features = torch.stack([standardised(feature) for feature in stacked], dim=2)
     relevant = judgements(own)
     selected = torch.zeros_like(relevant).scatter_(1, lexical.topk(POOL, dim=1).indices, True)
     unknown = torch.zeros_like(cosine)
     world = World(features, unknown, unknown, relevant, selected, lexical, cosine)
     return Judged(world, own.query_ids, [document.doc_id for document in own.documents], own.qrels)
+
+
+def standardised(feature: Tensor) -> Tensor:
+    """f32 [Q, N] less the mean of each row, by its standard deviation; a row of one value becomes zeros."""
+    centred = feature - feature.mean(dim=1, keepdim=True)
+    return centred / centred.std(dim=1, keepdim=True).clamp_min(1e-6)
 
 
 def share(query: str, words: set[str]) -> float:

@@ -74,7 +74,7 @@ def main() -> None:
     for folder in options.folders or [demo_corpus()]:
         with tempfile.TemporaryDirectory() as work:
             judged = read(load(folder, options.encoded or Path(work), 60 if options.quick else 10_000))
-        rows += titled(folder.resolve().name, [*compared(judged, setting, seeds), *described(judged)])
+        rows += titled(folder.resolve().name, [*compared(judged, setting, seeds), *described(judged, setting)])
     emit(rows, options.json)
 
 
@@ -152,8 +152,8 @@ def fit_relevance(made: World) -> Tensor:
     return torch.sigmoid(made.features @ weights + shift).detach()
 
 
-def described(judged: Judged) -> list[Row]:
-    """What the pool hides, and the shares of false negatives."""
+def described(judged: Judged, setting: Setting) -> list[Row]:
+    """What the pool hides, the shares of false negatives, and how far rankers trust the channel that did not pool."""
     made, rng = judged.world, torch.Generator().manual_seed(0)
     labels = made.relevant & made.selected
     hidden = made.relevant & dense_top(made) & ~labels
@@ -170,7 +170,10 @@ def described(judged: Judged) -> list[Row]:
         pairs = draw_pairs(made, source, rng)
         share = float(made.relevant[pairs.query, pairs.negative].float().mean())
         rows.append(Row(f"false among {source} negatives", share, "share"))
-    return rows
+    rankers = arms(made, setting, rng)
+    return rows + [
+        Row(f"weight of cosine by that of BM25, {name}", float(w[3] / w[0]), "times") for name, w in rankers.items()
+    ]
 
 
 def dense_top(made: World) -> Tensor:
@@ -268,7 +271,7 @@ def table(rows: list[Row]) -> str:
     for (corpus, arm), cell in _cells(rows).items():
         p = "" if arm == BASELINE else f"{cell[ADJUSTED]:.4f}"
         lines.append(f"| {corpus} | {arm} | {cell[PER_QUERY]:.4f} ± {cell[SPREAD]:.4f} | {p} |")
-    notes = [f"- {row.what}: {row.value:.4g} {row.unit}" for row in rows if row.unit in ("documents", "share")]
+    notes = [f"- {row.what}: {row.value:.4g} {row.unit}" for row in rows if row.unit in ("documents", "share", "times")]
     return "\n".join([*lines, "", *notes, ""])
 
 

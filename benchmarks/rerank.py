@@ -165,8 +165,8 @@ def concurrency(name: str, documents: list[Document], rounds: int, n_pairs: int)
     rows = []
     for clock in ("CPU", "wall"):
         for way in (peer, "at once"):
-            own = times[way, clock]
-            ratio = float(np.median(np.array(times[peer, clock]) / np.array(own))) if way != peer else None
+            own, other = times[way, clock], times[peer, clock]
+            ratio = None if way == peer else float(np.median(other) / np.median(own))
             spread = f"[{min(own):.3g}-{max(own):.3g}]"
             rows.append(Row(f"{title}, {clock}: {way} {spread}", float(np.median(own)), "s", peer, ratio))
     return [*rows, Row(f"{title}: largest difference of a score", difference, "", peer)]

@@ -123,7 +123,8 @@ def built(documents: Sequence[Document], asked: Sequence[Query], reranker: Reran
 def columns(collection: Path) -> Array:
     """The stored scores [N, anchor queries]."""
     opened = Collection.open(collection)
-    values: Array = opened.channels["cur"].retriever.columns(np.arange(opened.n_rows))
+    retriever: Any = opened.channels["cur"].retriever
+    values: Array = retriever.columns(np.arange(opened.n_rows))
     opened.close()
     return values
 

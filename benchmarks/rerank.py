@@ -55,7 +55,7 @@ def main() -> None:
         long = [replace(d, text=" ".join([d.content] * 8), title="") for d in documents[:n]]
         rows = speed("256 tokens", model, long, rounds, limit=256)
         rows += speed("mixed lengths", model, mixed(documents, 2 * n), rounds, limit=256)
-    rows += quality(options.trained, options.corpus, 10 if options.quick else 60)
+    rows += quality(options.trained, options.corpus, 5 if options.quick else 60)
     rows += concurrency(options.trained, documents, rounds, 5 if options.quick else PAIRS)
     emit(rows, options.json)
 

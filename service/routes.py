@@ -43,7 +43,6 @@ class Api:
         self,
         collections: Mapping[str, ServedCollection],
         rerankers: Mapping[str, ServedReranker],
-        *,
         limits: Limits,
         telemetry: Telemetry,
         examples: Mapping[str, Sequence[str]],

@@ -49,7 +49,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     options = arguments.parse_args()
     documents = [d for d in islice(read_corpus(str(options.corpus)), 400) if d.content.strip()]
-    rounds, n = (2, 8) if options.quick else (options.rounds, 24)
+    rounds, n = (1, 6) if options.quick else (options.rounds, 24)
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or minilm_with_a_random_head(Path(folder))
         long = [replace(d, text=" ".join([d.content] * 8), title="") for d in documents[:n]]

@@ -16,8 +16,10 @@ SUBJECTS = (
     "gpu",
     "feedback",
     "cur",
+    "cur_index",
     "rerank",
     "mining",
+    "cet_real",
     "http",
     "quality",
 )

@@ -3,7 +3,7 @@
     python -m benchmarks.cur [FOLDER ...] [--reranker NAME] [--documents 1000] [--anchors 100] [--queries 60]
                              [--keep DIR] [--quick] [--json]
 
-FOLDER is a BEIR collection with train (or dev) queries, which become anchor queries, and test queries. The corpus is a
+FOLDER is a BEIR collection; its train (else dev, else other test) queries become anchor queries. The corpus is a
 sample that holds every document judged for the chosen test queries. The exact ranking of the cross-encoder scores every
 pair; both score matrices are kept in DIR (--keep), so that a killed run goes on. --quick takes 60 documents.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,12 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
     asked = {query.query_id for query in test}
     qrels = [qrel for qrel in qrels if qrel.query_id in asked]
     documents = sample(list(read_corpus(str(folder))), {q.doc_id for q in qrels}, options.documents)
-    anchors = anchor_queries(folder, by_id, documents, options.anchors)
+    anchors = anchor_queries(folder, documents, options.anchors, avoided=asked)
 
     reranker = load_reranker(options.reranker, load_settings().models.device)
-    kept = any(keep.glob("pairs-*"))
-    scorer = AnchorScorer(reranker, anchors, keep)
+    scorer = AnchorScorer(reranker, anchors, keep, clock=time.process_time)
     estimate = scorer.estimate(documents, len(documents))
-    begin = time.perf_counter()
     columns = scorer.score(documents)
-    spent = time.perf_counter() - begin
     exact = AnchorScorer(reranker, [query.text for query in test], keep).score(documents).values.values.T
     family = learnt(columns)
     arrays = family.pack(documents, encoding_of(columns))
@@ -115,9 +112,6 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
         Row(f"{name}: cross-encoder", estimate.pairs_per_second, "pairs/s"),
         Row(f"{name}: bytes a document", sum(a.nbytes for a in arrays.values()) / len(documents), "B"),
     ]
-    if not kept:  # else the time is that of what was missing
-        costs.append(Row(f"{name}: index, estimated before", estimate.seconds, "s"))
-        costs.append(Row(f"{name}: index, measured", spent, "s", "estimate", estimate.seconds / spent))
     return Bench(documents, test, qrels, exact, rankings(documents, test, work), retriever), costs
 
 
@@ -128,13 +122,15 @@ def sample(documents: list[Document], judged_ids: set[str], n: int) -> list[Docu
     return [document for document in documents if document.doc_id in chosen]
 
 
-def anchor_queries(folder: Path, by_id: dict[str, Query], documents: Sequence[Document], n: int) -> list[str]:
-    """Train (else dev) queries, those with an answer in the sample first; never a test query."""
-    split = next(s for s in ("train", "dev") if (folder / "qrels" / f"{s}.tsv").exists())
+def anchor_queries(folder: Path, documents: Sequence[Document], n: int, avoided: Collection[str] = ()) -> list[str]:
+    """Train (else dev, else test) queries, those with an answer in the sample first; never one of those avoided."""
+    by_id = {query.query_id: query for query in read_queries(folder)}
+    split = next(s for s in ("train", "dev", "test") if (folder / "qrels" / f"{s}.tsv").exists())
     there = {document.doc_id for document in documents}
     answers: dict[str, bool] = {}
     for query_id, doc_id, _ in read_qrels(folder, split):
-        answers[query_id] = answers.get(query_id, False) or doc_id in there
+        if query_id not in avoided:
+            answers[query_id] = answers.get(query_id, False) or doc_id in there
     order = [str(i) for i in np.random.default_rng(3).permutation(sorted(answers))]
     order.sort(key=lambda query_id: not answers[query_id])
     return [by_id[query_id].text for query_id in order[:n]]
@@ -207,21 +203,31 @@ def judged(name: str, find: Finder, bench: Bench) -> list[Row]:
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """Recall of the exact top 10 against calls, a line a way."""
-    lines = {key: cell for key, cell in _cells(rows).items() if "top-10 recall" in cell}
-    for (corpus, way), cell in lines.items():
-        points = cell["top-10 recall"]
-        style = "--" if way.startswith("rerank") else "-"
-        axes.plot(list(points), list(points.values()), style, marker="o", markersize=3, label=f"{corpus}: {way}")
-    axes.figure.set_size_inches(9, 5)
-    axes.set_xscale("log")
-    axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
-    axes.minorticks_off()
-    axes.set_xlabel("cross-encoder calls a query")
-    axes.set_ylabel("share of the exact top 10 found")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    return bool(lines)
+    """Recall of the exact top 10 and nDCG@10 against calls: a panel a measure and corpus, a line a way."""
+    cells = _cells(rows)
+    corpora = list(dict.fromkeys(corpus for corpus, _ in cells))
+    if not corpora:
+        return False
+    figure = axes.figure
+    axes.remove()
+    figure.set_size_inches(4.5 * len(corpora) + 1, 8)
+    panels = figure.subplots(2, len(corpora), squeeze=False, sharex=True, sharey="row")
+    for column, corpus in enumerate(corpora):
+        for panel, measure in zip(panels[:, column], ("top-10 recall", "nDCG@10"), strict=True):
+            for way, cell in ((way, cell) for (own, way), cell in cells.items() if own == corpus):
+                style = "--" if way.startswith("rerank") else "-"
+                panel.plot(
+                    list(cell[measure]), list(cell[measure].values()), style, marker="o", markersize=3, label=way
+                )
+            panel.set_xscale("log")
+            panel.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+            panel.set_ylabel("share of the exact top 10 found" if measure != "nDCG@10" else measure)
+        panels[0, column].set_title(corpus)
+        panels[1, column].set_xlabel("cross-encoder calls a query")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+    return True
 
 
 def table(rows: list[Row]) -> str:

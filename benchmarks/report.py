@@ -60,6 +60,8 @@ def measure(subject: str, data: Path | None) -> None:
         named = [str(data / name) for name in wanted if (data / name).is_dir()]
     elif data is not None and subject == "encoder":
         named = ["--quality", str(data / "scifact")]
+    elif data is not None and subject == "cet_real":
+        named = [str(data / "cranfield")]
     print(f"measuring {subject}", file=sys.stderr)
     command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *named]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

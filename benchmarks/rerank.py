@@ -1,8 +1,11 @@
-"""Reranking speed on a CPU: pairs per second by backend beside plain CrossEncoder.predict, and concurrent requests.
+"""Reranking on a CPU beside plain CrossEncoder.predict: pairs per second, nDCG@10, and concurrent requests.
 
-The model is a MiniLM-L6 cross-encoder made from the weights of all-MiniLM-L6-v2 with a random head: its speed is that
-of a trained one, its ranking means nothing, so scores are compared as numbers. `--model` names a real one.
-Backends: CPU time on one thread, all in turn. Concurrency: CPU time of whole requests, all threads together.
+    python -m benchmarks.rerank [--model NAME] [--trained NAME] [--corpus FOLDER] [--quick] [--json]
+
+Speed: CPU time on one thread, all in turn. The model is a MiniLM-L6 cross-encoder made from the weights of
+all-MiniLM-L6-v2 with a random head: its speed is that of a trained one, its ranking means nothing; `--model` names a
+real one. nDCG@10: the trained model of the project over BM25's first 20 of FOLDER's test queries, in the chosen backend
+and by predict. Concurrency: the trained model behind the service's queue, all threads together, CPU and wall time.
 """
 
 from __future__ import annotations
@@ -19,17 +22,21 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cet_real import bm25
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
+from benchmarks.peers.plain_cross import plain_cross_encoder
 from chamfer.errors import Unavailable
+from chamfer.evaluation import Qrel, ScoredDoc, evaluate
 from chamfer.types import Document, Query
-from indexing.corpus import read_corpus
+from indexing.corpus import read_corpus, read_qrels, read_queries
 from models.backbone import DeviceConfig, decide, quiet_transformers
 from models.cross_encoder import CrossEncoderReranker, load_cross_encoder
+from models.registry import WEIGHTS, load_reranker
 
 PEER = "CrossEncoder.predict fp32"
 QUESTION = "Why did the youngest son leave the castle on the hill?"
 CONTENDERS = (("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "bf16"))
-REQUESTS, PAIRS = 16, 50
+REQUESTS, PAIRS, DEPTH = 16, 50, 20
 ONE_THREAD = DeviceConfig(device="cpu", threads=1)
 
 
@@ -38,15 +45,18 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--corpus", type=Path, default=demo_corpus())
     arguments.add_argument("--model", default="", help="a cross-encoder: hub name or path")
+    arguments.add_argument("--trained", default="mini-cross", help="a reranker of the catalogue")
+    arguments.add_argument("--rounds", type=int, default=5)
     options = arguments.parse_args()
     documents = [d for d in islice(read_corpus(str(options.corpus)), 400) if d.content.strip()]
-    rounds, n = (2, 8) if options.quick else (5, 48)
+    rounds, n = (1, 6) if options.quick else (options.rounds, 24)
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or minilm_with_a_random_head(Path(folder))
         long = [replace(d, text=" ".join([d.content] * 8), title="") for d in documents[:n]]
         rows = speed("256 tokens", model, long, rounds, limit=256)
         rows += speed("mixed lengths", model, mixed(documents, 2 * n), rounds, limit=256)
-        rows += concurrency(model, documents, 1 if options.quick else 3, 5 if options.quick else PAIRS)
+    rows += quality(options.trained, options.corpus, 5 if options.quick else 60)
+    rows += concurrency(options.trained, documents, rounds, 5 if options.quick else PAIRS)
     emit(rows, options.json)
 
 
@@ -101,31 +111,72 @@ def speed(title: str, model: str, documents: list[Document], rounds: int, limit:
     return titled(f"{title}, one thread", per_second) + changes
 
 
-def concurrency(model: str, documents: list[Document], rounds: int, n_pairs: int) -> list[Row]:
-    """CPU seconds of 16 requests for reranking, one after another and all at once, and whether scores agree."""
-    from service.app import ServerConfig, create_app
+def quality(name: str, corpus: Path, n_queries: int) -> list[Row]:
+    """nDCG@10 of BM25's first documents ranked by predict and by the backend that was chosen."""
+    documents, by_id = list(read_corpus(str(corpus))), {query.query_id: query for query in read_queries(corpus)}
+    qrels = [Qrel(*row) for row in read_qrels(corpus, "test")]
+    order = np.random.default_rng(1).permutation(sorted({qrel.query_id for qrel in qrels}))
+    queries = [by_id[str(query_id)] for query_id in order[:n_queries]]
+    asked = {query.query_id for query in queries}
+    qrels = [qrel for qrel in qrels if qrel.query_id in asked]
+    found = bm25(documents, [query.text for query in queries]).topk(DEPTH, dim=1).indices.tolist()
+    plain, ours = plain_cross_encoder(WEIGHTS / name), load_reranker(name, ONE_THREAD)
+    pairs = [(query.text, documents[row].content) for query, rows in zip(queries, found, strict=True) for row in rows]
+    scores = {
+        PEER: np.asarray(plain.predict(pairs, show_progress_bar=False), dtype=np.float32),
+        "chosen": np.concatenate(
+            [ours.score(q, [documents[r] for r in own]) for q, own in zip(queries, found, strict=True)]
+        ),
+    }
+    decision = decide(ONE_THREAD)
+    title = f"{name} over BM25's first {DEPTH}, {n_queries} queries"
+    values = {}
+    for way, flat in scores.items():
+        run = [
+            ScoredDoc(query.query_id, documents[row].doc_id, float(score))
+            for query, rows, own in zip(queries, found, flat.reshape(-1, DEPTH), strict=True)
+            for row, score in zip(rows, own, strict=True)
+        ]
+        values[way] = evaluate(run, qrels, ["nDCG@10"]).means["nDCG@10"]
+    change = float(np.abs(scores[PEER] - scores["chosen"]).max())
+    return [
+        Row(f"{title}: {PEER}", values[PEER], "nDCG@10", PEER),
+        Row(f"{title}: {decision.backend} {decision.precision}", values["chosen"], "nDCG@10", PEER),
+        Row(f"{title}: difference", values["chosen"] - values[PEER], "nDCG@10", PEER),
+        Row(f"{title}: largest change of a score (of {float(np.ptp(scores[PEER])):.1f} in all)", change, "", PEER),
+    ]
 
-    # Both ways through one process without a network: what differs is the queue alone.
-    app = create_app(
-        {}, ServerConfig(), _no_collection, rerankers={"m": lambda: load_cross_encoder(model, DeviceConfig())}
-    )
+
+def concurrency(name: str, documents: list[Document], rounds: int, n_pairs: int) -> list[Row]:
+    """Seconds of 16 requests for reranking, one after another and all at once, and whether scores agree."""
+    from service.app import ServerConfig, create_app
+    from service.rerank_bodies import RerankingConfig
+
+    # Both ways through one process without a network: what differs is the queue alone. Nothing comes from the cache.
+    server = ServerConfig(reranking=RerankingConfig(score_cache_bytes=0))
+    app = create_app({}, server, _no_collection, rerankers={"m": lambda: load_reranker(name, DeviceConfig())})
+    texts = [document.content for document in mixed(documents, REQUESTS * n_pairs)]
     bodies = [
-        {
-            "query": f"{QUESTION} {number}",
-            "documents": [d.content for d in documents[number * 20 : number * 20 + n_pairs]],
-        }
+        {"query": f"{QUESTION} {number}", "documents": texts[number * n_pairs : (number + 1) * n_pairs]}
         for number in range(REQUESTS)
     ]
-    alone, together, difference = asyncio.run(_both_ways(app, bodies, rounds))
-    title = f"{REQUESTS} requests of {n_pairs} pairs"
-    return [
-        Row(f"{title}: one after another", alone, "s", "one after another"),
-        Row(f"{title}: at once", together, "s", "one after another", alone / together),
-        Row(f"{title}: largest difference of a score", difference, ""),
-    ]
+    times, difference = asyncio.run(_both_ways(app, bodies, rounds))
+    title, peer = f"{REQUESTS} requests of {n_pairs} pairs, mixed lengths", "one after another"
+    rows = []
+    for clock in ("CPU", "wall"):
+        for way in (peer, "at once"):
+            own, other = times[way, clock], times[peer, clock]
+            ratio = None if way == peer else float(np.median(other) / np.median(own))
+            spread = f"[{min(own):.3g}-{max(own):.3g}]"
+            rows.append(Row(f"{title}, {clock}: {way} {spread}", float(np.median(own)), "s", peer, ratio))
+    return [*rows, Row(f"{title}: largest difference of a score", difference, "", peer)]
 
 
-async def _both_ways(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tuple[float, float, float]:
+Times = dict[tuple[str, str], list[float]]
+"""(way, clock) -> seconds of each round."""
+
+
+async def _both_ways(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tuple[Times, float]:
     import httpx
 
     transport = httpx.ASGITransport(app)
@@ -137,17 +188,23 @@ async def _both_ways(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tup
             answer = (await client.post("/v1/rerank", json=body, timeout=600)).raise_for_status().json()
             return {result["index"]: result["relevance_score"] for result in answer["results"]}
 
+        async def in_turn() -> list[dict[int, float]]:
+            return [await ask(body) for body in bodies]
+
+        async def at_once() -> list[dict[int, float]]:
+            return list(await asyncio.gather(*(ask(body) for body in bodies)))
+
         await ask(bodies[0])
-        times: tuple[list[float], list[float]] = ([], [])
+        times: Times = {}
+        found = {}
         for _ in range(rounds):
-            started = time.process_time()
-            first = [await ask(body) for body in bodies]
-            times[0].append(time.process_time() - started)
-            started = time.process_time()
-            second = list(await asyncio.gather(*(ask(body) for body in bodies)))
-            times[1].append(time.process_time() - started)
-    worst = max(abs(a[i] - b[i]) for a, b in zip(first, second, strict=True) for i in a)
-    return float(np.median(times[0])), float(np.median(times[1])), worst
+            for way, run in (("one after another", in_turn), ("at once", at_once)):
+                cpu, wall = time.process_time(), time.perf_counter()
+                found[way] = await run()
+                times.setdefault((way, "CPU"), []).append(time.process_time() - cpu)
+                times.setdefault((way, "wall"), []).append(time.perf_counter() - wall)
+    first, second = found.values()
+    return times, max(abs(a[i] - b[i]) for a, b in zip(first, second, strict=True) for i in a)
 
 
 def _plain(model: str, limit: int) -> Any:

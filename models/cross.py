@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chamfer.errors import Internal, InvalidInput
+from chamfer.errors import InvalidInput
 from chamfer.protocols import Pair, ScoreKind
 from chamfer.types import F32, Document, Query
 from models.backbone import Backbone, DeviceConfig, load_backbone
 from models.batches import Tokenizer, Tokens, token_batches
 from models.heads import CrossHead, CrossHeadConfig
+from models.pairs import CHARACTERS_PER_TOKEN, refuse_images, scores_of
 from models.tower import Tower, folder_of
 from models.trained import Description, describe, fingerprint, open_trained_tower, parts_of
 
@@ -63,23 +64,22 @@ class TrainedReranker:
 
     def score(self, query: Query, documents: Sequence[Document]) -> F32:
         """Scores f32 [n], a logit each, aligned with the documents. Raises Internal if the model gives NaN."""
-        return self.score_pairs([(query, document) for document in documents])
+        return scores_of(self, query, documents)
 
     def score_pairs(self, pairs: Sequence[Pair]) -> F32:
-        """Scores f32 [n] of the pairs, one batch whatever their queries."""
-        if any(query.image is not None for query, _ in pairs):
-            raise InvalidInput(f"reranker {self.name} reads text only, the query has an image")
+        """See chamfer.protocols.PairReranker; one batch whatever their queries."""
+        refuse_images(self.name, pairs)
         limit = self._description.document_tokens
+        most = limit * CHARACTERS_PER_TOKEN
         queries = list(dict.fromkeys(query.text for query, _ in pairs))
-        asked = dict(zip(queries, self._tokenizer(queries, self._description.query_tokens).ids, strict=True))
-        texts = self._tokenizer([document.content for _, document in pairs], limit)
+        cut = self._tokenizer([text[:most] for text in queries], self._description.query_tokens)
+        asked = dict(zip(queries, cut.ids, strict=True))
+        texts = self._tokenizer([document.content[:most] for _, document in pairs], limit)
         joined = [pair_ids(asked[query.text], own, limit) for (query, _), own in zip(pairs, texts.ids, strict=True)]
         scores = np.zeros(len(pairs), dtype=np.float32)
         tokens = Tokens(joined, texts.n_tokens, texts.truncated)
         for batch in token_batches(tokens, limit=limit, budget=self._batch_tokens, pad_id=self._tokenizer.pad_id):
             scores[batch.rows] = self._graph(batch.ids, batch.mask)
-        if not np.isfinite(scores).all():
-            raise Internal(f"reranker {self.name} gave a score that is not finite")
         return scores
 
 
@@ -89,13 +89,16 @@ def load_trained_reranker(name: str, folder: Path, config: DeviceConfig) -> Trai
     if description.kind != "cross":
         raise InvalidInput(f"{folder} holds a {description.kind} encoder, expected a cross-encoder")
 
-    def module() -> nn.Module:
-        state, changes = parts_of(folder, description)
-        tower = open_trained_tower(description, changes)
-        head = CrossHead(sum(tower.widths), CrossHeadConfig(**description.head))
-        head.load_state_dict(state)
-        special_ids = Tokenizer(folder_of(description.backbone) / "tokenizer.json").special_ids
-        return CrossModule(tower, head, special_ids).eval()
-
     digest = fingerprint(folder, description)
-    return TrainedReranker(name, digest, description, load_backbone(module, digest, config), config.batch_tokens)
+    graph = load_backbone(lambda: open_cross_module(folder, description), digest, config)
+    return TrainedReranker(name, digest, description, graph, config.batch_tokens)
+
+
+def open_cross_module(folder: Path, description: Description) -> CrossModule:
+    """The network of a folder, adapters folded in, in evaluation mode."""
+    state, changes = parts_of(folder, description)
+    tower = open_trained_tower(description, changes)
+    head = CrossHead(sum(tower.widths), CrossHeadConfig(**description.head))
+    head.load_state_dict(state)
+    special_ids = Tokenizer(folder_of(description.backbone) / "tokenizer.json").special_ids
+    return CrossModule(tower, head, special_ids).eval()

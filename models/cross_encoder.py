@@ -19,14 +19,11 @@ from chamfer.types import F32, I64, Document, Query
 from models.backbone import DeviceConfig, load_backbone, token_inputs
 from models.batches import clean, length_groups
 from models.hub import fingerprint, open_model
-from models.pairs import refuse_images, scores_of
+from models.pairs import CHARACTERS_PER_TOKEN, refuse_images, scores_of
 
 if TYPE_CHECKING:
     import torch
 
-# A tokenizer reads its text to the end before it cuts. Beyond so many characters a token of the limit nothing of any
-# language is left to be read, and megabytes cost seconds.
-CHARACTERS_PER_TOKEN = 64
 Prediction = Callable[[list[tuple[str, str]]], F32]
 SUPPORTED_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 

@@ -22,11 +22,10 @@ from models.batches import clean, length_groups
 from models.hub import fingerprint
 from models.images import open_image
 from models.judging import Message, Question, as_text, images_of, pair_messages
-from models.pairs import refuse_images, scores_of
+from models.pairs import CHARACTERS_PER_TOKEN, refuse_images, scores_of
 
 MAX_TEXT_TOKENS = 4096
 MAX_IMAGE_SIDE = 1024
-CHARACTERS_PER_TOKEN = 64
 PIXELS_PER_TOKEN = 28 * 28  # of the Qwen family; others are charged by the same measure
 
 

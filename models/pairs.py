@@ -10,6 +10,10 @@ from chamfer.errors import Internal, InvalidInput
 from chamfer.protocols import Pair, PairReranker
 from chamfer.types import F32, Document, Query
 
+# A tokenizer reads its text to the end before it cuts. Beyond so many characters a token of the limit nothing of any
+# language is left to be read, and megabytes cost seconds.
+CHARACTERS_PER_TOKEN = 64
+
 
 def scores_of(reranker: PairReranker, query: Query, documents: Sequence[Document]) -> F32:
     """What `Reranker.score` promises, by `score_pairs`. Raises Internal for a score that is not finite."""

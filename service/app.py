@@ -128,9 +128,8 @@ def create_app(
         redirect_slashes=False,
     )
     # Onto the application's own router: an included one is matched in a second step on every request.
-    Api(
-        served, judges, limits=config.limits, telemetry=telemetry, examples=config.examples, selections=selections
-    ).add_routes(app.router)
+    images = config.reranking.images
+    Api(served, judges, config.limits, telemetry, config.examples, selections, images).add_routes(app.router)
     ClickApi(served, selections, config.limits).add_routes(app.router)
     RerankApi(judges, config.reranking, telemetry).add_routes(app.router)
     add_console(app.router)

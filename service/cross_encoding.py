@@ -12,14 +12,14 @@ from typing import TypeGuard
 
 import numpy as np
 
-from chamfer.errors import DeadlineExceeded, Internal
+from chamfer.errors import DeadlineExceeded, Internal, InvalidInput
 from chamfer.protocols import PairReranker, Reranker
 from chamfer.types import F32, I64, Candidates, VectorKind
 from indexing.cur.search import CurSearch
 from indexing.cur.search import search as cur_search
 from service.fusion import blend, rows_first
 from service.parts import Cur
-from service.plans import Rerank
+from service.plans import Rerank, ResolvedPlan
 from service.records import CollectionView
 from service.reranking import Ask, Pace, rank_in_time
 from service.stages import Judgement, Known, Search, StageRunner, grouped
@@ -34,6 +34,19 @@ class CrossEncoding:
         self._stages = stages
         self._paces: dict[str, Pace] = {}
         self.cur_models = _cur_models(collection, rerankers)
+
+    def expect_images(self, plan: ResolvedPlan) -> None:
+        """Raises InvalidInput unless the plan's cross-encoders, one at least, read images."""
+        names = [plan.plan.rerank.model] if plan.plan.rerank else []
+        names += [self.cur_models[plan.plan.cur.channel]] if plan.plan.cur else []
+        blind = [name for name in names if not self._rerankers[name].reads_images]
+        if blind or not names:
+            reason = f"reranker {blind[0]} reads text only" if blind else "it has no reranker"
+            readers = ", ".join(name for name, own in self._rerankers.items() if own.reads_images) or "none"
+            raise InvalidInput(
+                f"the query has an image, and plan {plan.name} cannot look at it: {reason}; rerankers that read images "
+                f"here: {readers} (models.rerankers)"
+            )
 
     def retrieve(self, searches: list[Search]) -> None:
         """Stage `cur`: a search whose time runs out keeps the rounds that were made."""

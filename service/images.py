@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import httpx
 
 from chamfer.errors import InvalidInput, Unavailable
-from service.problems import TooLarge
+from service.problems import FieldError, InvalidBody, TooLarge
 
 _DATA_URI = re.compile(r"data:image/[a-zA-Z0-9.+-]{1,40};base64,")
 _LOOKS_LIKE_IMAGE = re.compile(
@@ -57,6 +57,16 @@ async def read_image(source: str, config: ImageConfig) -> bytes:
         raise Unavailable(f"{url.host} did not send the image within {config.seconds} s") from None
     except httpx.HTTPError as error:
         raise Unavailable(f"{url.host} did not send the image ({type(error).__name__})") from error
+
+
+async def read_image_at(place: str, source: str, config: ImageConfig) -> bytes:
+    """As `read_image`, with the JSON pointer `place` in what it says is wrong with the source: InvalidBody."""
+    try:
+        return await read_image(source, config)
+    except TooLarge:
+        raise
+    except InvalidInput as error:
+        raise InvalidBody([FieldError(place, error.detail)]) from None
 
 
 def _from_data_uri(source: str, config: ImageConfig) -> bytes:

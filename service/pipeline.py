@@ -98,7 +98,9 @@ class Pipeline:
         plan = resolve(request.plan, self.features, self.plans)
         if request.deadline is not None and self._stages.clock() >= request.deadline:
             raise DeadlineExceeded("the allowed time was over before the search began; allow more by timeout_ms")
-        return Search(request, plan, Query("query", request.query))
+        if request.image is not None:
+            self._cross.expect_images(plan)
+        return Search(request, plan, Query("query", request.query, image=request.image))
 
     def _filter(self, searches: list[Search]) -> None:
         filtered = [s for s in searches if s.request.filter is not None]
@@ -118,7 +120,8 @@ class Pipeline:
     def _encode_group(self, kinds: list[VectorKind], group: list[Search]) -> None:
         if self.encoder is None:
             raise Internal("a plan that needs vectors was admitted without an encoder")
-        encoding = self.encoder.encode_queries([s.query for s in group], kinds)
+        # Encoders read text; an image was let in for the cross-encoders behind them.
+        encoding = self.encoder.encode_queries([Query("query", s.query.text) for s in group], kinds)
         for row, search in enumerate(group):
             search.encoding, search.encoding_row = encoding, row
 

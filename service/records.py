@@ -61,6 +61,7 @@ class CollectionView(Protocol):
 class SearchRequest:
     """One search. `filter` is a condition of indexing.filters; `deadline` is a time.monotonic() value in seconds.
 
+    `image` belongs to the query: cross-encoders that read images see it beside the text, channels search by the text.
     `pool` asks for the first so many candidates with the ranks and scores of every stage; 0: none.
     """
 
@@ -71,6 +72,7 @@ class SearchRequest:
     explain: bool = False
     deadline: float | None = None
     pool: int = 0
+    image: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from chamfer.errors import ChamferError, InvalidInput
 from chamfer.protocols import ScoreKind
 from chamfer.types import F32, Document, Query
 from service.batching import BatchingConfig
-from service.images import ImageConfig, looks_like_image, read_image
+from service.images import ImageConfig, looks_like_image, read_image_at
 from service.problems import FieldError, InvalidBody, TooLarge
 
 FETCHES = 8
@@ -156,12 +156,7 @@ async def _images(sources: Mapping[str, str], config: ImageConfig) -> dict[str, 
 
     async def one(place: str, source: str) -> bytes:
         async with turns:
-            try:
-                return await read_image(source, config)
-            except InvalidInput as error:
-                if isinstance(error, TooLarge):
-                    raise
-                raise InvalidBody([FieldError(place, error.detail)]) from None
+            return await read_image_at(place, source, config)
 
     found = await asyncio.gather(*(one(place, source) for place, source in sources.items()))
     return dict(zip(sources, found, strict=True))

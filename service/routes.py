@@ -3,6 +3,7 @@ own conversions, its exit stacks and its thread pool for plain functions cost mo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import monotonic, perf_counter
@@ -12,13 +13,15 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from chamfer.errors import ChamferError, NotFound, Unavailable
+from service.images import ImageConfig, read_image_at
 from service.loading import Answer, ServedCollection
-from service.problems import InvalidBody, problem
+from service.problems import InvalidBody, TooLarge, problem
 from service.records import SearchRequest
 from service.reranking import ServedReranker, readiness
 from service.routing import REQUEST_ID, DirectRoute, Json, documentation, read_body
 from service.schemas import (
     Limits,
+    SearchBody,
     collection_answer,
     read_batch,
     read_item,
@@ -40,12 +43,13 @@ class Api:
         self,
         collections: Mapping[str, ServedCollection],
         rerankers: Mapping[str, ServedReranker],
-        *,
         limits: Limits,
         telemetry: Telemetry,
         examples: Mapping[str, Sequence[str]],
         selections: SelectionLog,
+        images: ImageConfig,
     ) -> None:
+        self._images = images
         self._selections = selections
         self._collections = collections
         self._rerankers = rerankers
@@ -73,7 +77,7 @@ class Api:
         received = perf_counter()
         served = self._served(name)
         body = read_search(await read_body(request, self._limits.max_body_bytes, "limits.max_body_bytes"))
-        search = self._sampled(search_request(body, self._limits, monotonic()))
+        search = await self._asked(body)
         [answer] = await answers(request.receive, served.submit([search]))
         if isinstance(answer, ChamferError):
             raise answer
@@ -97,7 +101,11 @@ class Api:
     async def _batch(
         self, request: Request, served: ServedCollection, items: Sequence[Any]
     ) -> list[Answer | ChamferError]:
-        read = [self._read_item(place, item) for place, item in enumerate(items)]
+        images = sum(isinstance(item, dict) and item.get("image") is not None for item in items)
+        if images > self._images.max_images:
+            raise TooLarge(f"{images} images, the limit is {self._images.max_images} (reranking.images.max_images)")
+        reading = [self._read_item(place, item) for place, item in enumerate(items)]
+        read = await asyncio.gather(*reading) if images else [await item for item in reading]
         futures = served.submit([r for r in read if isinstance(r, SearchRequest)])
         outcomes = await answers(request.receive, futures)
         results = iter(outcomes)
@@ -108,8 +116,11 @@ class Api:
                 self._selections.searched(request_id, served.name, item.query, answer.result)
         return out
 
-    def _sampled(self, search: SearchRequest) -> SearchRequest:
-        """The search, asking for its pool too if it is to be recorded."""
+    async def _asked(self, body: SearchBody) -> SearchRequest:
+        """The search with its image, asking for its pool too if it is to be recorded."""
+        search = search_request(body, self._limits, monotonic())
+        if body.image is not None:
+            search = replace(search, image=await read_image_at("/image", body.image, self._images))
         pool = self._selections.wants(search.k)
         return replace(search, pool=pool) if pool else search
 
@@ -157,11 +168,13 @@ class Api:
             return {"name": name, "ready": False, "reason": reason.detail}
         return {"name": name, "ready": True, "snapshot": pipeline.snapshot, "documents": len(pipeline.collection)}
 
-    def _read_item(self, place: int, item: Any) -> SearchRequest | InvalidBody:
+    async def _read_item(self, place: int, item: Any) -> SearchRequest | ChamferError:
         try:
-            return self._sampled(search_request(read_item(item), self._limits, monotonic()))
+            return await self._asked(read_item(item))
         except InvalidBody as error:
             return error.under(f"/searches/{place}")
+        except ChamferError as error:  # of its image alone
+            return error
 
 
 def _answer(answer: Answer, collection: str, request: Request, received: float) -> dict[str, Any]:

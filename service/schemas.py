@@ -66,6 +66,10 @@ class SearchBody(_Wire):
         float | None,
         Field(gt=0, allow_inf_nan=False, description="Stages that do not fit into this time are left out."),
     ] = None
+    image: Annotated[
+        str | None,
+        Field(description="Of the query, as a data URI or a URL of an allowed host; for rerankers that read images."),
+    ] = None
 
     model_config = ConfigDict(
         json_schema_extra={

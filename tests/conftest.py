@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,7 @@ def shared_data() -> Path:
 
 # Compilation and shared machines make the time of one example meaningless. The suite draws the same examples each time,
 # so that it fails for a change and not by chance; HYPOTHESIS_PROFILE=search looks for new ones.
-settings.register_profile("chamfer", deadline=None, derandomize=True)
-settings.register_profile("search", deadline=None)
+CLOCKS = (HealthCheck.too_slow,)  # it, too, is a limit in seconds
+settings.register_profile("chamfer", deadline=None, derandomize=True, suppress_health_check=CLOCKS)
+settings.register_profile("search", deadline=None, suppress_health_check=CLOCKS)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "chamfer"))

@@ -16,6 +16,7 @@ from chamfer.types import F32, AnchorScores, DenseVectors, Document, Query
 
 _KIND = "anchor scores"
 _PIECE_PAIRS = 1024
+_CALL_PAIRS = 256  # enough for full batches, few enough for the time that a remote server has for a call
 _SAMPLE_DOCUMENTS = 24
 _SAMPLE_QUERIES = 8
 
@@ -51,6 +52,7 @@ class AnchorScorer:
         folder: Path,
         *,
         on_pairs: Callable[[int], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not queries:
             raise InvalidInput("no anchor query is given; a score matrix needs some (anchor_queries)")
@@ -59,6 +61,8 @@ class AnchorScorer:
         self._reranker = reranker
         self._folder = folder
         self._on_pairs = on_pairs
+        self._clock = clock
+        self._piece_documents = max(1, _PIECE_PAIRS // len(queries))
 
     @property
     def identity(self) -> str:
@@ -68,43 +72,66 @@ class AnchorScorer:
     def score(self, documents: Sequence[Document]) -> AnchorScores:
         """The columns of these documents, f32 [N, k_q]."""
         out = np.empty((len(documents), len(self.queries)), dtype=np.float32)
-        size = max(1, _PIECE_PAIRS // len(self.queries))
-        for start in range(0, len(documents), size):
-            piece = documents[start : start + size]
+        for start in range(0, len(documents), self._piece_documents):
+            piece = documents[start : start + self._piece_documents]
             out[start : start + len(piece)] = self._piece(piece)
             if self._on_pairs is not None:
                 self._on_pairs(len(piece) * len(self.queries))
         return AnchorScores(DenseVectors(out), self.queries, self._reranker.fingerprint)
 
     def estimate(self, documents: Sequence[Document], n_documents: int) -> CostEstimate:
-        """Times pairs drawn from all over `documents`, after one uncounted call, for a corpus of n_documents."""
-        draw = np.random.default_rng(0)
-        some = [documents[i] for i in draw.permutation(len(documents))[:_SAMPLE_DOCUMENTS]]
-        asked = [self._asked[i] for i in draw.permutation(len(self._asked))[:_SAMPLE_QUERIES]]
-        if not some:
+        """Times a sample of the pairs of `documents`, after one uncounted call, for a corpus of n_documents.
+
+        The sample spans all lengths in their proportions, since a pair's time is that of its length, and is scored in
+        calls of as many documents as the pieces.
+        """
+        if not documents:
             return CostEstimate(0, 1.0)
-        self._reranker.score(asked[0], some[:2])
-        begin = time.perf_counter()
-        for query in asked:
-            self._reranker.score(query, some)
-        rate = len(some) * len(asked) / max(time.perf_counter() - begin, 1e-9)
+        some = _of_all_lengths(documents, _SAMPLE_DOCUMENTS)
+        asked = [self._asked[i] for i in np.linspace(0, len(self._asked) - 1, _SAMPLE_QUERIES).astype(int)]
+        self._scores(asked[:1], some)
+        begin = self._clock()
+        for start in range(0, len(some), self._piece_documents):
+            self._scores(asked, some[start : start + self._piece_documents])
+        rate = len(some) * len(asked) / max(self._clock() - begin, 1e-9)
         return CostEstimate(n_documents * len(self.queries), rate)
 
     def _piece(self, documents: Sequence[Document]) -> F32:
         content = [[d.doc_id, d.title, d.text] for d in documents]
         path = self._folder / f"pairs-{digest_of(content, self.queries, self._reranker.fingerprint)[:40]}"
         if not (path / MANIFEST).exists():
-            scores = np.stack([self._row(query, documents) for query in self._asked], axis=1)
+            scores = self._scores(self._asked, documents)
             with write_artifact(path, _KIND, {"documents": len(documents)}) as writer:
                 writer.add_array("scores", np.ascontiguousarray(scores))
         return np.asarray(open_artifact(path, _KIND).array("scores"), dtype=np.float32)
 
-    def _row(self, query: Query, documents: Sequence[Document]) -> F32:
-        scores = np.asarray(self._reranker.score(query, documents), dtype=np.float32)
-        if scores.shape != (len(documents),) or not np.isfinite(scores).all():
-            bad = [d.doc_id for d, s in zip(documents, scores, strict=False) if not np.isfinite(s)]
+    def _scores(self, asked: Sequence[Query], documents: Sequence[Document]) -> F32:
+        """f32 [documents, queries]; a reranker of pairs sees many at once, so that its batches are full."""
+        shape = len(documents), len(asked)
+        if hasattr(self._reranker, "score_pairs"):
+            pairs = [(query, document) for document in documents for query in asked]
+            calls = [pairs[start : start + _CALL_PAIRS] for start in range(0, len(pairs), _CALL_PAIRS)]
+            scores = np.concatenate([np.asarray(self._reranker.score_pairs(c), dtype=np.float32) for c in calls])
+        else:
+            columns = [np.asarray(self._reranker.score(query, documents), dtype=np.float32) for query in asked]
+            scores = np.stack(columns, axis=1)
+        if scores.size != shape[0] * shape[1]:
+            raise InvalidInput(f"the reranker gave {scores.size} scores for {shape[0] * shape[1]} pairs")
+        scores = scores.reshape(shape)
+        bad = np.argwhere(~np.isfinite(scores))
+        if len(bad):
+            row, column = bad[0]
             raise InvalidInput(
-                f"the reranker gave {scores.shape} scores for {len(documents)} documents, not finite for {bad[:3]}, "
-                f"with the anchor query {query.text[:80]!r}"
+                f"the reranker gave the score {scores[row, column]} for document {documents[row].doc_id!r} with the "
+                f"anchor query {asked[column].text[:80]!r}; leave the document out or name another reranker"
             )
         return scores
+
+
+def _of_all_lengths(documents: Sequence[Document], n: int) -> list[Document]:
+    """n of the documents (all if they are fewer), one from each n-th part of them by length, in their own order."""
+    by_length = sorted(range(len(documents)), key=lambda row: len(documents[row].content))
+    n = min(n, len(documents))
+    return [
+        documents[row] for row in sorted(by_length[(2 * part + 1) * len(documents) // (2 * n)] for part in range(n))
+    ]

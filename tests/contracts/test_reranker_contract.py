@@ -36,6 +36,7 @@ def makers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Calla
         yield {
             "cross_encoder": lambda: load_reranker(str(cross), CONFIG),
             "cached": lambda: CachedReranker(load_reranker(str(cross), CONFIG), ScoreCache(1 << 20)),  # type: ignore[arg-type]  # it judges pairs
+            "mini-cross": lambda: load_reranker("mini-cross", CONFIG),
             "maxsim": lambda: MaxSimReranker(HashEncoder()),
             "yes_no": lambda: load_reranker(f"yes_no:{judge}", CONFIG),
             "true_false": lambda: load_reranker(f"true_false:{judge}", CONFIG),
@@ -44,7 +45,7 @@ def makers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Calla
         }
 
 
-PAIRWISE = ("cross_encoder", "cached", "maxsim", "yes_no", "true_false", "remote")
+PAIRWISE = ("cross_encoder", "cached", "mini-cross", "maxsim", "yes_no", "true_false", "remote")
 EVERY = (*PAIRWISE, "unime")
 
 

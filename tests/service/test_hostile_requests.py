@@ -186,7 +186,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = ("query", "k", "plan", "filter", "explain", "timeout_ms")
+FIELDS = ("query", "k", "plan", "filter", "explain", "timeout_ms", "image")
 
 
 @settings(deadline=None, max_examples=10)

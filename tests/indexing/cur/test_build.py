@@ -77,9 +77,9 @@ def content(path: Path) -> dict[str, bytes]:
 
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
     whole = built(tmp_path / "whole")
-    # pieces of 85 documents at 12 queries: every block of 40 is one piece
+    # the estimate scores 24 documents with one query and then 8; every block of 40 is one piece
     with pytest.raises(KeyboardInterrupt):
-        built(tmp_path / "killed", OverlapReranker(dies_after=2 + 8 * 24 + 2 * 480 + 100))
+        built(tmp_path / "killed", OverlapReranker(dies_after=9 * 24 + 2 * 480 + 100))
     again = OverlapReranker()
     built(tmp_path / "killed", again)
     assert content(tmp_path / "killed") == content(whole)

@@ -39,6 +39,33 @@ def test_the_matrix_holds_every_pair(tmp_path: Path) -> None:
     assert found.queries == tuple(QUERIES)
 
 
+def test_a_reranker_of_pairs_is_asked_about_many_at_once_and_gives_the_same_matrix(tmp_path: Path) -> None:
+    class Pairs(LengthReranker):
+        calls = 0
+
+        def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
+            self.calls += 1
+            return np.concatenate([self.score(query, [document]) for query, document in pairs])
+
+    by_list = AnchorScorer(LengthReranker(), QUERIES, tmp_path / "lists").score(DOCUMENTS)
+    reranker = Pairs()
+    by_pairs = AnchorScorer(reranker, QUERIES, tmp_path / "pairs").score(DOCUMENTS)
+    np.testing.assert_array_equal(by_pairs.values.values, by_list.values.values)
+    assert reranker.calls < 90 * 40 / 200
+
+
+def test_a_score_that_is_not_finite_names_document_and_query_and_nothing_is_kept(tmp_path: Path) -> None:
+    class Broken(LengthReranker):
+        def score(self, query: Query, documents: Sequence[Document]) -> np.ndarray:
+            scores = super().score(query, documents)
+            scores[[d.doc_id == "d3" and query.text == "question 7" for d in documents]] = np.nan
+            return scores
+
+    with pytest.raises(InvalidInput, match="nan for document 'd3' with the anchor query 'question 7'"):
+        AnchorScorer(Broken(), QUERIES, tmp_path).score(DOCUMENTS)
+    assert not list(tmp_path.glob("pairs-*"))
+
+
 def test_a_killed_scoring_goes_on_where_it_was_and_gives_the_same_matrix(tmp_path: Path) -> None:
     whole = AnchorScorer(LengthReranker(), QUERIES, tmp_path / "whole").score(DOCUMENTS)
     with pytest.raises(KeyboardInterrupt):
@@ -62,6 +89,24 @@ def test_an_estimate_counts_all_pairs_and_says_how_long(tmp_path: Path) -> None:
     assert found.pairs_per_second > 0
     assert str(CostEstimate(2_000_000, 26.6)) == "2,000,000 pairs at 26.6 a second: about 20 h 53 min"
     assert str(CostEstimate(6_000, 50.0)).endswith("about 2.0 min")
+
+
+def test_the_estimate_of_a_corpus_of_unlike_lengths_is_its_time(tmp_path: Path) -> None:
+    now = 0.0
+
+    class Slow(LengthReranker):
+        def score(self, query: Query, documents: Sequence[Document]) -> np.ndarray:
+            nonlocal now
+            now += 0.001 + sum(0.001 * len(d.content) for d in documents)  # a call's own cost, and that of each length
+            return super().score(query, documents)
+
+    lengths = np.exp(np.random.default_rng(0).normal(4, 1, 900)).astype(int)  # a few documents hold half of the text
+    documents = [Document(f"d{i}", "x" * n) for i, n in enumerate(lengths.tolist())]
+    scorer = AnchorScorer(Slow(), QUERIES, tmp_path, clock=lambda: now)
+    expected = scorer.estimate(documents, len(documents)).seconds
+    begin = now
+    scorer.score(documents)
+    assert expected == pytest.approx(now - begin, rel=0.1)
 
 
 def test_columns_of_another_reranker_are_refused_by_the_collection(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""What an index of family `cur` costs: the estimate before it begins beside the time it takes; bytes; a killed build.
+
+    python -m benchmarks.cur_index [FOLDER] [--reranker NAME] [--documents 240] [--anchors 20] [--quick] [--json]
+
+FOLDER is a BEIR collection; its train (else dev, else test) queries become anchor queries. The whole build is timed,
+from the first document to the pointer. CPU time of one thread, in which the estimate is made too: wall time of a shared
+machine says nothing about an estimate. Then the same build is killed on its way and run again; the scores must be
+the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cur import anchor_queries
+from benchmarks.harness import Row, demo_corpus, emit, parser
+from chamfer.protocols import Pair, PairReranker, Reranker
+from chamfer.settings import load_settings
+from chamfer.types import F32, Array, Document, Query
+from indexing.build import BuildReport, BuildRun, build
+from indexing.collection import Collection
+from indexing.corpus import read_corpus
+from indexing.cur.scoring import AnchorScorer
+from indexing.snapshot import CollectionConfig
+from models.registry import load_reranker
+
+EXTRAPOLATED = ((100_000, 200), (1_000_000, 500))
+
+
+class Killed(Exception):
+    """What ends a build in its middle."""
+
+
+class Mortal:
+    """A reranker that counts its pairs and dies after some."""
+
+    def __init__(self, inner: PairReranker, dies_after: int | None = None) -> None:
+        self.name, self.fingerprint = inner.name, inner.fingerprint
+        self.reads_images, self.score_kind = inner.reads_images, inner.score_kind
+        self.pairs = 0
+        self._inner = inner
+        self._dies_after = dies_after
+
+    def score(self, query: Query, documents: Sequence[Document]) -> F32:
+        """See chamfer.protocols.Reranker."""
+        return self.score_pairs([(query, document) for document in documents])
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> F32:
+        """See chamfer.protocols.PairReranker."""
+        self.pairs += len(pairs)
+        if self._dies_after is not None and self.pairs > self._dies_after:
+            raise Killed
+        return self._inner.score_pairs(pairs)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folder", type=Path, nargs="?", default=demo_corpus())
+    arguments.add_argument("--reranker", default="mini-cross")
+    arguments.add_argument("--documents", type=int, default=240)
+    arguments.add_argument("--anchors", type=int, default=20)
+    options = arguments.parse_args()
+    n, anchors = (48, 6) if options.quick else (options.documents, options.anchors)
+    documents = list(islice(read_corpus(str(options.folder)), n))
+    asked = [Query(str(i), text) for i, text in enumerate(anchor_queries(options.folder, documents, anchors))]
+    reranker: Any = load_reranker(options.reranker, replace(load_settings().models.device, threads=1))
+    with tempfile.TemporaryDirectory() as work:
+        emit(measured(documents, asked, reranker, Path(work)), options.json)
+
+
+def measured(documents: Sequence[Document], asked: Sequence[Query], reranker: PairReranker, work: Path) -> list[Row]:
+    """Every figure."""
+    texts = [query.text for query in asked]
+    estimate = AnchorScorer(reranker, texts, work, clock=time.process_time).estimate(documents, len(documents))
+    counted = Mortal(reranker)
+    begin = time.process_time()
+    report = built(documents, asked, counted, work / "whole")
+    spent = time.process_time() - begin
+    sampled = counted.pairs - estimate.pairs
+    rate = counted.pairs / spent
+
+    killed = Mortal(reranker, dies_after=sampled + estimate.pairs * 2 // 3)
+    with suppress(Killed):
+        built(documents, asked, killed, work / "killed")
+    resumed = Mortal(reranker)
+    built(documents, asked, resumed, work / "killed")
+    same = np.array_equal(columns(work / "whole"), columns(work / "killed"))
+
+    title = f"{report.documents:,} documents, {len(asked)} anchor queries"
+    rows = [
+        Row(f"{title}: calls", estimate.pairs, "calls"),
+        Row(f"{title}: calls of the estimate itself", sampled, "calls"),
+        Row(f"{title}: estimated before", estimate.seconds, "s"),
+        Row(f"{title}: whole build", spent, "s", "estimate", estimate.seconds / spent),
+        Row(f"{title}: pairs per second", rate, "pairs/s"),
+        Row(f"{title}: bytes a document", bytes_of(work / "whole") / report.documents, "B"),
+        Row(f"{title}: calls of a build killed on its way", killed.pairs, "calls"),
+        Row(f"{title}: calls to finish it", resumed.pairs, "calls"),
+        Row(f"{title}: its scores are those of the whole one", float(same), "1 = same bits"),
+    ]
+    return rows + [
+        Row(f"extrapolated: {n:,} documents, {k} anchor queries", n * k / rate / 3600, "hours") for n, k in EXTRAPOLATED
+    ]
+
+
+def built(documents: Sequence[Document], asked: Sequence[Query], reranker: Reranker, out: Path) -> BuildReport:
+    """A collection with the channel `cur` alone."""
+    config = CollectionConfig(channels=("cur",), parameters={"cur": {"anchor_queries": len(asked)}})
+    run = BuildRun(total=len(documents), queries=asked, reranker=reranker)
+    return build(documents, out, encoder=None, config=config, run=run)
+
+
+def columns(collection: Path) -> Array:
+    """The stored scores [N, anchor queries]."""
+    opened = Collection.open(collection)
+    retriever: Any = opened.channels["cur"].retriever
+    values: Array = retriever.columns(np.arange(opened.n_rows))
+    opened.close()
+    return values
+
+
+def bytes_of(collection: Path) -> int:
+    """Of the channel, on disk."""
+    opened = Collection.open(collection)
+    found = opened.bytes_by_part()["cur"]
+    opened.close()
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A cross-encoder that `chamfer train` wrote as a plain CrossEncoder of sentence-transformers: the same network in
+torch fp32, pairs sorted, batched and padded by that library's predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.batches import Tokenizer
+from models.cross import open_cross_module, pair_ids
+from models.tower import folder_of
+from models.trained import describe
+
+
+class PairModule(torch.nn.Module):
+    """Text pairs to scores, as CrossEncoder asks of its modules."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        description = describe(folder)
+        self.tokenizer = Tokenizer(folder_of(description.backbone) / "tokenizer.json")
+        self.max_seq_length = description.document_tokens
+        self._query_tokens = description.query_tokens
+        self._module = open_cross_module(folder, description)
+
+    def preprocess(self, inputs: Sequence[Sequence[str]], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
+        """Ids and mask i64 [B, longest]."""
+        queries = self.tokenizer([query for query, _ in inputs], self._query_tokens).ids
+        documents = self.tokenizer([document for _, document in inputs], self.max_seq_length).ids
+        pairs = zip(queries, documents, strict=True)
+        ids = [torch.tensor(pair_ids(query, document, self.max_seq_length)) for query, document in pairs]
+        pad = torch.nn.utils.rnn.pad_sequence
+        mask = pad([torch.ones_like(own) for own in ids], batch_first=True)
+        return {
+            "input_ids": pad(ids, batch_first=True, padding_value=self.tokenizer.pad_id),
+            "attention_mask": mask,
+        }
+
+    def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        """Adds scores f32 [B, 1]."""
+        scores = self._module(features["input_ids"], features["attention_mask"])
+        return {**features, "scores": scores[:, None]}
+
+
+def plain_cross_encoder(folder: Path) -> Any:
+    """The CrossEncoder; its scores are logits."""
+    from sentence_transformers import CrossEncoder
+
+    return CrossEncoder(modules=[PairModule(folder)], device="cpu", activation_fn=torch.nn.Identity())

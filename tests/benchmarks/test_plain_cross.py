@@ -1,0 +1,19 @@
+"""The peer of the reranking benchmark: the library's predict over our network gives our scores."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.peers.plain_cross import plain_cross_encoder
+from chamfer.types import Document, Query
+from models.backbone import DeviceConfig
+from models.registry import WEIGHTS, load_reranker
+
+
+def test_predict_gives_the_scores_of_the_trained_reranker() -> None:
+    texts = ["A fox lost his tail in a trap.", "A crow dropped pebbles. " * 60, "tail"]
+    ours = load_reranker("mini-cross", DeviceConfig(device="cpu", backend="torch"))
+    expected = ours.score(Query("q", "who lost his tail"), [Document(str(i), text) for i, text in enumerate(texts)])
+    plain = plain_cross_encoder(WEIGHTS / "mini-cross")
+    found = plain.predict([("who lost his tail", text) for text in texts], show_progress_bar=False)
+    np.testing.assert_allclose(found, expected, atol=1e-4)

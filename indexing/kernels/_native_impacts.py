@@ -23,7 +23,7 @@ class _Impacts(ctypes.Structure):
     _fields_ = (
         *((name, _COUNT) for name in ("n_documents", "n_terms", "saturating")),
         *((name, _COUNT) for name in ("wide_documents", "wide_terms", "float_values")),
-        *((name, _POINTER) for name in ("offsets", "documents", "codes", "largest")),
+        *((name, _POINTER) for name in ("offsets", "documents", "codes")),
         *((name, _POINTER) for name in ("row_offsets", "row_terms", "row_values", "norms")),
     )
 
@@ -101,7 +101,7 @@ def _structures(parts: Sequence[Part], scratch: Scratch) -> tuple[Any, Any, int]
 def _impacts(part: Part) -> _Impacts:
     own = part.impacts
     arrays = (
-        *(own.offsets, own.documents, own.codes, own.largest),
+        *(own.offsets, own.documents, own.codes),
         *(own.row_offsets, own.row_terms, own.row_values, own.norms),
     )
     return _Impacts(

@@ -13,7 +13,6 @@ typedef struct {
     const int64_t *offsets;
     const void *documents; /* u16, or i32 where wide_documents */
     const uint8_t *codes;
-    const float *largest;
     const int64_t *row_offsets;
     const void *row_terms;  /* u16, or i32 where wide_terms */
     const void *row_values; /* u8, or f32 where float_values */
@@ -50,7 +49,7 @@ typedef struct {
 } Hit;
 
 typedef struct {
-    float bound, weight;
+    float weight;
     int64_t term;
 } Asked;
 
@@ -141,7 +140,7 @@ typedef struct {
     float half_steps, slop;
 } Look;
 
-/* Sixteen rows' sums with their error: a row's score lies between sum - error and sum + error + unread. */
+/* Sixteen rows' sums with their error: a row's score lies between sum - error and sum + error. */
 typedef struct {
     __m512 sum, error;
     __mmask16 mask; /* rows that are allowed and were reached */
@@ -179,18 +178,16 @@ WIDE static float low_threshold(const Impacts *index, Scratch *scratch, Look loo
     return count < k ? 0.0f : kth_largest(scratch->lowers, count, k);
 }
 
-/* Rows whose score could be among the k best, ascending: their number; `scratch->rows` holds them,
- * `scratch->uppers` their upper bounds. Sums are set to zero where `clear`. `unread` is what lists that were not added yet could give a row at most. */
-WIDE static int64_t select_rows(const Impacts *index, Scratch *scratch, Look look, int64_t k, float unread,
-                                float floor, int clear) {
+/* Rows whose score could be among the k best and reach `floor`, ascending: their number; `scratch->rows` holds them,
+ * `scratch->uppers` their upper bounds. Sums are set to zero. */
+WIDE static int64_t select_rows(const Impacts *index, Scratch *scratch, Look look, int64_t k, float floor) {
     float threshold = low_threshold(index, scratch, look, k);
     if (threshold < floor) threshold = floor;
-    if (2 * unread > threshold) return index->n_documents; /* as good as all: not worth the look */
     int64_t found = 0, kept = 0;
     for (int64_t d = 0; d < index->n_documents; d += 16) {
         Sixteen at = sums_at(index, scratch->scores, look, d);
-        if (clear) _mm512_storeu_ps(scratch->scores + d, _mm512_setzero_ps());
-        __m512 upper = _mm512_add_ps(_mm512_add_ps(at.sum, at.error), _mm512_set1_ps(unread));
+        _mm512_storeu_ps(scratch->scores + d, _mm512_setzero_ps());
+        __m512 upper = _mm512_add_ps(at.sum, at.error);
         __mmask16 mask = _mm512_mask_cmp_ps_mask(at.mask, upper, _mm512_set1_ps(threshold), _CMP_GE_OQ);
         if (!mask) continue;
         __m512i rows = _mm512_add_epi32(_mm512_set1_epi32((int)d),
@@ -242,11 +239,16 @@ static int worse_last(const void *a, const void *b) {
     return x->row < y->row ? -1 : x->row > y->row;
 }
 
-#define AHEAD 3 /* rows between the one that is scored and the one whose terms are fetched */
+#define AHEAD 4 /* rows between the one that is scored and the one whose terms are fetched */
 
 /* Rows that are scored lie anywhere: the processor is told before. */
-static inline void prefetch_row(const Impacts *index, int64_t row) {
-    int64_t start = index->row_offsets[row], stop = index->row_offsets[row + 1];
+static inline void prefetch_row(const Impacts *index, const int32_t *rows, int64_t i, int64_t n) {
+    if (i + 2 * AHEAD < n) {
+        __builtin_prefetch(index->row_offsets + rows[i + 2 * AHEAD]);
+        __builtin_prefetch(index->norms + rows[i + 2 * AHEAD]);
+    }
+    if (i + AHEAD >= n) return;
+    int64_t row = rows[i + AHEAD], start = index->row_offsets[row], stop = index->row_offsets[row + 1];
     const char *terms = index->row_terms, *values = index->row_values;
     int64_t term_bytes = index->wide_terms ? 4 : 2, value_bytes = index->float_values ? 4 : 1;
     for (int64_t at = start * term_bytes; at < stop * term_bytes; at += 64) __builtin_prefetch(terms + at);
@@ -260,7 +262,7 @@ static int64_t keep_best(const Impacts *index, const float *query, const int32_t
     for (int64_t i = 0; i < n; i++) {
         int64_t row = rows ? rows[i] : i;
         if (allowed && !allowed[row]) continue;
-        if (rows && i + AHEAD < n) prefetch_row(index, rows[i + AHEAD]);
+        if (rows) prefetch_row(index, rows, i, n);
         float score = score_row(index, query, row);
         if (score > 0) hits[count++] = (Hit){score, row};
     }

@@ -13,52 +13,28 @@ int chamfer_has_avx512(void) {
 }
 
 /* What a posting, a document passed over in selection and a term of a scored row cost, in nanoseconds on a Zen 4 core:
- * what the choice between the three ways to search goes by (the results do not depend on it). */
+ * what the choice between adding up lists and scoring the allowed rows goes by (the results do not depend on it). */
 #define POSTING_NS 0.7
 #define SATURATED_NS 1.2
 #define PASSED_NS 0.15
 #define ROW_TERM_NS 0.9
 #define ROW_NS 60.0
 
-static int largest_first(const void *a, const void *b) {
-    const Asked *x = a, *y = b;
-    if (x->bound != y->bound) return x->bound < y->bound ? 1 : -1;
-    return x->term < y->term ? -1 : x->term > y->term;
-}
-
 static double row_cost(const Impacts *index) {
     double n = (double)(index->n_documents ? index->n_documents : 1);
     return ROW_NS + ROW_TERM_NS * (double)index->row_offsets[index->n_documents] / n;
 }
 
-/* Adds up lists, those that can give most first; stops where few enough rows are left that the lists not yet read
- * could lift among the k best. Returns the number of rows to score. */
+/* Adds up all lists and finds the rows to score: their number. */
 static int64_t gather_rows(const Impacts *index, Scratch *scratch, const Asked *asked, int64_t n, const uint8_t *allowed,
                            int64_t k, float floor) {
-    double posting = index->saturating ? SATURATED_NS : POSTING_NS, left = 0;
-    double rest = 0, next;
     float weights = 0;
     for (int64_t i = 0; i < n; i++) {
-        rest += asked[i].bound;
+        add_list(index, scratch->scores, asked[i].term, asked[i].weight);
         weights += asked[i].weight;
-        left += posting * (double)(index->offsets[asked[i].term + 1] - index->offsets[asked[i].term]);
     }
     Look look = {allowed, index->float_values ? 0.5f * weights : 0.0f, SLOP};
-    next = rest / 2;
-    for (int64_t i = 0; i < n; i++) {
-        add_list(index, scratch->scores, asked[i].term, asked[i].weight);
-        rest -= asked[i].bound;
-        left -= posting * (double)(index->offsets[asked[i].term + 1] - index->offsets[asked[i].term]);
-        if (rest > next || left < 4 * PASSED_NS * (double)index->n_documents) continue;
-        next = rest / 2;
-        float unread = (float)(rest * (1 + SLOP));
-        int64_t found = select_rows(index, scratch, look, k, unread, floor, 0);
-        if ((double)found * row_cost(index) < left) {
-            __builtin_memset(scratch->scores, 0, (size_t)index->n_documents * sizeof(float));
-            return found;
-        }
-    }
-    return select_rows(index, scratch, look, k, 0.0f, floor, 1);
+    return select_rows(index, scratch, look, k, floor);
 }
 
 /* The part's place of the query's i-th term, -1 where it has none. */
@@ -72,7 +48,7 @@ static int64_t load_query(const Part *part, Scratch *scratch, const Wanted *want
     for (int64_t i = 0; i < wanted->n_terms; i++) {
         int64_t term = place_of(part, wanted, i);
         if (term < 0) continue;
-        scratch->asked[n++] = (Asked){wanted->weights[i] * part->index.largest[term], wanted->weights[i], term};
+        scratch->asked[n++] = (Asked){wanted->weights[i], term};
         scratch->query[term] = wanted->weights[i];
     }
     return n;
@@ -94,7 +70,6 @@ static int64_t search_part(const Part *part, Scratch *scratch, const Wanted *wan
         lists += posting * (double)(index->offsets[asked[i].term + 1] - index->offsets[asked[i].term]);
     const int32_t *rows = 0;
     if ((double)n_allowed * row_cost(index) >= lists) {
-        qsort(asked, (size_t)n, sizeof(Asked), largest_first);
         found = gather_rows(index, scratch, asked, n, allowed, wanted->k, floor);
         rows = scratch->rows;
     }
@@ -142,7 +117,7 @@ static int64_t search_pruned(const Part *parts, int64_t n_parts, Scratch *scratc
             if (term >= 0) add_list(&part->index, scratch->scores, term, wanted->weights[i]);
         }
         Look look = {wanted->allowed ? wanted->allowed + part->first_row : 0, 0.0f, 0.0f};
-        int64_t found = select_rows(&part->index, scratch, look, wanted->rescored, 0.0f, floor, 1);
+        int64_t found = select_rows(&part->index, scratch, look, wanted->rescored, floor);
         for (int64_t i = 0; i < found; i++, seen++) {
             scratch->best_sums[seen] = scratch->uppers[i];
             scratch->best_rows[seen] = scratch->rows[i] + part->first_row;

@@ -1,10 +1,10 @@
 """docs/benchmarks.md: every benchmark in full, its table and a plot.
 
-    python -m benchmarks.report [SUBJECT ...] [--data DIR] [--draw-only]
+    python -m benchmarks.report [SUBJECT ...] [--data DIR] [--draw-only] [-- OPTION ...]
 
 A subject's rows are kept in docs/benchmarks/SUBJECT.json, so that subjects can be measured again one by one; the page
 and the plots are drawn from those files. --data names a folder of BEIR collections for the subjects that take some;
-without it they run on the shipped corpus alone.
+without it they run on the shipped corpus alone. Options after -- go to each named subject's own program.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ def main() -> None:
     arguments.add_argument("subjects", nargs="*")
     arguments.add_argument("--data", type=Path)
     arguments.add_argument("--draw-only", action="store_true")
-    options = arguments.parse_args()
+    own, _, more = " ".join(sys.argv[1:]).partition(" -- ")
+    options = arguments.parse_args(own.split())
     if unknown := set(options.subjects) - set(SUBJECTS):
         arguments.error(f"unknown subjects {sorted(unknown)}; known: {', '.join(SUBJECTS)}")
     KEPT.mkdir(exist_ok=True)
     if not options.draw_only:
         for subject in options.subjects or SUBJECTS:
-            measure(subject, options.data)
+            measure(subject, options.data, more.split())
     draw()
 
 
-def measure(subject: str, data: Path | None) -> None:
+def measure(subject: str, data: Path | None, more: list[str]) -> None:
     """Runs one subject in full and keeps its rows."""
     named: list[str] = []
     if data is not None and subject in ("quality", "feedback"):
@@ -63,12 +64,12 @@ def measure(subject: str, data: Path | None) -> None:
     elif data is not None and subject == "cet_real":
         named = [str(data / "cranfield")]
     print(f"measuring {subject}", file=sys.stderr)
-    command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *named]
+    command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *named, *more]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     if not json.loads(done.stdout):
         print(f"{subject} measured nothing; its kept rows stay", file=sys.stderr)
         return
-    shown = " ".join(["python -m", f"benchmarks.{subject}", *(Path(word).name for word in named)])
+    shown = " ".join(["python -m", f"benchmarks.{subject}", *(Path(word).name for word in [*named, *more])])
     record = {"machine": machine(), "command": shown, "rows": json.loads(done.stdout)}
     (KEPT / f"{subject}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -42,14 +42,14 @@ def main() -> None:
     arguments.add_argument("subjects", nargs="*")
     arguments.add_argument("--data", type=Path)
     arguments.add_argument("--draw-only", action="store_true")
-    own, _, more = " ".join(sys.argv[1:]).partition(" -- ")
-    options = arguments.parse_args(own.split())
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, more = arguments.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
     if unknown := set(options.subjects) - set(SUBJECTS):
         arguments.error(f"unknown subjects {sorted(unknown)}; known: {', '.join(SUBJECTS)}")
     KEPT.mkdir(exist_ok=True)
     if not options.draw_only:
         for subject in options.subjects or SUBJECTS:
-            measure(subject, options.data, more.split())
+            measure(subject, options.data, more)
     draw()
 
 

@@ -4,8 +4,9 @@
 
 Folders are BEIR collections, judged by their test queries (1,100 at most, evenly spaced). Dense vectors are mixed with
 those of the first three documents (Rocchio); rankings are interpolated with BM25 and, with --sparse, with a learned
-sparse encoder of that name; costs are measured on the first. Weights are constants here, chosen by --choose on the queries of TUNING alone. AP counts
+sparse encoder of that name. Weights are constants here, chosen by --choose on the queries of TUNING alone. AP counts
 the first 100 hits. p compares with the plan without feedback (paired randomisation test, Holm over a table's modes).
+Costs are measured on the first folder.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ MODES = ("before", "after", "both")
 PAIRS = ("lexical", "sparse")
 MOST = 1100
 
-# The partner's weight in the interpolation (dense: the rest) without feedback, and by mode (weight, alpha, beta): chosen
-# by the mean nDCG@10 over TUNING, for learned sparse over its first two sets.
+# The partner's weight in the interpolation (dense: the rest) without feedback, and by mode (weight, alpha, beta):
+# chosen by the mean nDCG@10 over TUNING, for learned sparse over its first two sets.
 WEIGHTS = {"lexical": 0.7, "sparse": 0.7}
 MIXTURES: dict[tuple[str, str], tuple[float, float, float]] = {
     ("lexical", "before"): (0.8, 0.4, 0.6),

@@ -84,7 +84,7 @@ def _ours(storage: str, documents: SparseVectors, asked: list[SparseVectors], ro
     sizes(name, seconds, sum(a.nbytes for part in parts for a in part.arrays.values()), documents, rows)
     exact: Any = family.open(parts)
     runs: dict[str, Run] = {name: lambda: [exact.search(one, K).of(0)[0] for one in asked]}
-    for pruning in PRUNING if len(documents) > SEGMENT else ():  # smaller ones are searched exactly whatever is asked
+    for pruning in PRUNING if len(documents) > LARGE else ():  # smaller ones are searched exactly whatever is asked
         loose = exact.with_params(pruning=pruning)
         runs[f"{name}, pruning {pruning}"] = partial(lambda r: [r.search(one, K).of(0)[0] for one in asked], loose)
     return runs

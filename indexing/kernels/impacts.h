@@ -181,8 +181,7 @@ WIDE static float low_threshold(const Impacts *index, Scratch *scratch, Look loo
 /* Rows whose score could be among the k best and reach `floor`, ascending: their number; `scratch->rows` holds them,
  * `scratch->uppers` their upper bounds. Sums are set to zero. */
 WIDE static int64_t select_rows(const Impacts *index, Scratch *scratch, Look look, int64_t k, float floor) {
-    float threshold = low_threshold(index, scratch, look, k);
-    if (threshold < floor) threshold = floor;
+    float threshold = floor > 0 ? floor : low_threshold(index, scratch, look, k);
     int64_t found = 0, kept = 0;
     for (int64_t d = 0; d < index->n_documents; d += 16) {
         Sixteen at = sums_at(index, scratch->scores, look, d);

@@ -17,8 +17,8 @@ from chamfer.types import F32, I32, I64, Array, Bool
 from indexing.kernels.impacts import Asked, Part
 
 RESCORED = 200  # rows that are scored by all terms, at least; and so many times k
-RESCORED_FACTOR = 4
-ROW_POSTINGS = 400  # one such row costs as much as this many postings of a list
+RESCORED_FACTOR = 8
+ROW_POSTINGS = 1500  # one such row, somewhere in memory, costs as much as this many postings of a list
 
 
 def check_pruning(name: str, pruning: float) -> None:

@@ -141,6 +141,7 @@ def cheap_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small collections are pruned too."""
     monkeypatch.setattr(pruning, "ROW_POSTINGS", 1)
     monkeypatch.setattr(pruning, "RESCORED", 40)
+    monkeypatch.setattr(pruning, "RESCORED_FACTOR", 1)
 
 
 @twins

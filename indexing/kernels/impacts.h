@@ -26,6 +26,7 @@ typedef struct {
     int64_t first_row;
 } Part;
 
+/* As indexing.kernels.impacts.Asked. */
 typedef struct {
     int64_t n, vocabulary;
     const int32_t *terms;
@@ -255,8 +256,8 @@ static inline void prefetch_row(const Impacts *index, const int32_t *rows, int64
 }
 
 /* Scores n rows; puts the k best of those with positive scores into `hits`, best first, ties by smaller row. */
-static int64_t keep_best(const Impacts *index, const float *query, const int32_t *rows, const uint8_t *allowed, int64_t n,
-                         int64_t k, Hit *hits) {
+static int64_t keep_best(const Impacts *index, const float *query, const int32_t *rows, const uint8_t *allowed,
+                         int64_t n, int64_t k, Hit *hits) {
     int64_t count = 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t row = rows ? rows[i] : i;

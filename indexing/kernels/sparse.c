@@ -26,8 +26,8 @@ static double row_cost(const Impacts *index) {
 }
 
 /* Adds up all lists and finds the rows to score: their number. */
-static int64_t gather_rows(const Impacts *index, Scratch *scratch, const Asked *asked, int64_t n, const uint8_t *allowed,
-                           int64_t k, float floor) {
+static int64_t gather_rows(const Impacts *index, Scratch *scratch, const Asked *asked, int64_t n,
+                           const uint8_t *allowed, int64_t k, float floor) {
     float weights = 0;
     for (int64_t i = 0; i < n; i++) {
         add_list(index, scratch->scores, asked[i].term, asked[i].weight);
@@ -84,8 +84,8 @@ static int64_t search_all(const Part *parts, int64_t n_parts, Scratch *scratch, 
     int64_t count = 0;
     for (const Part *part = parts; part < parts + n_parts; part++) {
         float floor = count == wanted->k ? scores[wanted->k - 1] : 0.0f;
-        int64_t found = search_part(part, scratch, wanted, wanted->n_allowed ? wanted->n_allowed[part - parts]
-                                                                             : part->index.n_documents, floor);
+        int64_t n_allowed = wanted->n_allowed ? wanted->n_allowed[part - parts] : part->index.n_documents;
+        int64_t found = search_part(part, scratch, wanted, n_allowed, floor);
         count = merge(scratch->hits, found, part->first_row, wanted->k, rows, scores, count);
     }
     return count;
@@ -141,8 +141,8 @@ static int64_t search_pruned(const Part *parts, int64_t n_parts, Scratch *scratc
 /* The k best rows of each query: out_rows i64 and out_scores f32 [n_queries, k], out_counts i64 [n_queries].
  *
  * queries: terms i32 and weights f32 [offsets[n_queries]], and reads i64 [n_queries]: 0 for the exact k best, otherwise
- * how many lists, the first ones, choose the `rescored` rows of a pruned search. allowed u8 [rows of all parts] or null,
- * with the number of its ones in each part.
+ * how many lists, the first ones, choose the `rescored` rows of a pruned search. allowed u8 [rows of all parts] or
+ * null, with the number of its ones in each part.
  */
 void chamfer_impacts_search(const Part *parts, int64_t n_parts, Scratch *scratch, const Queries *queries, int64_t k,
                             int64_t rescored, const uint8_t *allowed, const int64_t *n_allowed, int64_t *out_rows,
@@ -151,8 +151,10 @@ void chamfer_impacts_search(const Part *parts, int64_t n_parts, Scratch *scratch
         int64_t start = queries->offsets[q], n_read = queries->reads[q];
         Wanted wanted = {queries->vocabulary, queries->terms + start, queries->weights + start,
                          queries->offsets[q + 1] - start, k, rescored, allowed, n_allowed};
-        out_counts[q] = n_read ? search_pruned(parts, n_parts, scratch, &wanted, n_read, out_rows + q * k, out_scores + q * k)
-                               : search_all(parts, n_parts, scratch, &wanted, out_rows + q * k, out_scores + q * k);
+        int64_t *rows = out_rows + q * k;
+        float *scores = out_scores + q * k;
+        out_counts[q] = n_read ? search_pruned(parts, n_parts, scratch, &wanted, n_read, rows, scores)
+                               : search_all(parts, n_parts, scratch, &wanted, rows, scores);
     }
 }
 

@@ -1,6 +1,6 @@
 """Interpolation and pseudo-relevance feedback: the table of arXiv 2205.00235 made again; what feedback costs a request.
 
-    python -m benchmarks.feedback [FOLDER ...] [--sparse NAME] [--vectors DIR] [--choose] [--quick] [--json]
+    python -m benchmarks.feedback [FOLDER ...] [--sparse NAME] [--vectors DIR] [--pairs P ...] [--choose] [--quick] [--json]
 
 Folders are BEIR collections, judged by their test queries (1,100 at most, evenly spaced). Dense vectors are mixed with
 those of the first three documents (Rocchio); rankings are interpolated with BM25 and, with --sparse, with a learned
@@ -62,6 +62,7 @@ def main() -> None:
     arguments.add_argument("--encoder", default="mini")
     arguments.add_argument("--sparse")
     arguments.add_argument("--vectors", type=Path, help="where encodings are kept")
+    arguments.add_argument("--pairs", nargs="+", choices=PAIRS, default=PAIRS, help="partners of dense")
     arguments.add_argument("--choose", nargs="*", help="print the grids over TUNING (or some of its sets) instead")
     options = arguments.parse_args()
     folders = options.folders or [demo_corpus()]
@@ -69,17 +70,19 @@ def main() -> None:
         wanted = options.choose or [name for name, _ in TUNING]
         tuning = [(folders[0].parent / name, split, 400) for name, split in TUNING if name in wanted]
         sets = _open(tuning, options)
-        rows = [row for pair in PAIRS if all(_has(s, pair) for s in sets) for row in choose(sets, pair)]
+        rows = [row for pair in options.pairs if all(_has(s, pair) for s in sets) for row in choose(sets, pair)]
     else:
         rows = []
         for folder in folders:
             with tempfile.TemporaryDirectory() as work:
                 source = excerpt(folder, Path(work)) if options.quick else folder
                 [collection] = _open([(source, "test", MOST)], options)
-            for pair in PAIRS:
+            for pair in options.pairs:
                 if _has(collection, pair):
                     rows += table(collection, pair)
-            if folder == folders[0]:  # one set is enough: what feedback costs hardly depends on it
+            if (
+                folder == folders[0] and "lexical" in options.pairs
+            ):  # one set is enough: what feedback costs hardly depends on it
                 rows += cost(collection, options.encoder, 40 if options.quick else 60)
     emit(rows, options.json)
 

@@ -1,6 +1,6 @@
 """Interpolation and pseudo-relevance feedback: the table of arXiv 2205.00235 made again; what feedback costs a request.
 
-    python -m benchmarks.feedback [FOLDER ...] [--sparse NAME] [--vectors DIR] [--pairs P ...] [--choose] [--quick] [--json]
+    python -m benchmarks.feedback [FOLDER ...] [--sparse NAME] [--vectors DIR] [--pairs P ...] [--choose] [--quick]
 
 Folders are BEIR collections, judged by their test queries (1,100 at most, evenly spaced). Dense vectors are mixed with
 those of the first three documents (Rocchio); rankings are interpolated with BM25 and, with --sparse, with a learned

@@ -105,8 +105,8 @@ def search(parts: Sequence[Part], scratch: Scratch, asked: Asked, k: int, allowe
     """(rows i64 [Q, k], scores f32 [Q, k], counts i64 [Q]): the k best rows of each query, ties by smaller row.
 
     `allowed` holds the rows of all parts. Rows that share no term with a query are not returned. Part by part, the k-th
-    best so far being a floor for the next; rows are scored directly where a filter leaves few. Cost: the postings of the
-    query's terms; of a pruned search those of the lists that it reads, and of the rows that it scores.
+    best so far being a floor for the next; rows are scored directly where a filter leaves few. Cost: the postings of
+    the query's terms; of a pruned search those of the lists that it reads, and of the rows that it scores.
     """
     found = _native_impacts.search(parts, scratch, asked, k, allowed)
     if found is not None:

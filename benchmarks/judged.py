@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +17,9 @@ from chamfer.errors import ChamferError
 from chamfer.evaluation import Evaluation, Qrel, ScoredDoc, evaluate, strictly_falling
 from chamfer.protocols import EncoderSpec
 from chamfer.types import (
-    F32,
     I64,
     Array,
     Bool,
-    Candidates,
     DenseVectors,
     Document,
     Encoding,
@@ -32,13 +30,13 @@ from chamfer.types import (
 )
 from indexing.corpus import read_corpus, read_qrels, read_queries
 from indexing.family import SegmentPart
-from indexing.kernels.topk import as_candidates, best
 from indexing.registry import make_family
 from service.pipeline import Pipeline
 from service.plans import Plan
 from service.records import SearchRequest, SearchResult
 
 Kept = dict[str, Array]
+CHANNELS = ("dense", "lexical", "multivector", "sparse")
 
 
 @dataclass(frozen=True)
@@ -107,15 +105,14 @@ class _Memory:
             np.zeros(len(documents), dtype=bool),
             dense=DenseVectors(kept["dense"]),
             tokens=TokenVectors(kept["tokens"], kept["offsets"]),
+            sparse=_sparse(kept, "") if "sparse_terms" in kept else None,
         )
         self.channels: dict[str, Any] = {}
-        for name in ("dense", "lexical", "multivector"):
+        for name in CHANNELS if encoding.sparse is not None else CHANNELS[:-1]:
             family: Any = make_family(name)
             family = family.with_codec(family.learn(encoding))
             part = SegmentPart(dict(family.pack(documents, encoding)), None, len(documents))
             self.channels[name] = _Channel(name, family, family.open([part]))
-        if "sparse_terms" in kept:
-            self.channels["sparse"] = _Channel("sparse", _Sparse, ExactSparse(_sparse(kept, "")))
 
     n_rows = property(lambda self: len(self._documents))
 
@@ -144,45 +141,6 @@ class _Channel:
     name: str
     family: Any
     retriever: Any
-
-
-class _Sparse:
-    name, kind, config = "sparse", VectorKind.SPARSE, None
-
-
-class ExactSparse:
-    """Exact inner products of sparse vectors by SciPy, sums in float32."""
-
-    stored_kind = VectorKind.SPARSE
-
-    def __init__(self, stored: SparseVectors) -> None:
-        self._stored = stored
-        self._by_term = _matrix(stored).T.tocsr()
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-    def search(self, queries: SparseVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k highest scores a query, documents without a common term left out."""
-        ranked = []
-        for query in range(len(queries)):
-            scores: F32 = (_matrix(queries.take([query])) @ self._by_term).toarray()[0]
-            scores[scores <= 0] = -np.inf
-            if allowed is not None:
-                scores[~allowed] = -np.inf
-            rows = best(scores, k)
-            ranked.append((rows, scores[rows]))
-        return as_candidates(ranked, k)
-
-    def vectors(self, rows: I64) -> SparseVectors:
-        return self._stored.take(rows)
-
-    def stored_form(self, queries: SparseVectors) -> SparseVectors:
-        return queries
-
-    def with_params(self, **params: Any) -> Self:
-        del params
-        return self
 
 
 class _Kept:
@@ -272,9 +230,3 @@ def _encode_sparse(name: str, documents: Sequence[Document], queries: Sequence[Q
 def _sparse(kept: Kept, side: str) -> SparseVectors:
     terms, weights, offsets = (kept[f"sparse_{side}{name}"] for name in ("terms", "weights", "offsets"))
     return SparseVectors(weights, terms, offsets, int(kept["sparse_vocabulary"]))
-
-
-def _matrix(vectors: SparseVectors) -> Any:
-    from scipy.sparse import csr_matrix
-
-    return csr_matrix((vectors.weights, vectors.terms, vectors.offsets), shape=(len(vectors), vectors.vocabulary))

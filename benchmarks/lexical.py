@@ -55,6 +55,7 @@ def run(documents: list[Document], queries: list[str], rounds: int) -> list[Row]
         peer_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     rows.append(Row("bytes a document: bm25s", peer_bytes / len(documents), "B", PEER))
     rows.append(Row("bytes a document: chamfer lexical", own_bytes / len(documents), "B", PEER, peer_bytes / own_bytes))
+    rows.append(Row("bytes a posting: chamfer lexical", own_bytes / len(part.arrays["row_values"]), "B"))
     return rows
 
 

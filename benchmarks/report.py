@@ -1,10 +1,11 @@
 """docs/benchmarks.md: every benchmark in full, its table and a plot.
 
-    python -m benchmarks.report [SUBJECT ...] [--data DIR] [--draw-only]
+    python -m benchmarks.report [SUBJECT ...] [--data DIR] [--update] [--draw-only] [-- OPTION ...]
 
 A subject's rows are kept in docs/benchmarks/SUBJECT.json, so that subjects can be measured again one by one; the page
 and the plots are drawn from those files. --data names a folder of BEIR collections for the subjects that take some;
-without it they run on the shipped corpus alone.
+without it they run on the shipped corpus alone. Options after -- go to each named subject's own program;
+--update then keeps the rows of an earlier run that this one did not measure, and names both runs.
 """
 
 from __future__ import annotations
@@ -41,18 +42,20 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("subjects", nargs="*")
     arguments.add_argument("--data", type=Path)
+    arguments.add_argument("--update", action="store_true")
     arguments.add_argument("--draw-only", action="store_true")
-    options = arguments.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, more = arguments.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
     if unknown := set(options.subjects) - set(SUBJECTS):
         arguments.error(f"unknown subjects {sorted(unknown)}; known: {', '.join(SUBJECTS)}")
     KEPT.mkdir(exist_ok=True)
     if not options.draw_only:
         for subject in options.subjects or SUBJECTS:
-            measure(subject, options.data)
+            measure(subject, options.data, more, update=options.update)
     draw()
 
 
-def measure(subject: str, data: Path | None) -> None:
+def measure(subject: str, data: Path | None, more: list[str], *, update: bool) -> None:
     """Runs one subject in full and keeps its rows."""
     named: list[str] = []
     if data is not None and subject in ("quality", "feedback"):
@@ -63,14 +66,30 @@ def measure(subject: str, data: Path | None) -> None:
     elif data is not None and subject == "cet_real":
         named = [str(data / "cranfield")]
     print(f"measuring {subject}", file=sys.stderr)
-    command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *named]
+    command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *named, *more]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     if not json.loads(done.stdout):
         print(f"{subject} measured nothing; its kept rows stay", file=sys.stderr)
         return
-    shown = " ".join(["python -m", f"benchmarks.{subject}", *(Path(word).name for word in named)])
+    shown = " ".join(["python -m", f"benchmarks.{subject}", *(Path(word).name for word in [*named, *more])])
     record = {"machine": machine(), "command": shown, "rows": json.loads(done.stdout)}
-    (KEPT / f"{subject}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path = KEPT / f"{subject}.json"
+    if update and path.exists():
+        record = updated(json.loads(path.read_text(encoding="utf-8")), record)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The new rows, and those old ones whose title (before the colon) the new run has not; collections in old order."""
+    measured = {row["what"].partition(": ")[0] for row in new["rows"]}
+    rows = [row for row in old["rows"] if row["what"].partition(": ")[0] not in measured] + new["rows"]
+    order = list(dict.fromkeys(row["what"].split()[0] for row in rows))
+    rows.sort(key=lambda row: order.index(row["what"].split()[0]))
+    return {
+        "machine": f"{old['machine']}; then {new['machine']}",
+        "command": f"{old['command']}; then {new['command']}",
+        "rows": rows,
+    }
 
 
 def draw() -> None:

@@ -2,8 +2,8 @@
 
 Real vectors come from --vectors (benchmarks/peers/splade.py); without them, and beyond their number (--documents), rows
 are synthetic: seven tenths of one row's terms and three of another's, weights jittered. Peers come from --peers (the
-environment that benchmarks/peers/sparse.sh makes); without it SciPy alone is measured. A peer's own query format is
-prepared outside the clock. Recall counts ties.
+environment that benchmarks/peers/sparse.sh makes); without it SciPy and a plain numba scan alone are measured. A peer's
+own query format is prepared outside the clock. Recall counts ties.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from benchmarks.harness import Row, compare, emit, interleave, parser, titled
-from benchmarks.peers.engines import Run, bmp, seismic, sizes
+from benchmarks.peers.engines import Run, bmp, numba_scan, seismic, sizes
 from benchmarks.peers.vectors import WIDTH, sparse_vectors
 from chamfer.types import Encoding, SparseVectors
 from indexing.family import SegmentPart
@@ -26,6 +26,8 @@ from indexing.registry import make_family
 
 K = 10
 SEGMENT = 65_536
+LARGE = 100_000  # rows from which BMP is left out and rounds are few
+PRUNING = (0.2, 0.35, 0.45)
 
 
 def main() -> None:
@@ -33,15 +35,19 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--vectors", type=Path, help="folder of splade-*.npz")
     arguments.add_argument("--peers", type=Path, help="the peers' environment")
-    arguments.add_argument("--documents", type=int, default=20_000)
+    arguments.add_argument("--documents", type=int, nargs="+", default=[20_000])
     options = arguments.parse_args()
     if options.peers:
         sys.path += [str(next(options.peers.glob("lib/python*/site-packages")))]
-    n = min(options.documents, 2_000) if options.quick else options.documents
-    documents, queries, origin = sparse_vectors(options.vectors, n, 50 if options.quick else 150)
-    with threadpool_limits(1):
-        rows = run(documents, queries, 3 if options.quick else 9, with_peers=options.peers is not None)
-    emit(titled(f"sparse, {len(documents):,} {origin} rows", rows), options.json)
+    rows: list[Row] = []
+    for wanted in options.documents:
+        n = min(wanted, 2_000) if options.quick else wanted
+        documents, queries, origin = sparse_vectors(options.vectors, n, 50 if options.quick else 150)
+        rounds = 3 if options.quick or n > LARGE else 9
+        with threadpool_limits(1):
+            own = run(documents, queries, rounds, with_peers=options.peers is not None)
+        rows += titled(f"sparse, {len(documents):,} {origin} rows", own)
+    emit(rows, options.json)
 
 
 def run(documents: SparseVectors, queries: SparseVectors, rounds: int, *, with_peers: bool) -> list[Row]:
@@ -53,10 +59,13 @@ def run(documents: SparseVectors, queries: SparseVectors, rounds: int, *, with_p
     rows = [Row("postings of a query", postings, "postings")]
     rows.append(Row("terms of a query", len(queries.terms) / len(queries), "terms"))
     runs: dict[str, Run] = {"SciPy": partial(_scipy, transposed, asked)}
+    runs |= numba_scan((transposed.indptr, transposed.indices, transposed.data), len(documents), asked, K)
     for storage in ("float32", "uint8"):
         runs |= _ours(storage, documents, asked, rows)
     if with_peers:
-        runs |= seismic(documents, asked, K, rows) | bmp(documents, asked, K, rows)
+        runs |= seismic(documents, asked, K, rows)
+        if len(documents) <= LARGE:
+            runs |= bmp(documents, asked, K, rows)
     rows += titled("query, top 10", compare(interleave(runs, rounds), len(asked), "us", "SciPy"))
     for name, each in runs.items():
         rows.append(Row(f"recall@10: {name}", _recall(exact, each()), "share"))
@@ -75,7 +84,7 @@ def _ours(storage: str, documents: SparseVectors, asked: list[SparseVectors], ro
     sizes(name, seconds, sum(a.nbytes for part in parts for a in part.arrays.values()), documents, rows)
     exact: Any = family.open(parts)
     runs: dict[str, Run] = {name: lambda: [exact.search(one, K).of(0)[0] for one in asked]}
-    for pruning in (0.6, 0.8):
+    for pruning in PRUNING if len(documents) > LARGE else ():  # smaller ones are searched exactly whatever is asked
         loose = exact.with_params(pruning=pruning)
         runs[f"{name}, pruning {pruning}"] = partial(lambda r: [r.search(one, K).of(0)[0] for one in asked], loose)
     return runs

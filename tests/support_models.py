@@ -37,3 +37,26 @@ def tiny_transformer(folder: Path, head: str = "BertModel", **config: Any) -> Pa
         **{f"{n}_token": f"[{n.upper()}]" for n in ("pad", "unk", "cls", "sep", "mask")},
     ).save_pretrained(folder)
     return folder
+
+
+def tiny_splade(folder: Path) -> Path:
+    """A SPLADE of random weights: a masked language model and SpladePooling."""
+    from sentence_transformers import SparseEncoder
+
+    model = SparseEncoder(str(tiny_transformer(folder / "bert", "BertForMaskedLM")), device="cpu")
+    model.save(str(folder / "model"))
+    return folder / "model"
+
+
+def tiny_inference_free(folder: Path, idf: Any) -> Path:
+    """The same for documents; queries through a table `idf` f32 [words] alone (a Router)."""
+    import torch
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sparse_encoder.modules import MLMTransformer, SparseStaticEmbedding, SpladePooling
+
+    network = MLMTransformer(str(tiny_transformer(folder / "bert", "BertForMaskedLM")))
+    table = SparseStaticEmbedding(network.tokenizer, torch.from_numpy(idf.copy()), frozen=True)
+    router = Router.for_query_document([table], [network, SpladePooling("max")])
+    SparseEncoder(modules=[router], device="cpu").save(str(folder / "model"))
+    return folder / "model"

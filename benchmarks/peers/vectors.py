@@ -39,7 +39,7 @@ def _read(stored: Any, prefix: str) -> SparseVectors:
 
 def _drawn(rng: np.random.Generator, n: int, terms: int) -> SparseVectors:
     """Rows of terms drawn with Zipf's law and gamma weights."""
-    own = [np.unique(np.minimum(rng.zipf(1.3, 2 * terms) * 7, WIDTH - 1))[:terms].astype(np.int32) for _ in range(n)]
+    own = [np.unique(np.minimum(rng.zipf(1.3, 2 * terms), WIDTH // 7) * 7)[:terms].astype(np.int32) for _ in range(n)]
     return _ragged(own, [rng.gamma(2.0, 0.3, len(row)).astype(np.float32) + np.float32(0.01) for row in own])
 
 

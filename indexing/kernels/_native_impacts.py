@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chamfer.types import F32, I32, I64, Bool
+from chamfer.types import F32, I64, Bool
 
 if TYPE_CHECKING:
-    from indexing.kernels.impacts import Part, Scratch
+    from indexing.kernels.impacts import Asked, Part, Scratch
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+ROOM = ("scores", "query", "uppers", "lowers", "rows", "hits", "asked", "best_sums", "best_rows")  # of a Scratch
 
 
 class _Impacts(ctypes.Structure):
     _fields_ = (
         *((name, _COUNT) for name in ("n_documents", "n_terms", "saturating")),
         *((name, _COUNT) for name in ("wide_documents", "wide_terms", "float_values")),
-        *((name, _POINTER) for name in ("offsets", "documents", "codes", "largest")),
+        *((name, _POINTER) for name in ("offsets", "documents", "codes")),
         *((name, _POINTER) for name in ("row_offsets", "row_terms", "row_values", "norms")),
     )
 
@@ -32,7 +33,14 @@ class _Part(ctypes.Structure):
 
 
 class _Scratch(ctypes.Structure):
-    _fields_ = tuple((name, _POINTER) for name in ("scores", "query", "uppers", "lowers", "rows", "hits", "asked"))
+    _fields_ = tuple((name, _POINTER) for name in ROOM)
+
+
+class _Queries(ctypes.Structure):
+    _fields_ = (
+        *((name, _COUNT) for name in ("n", "vocabulary")),
+        *((name, _POINTER) for name in ("terms", "weights", "offsets", "reads")),
+    )
 
 
 @cache
@@ -46,19 +54,13 @@ def library() -> Any | None:
         return None
     loaded.chamfer_impacts_search.restype = None
     loaded.chamfer_impacts_search.argtypes = [
-        _POINTER, _COUNT, _POINTER, _COUNT, *[_POINTER] * 3, _COUNT, _COUNT, _POINTER, _POINTER, ctypes.c_float,
-        *[_POINTER] * 3,
+        _POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _COUNT, *[_POINTER] * 5,
     ]  # fmt: skip
     return loaded
 
 
 def search(
-    parts: Sequence[Part],
-    scratch: Scratch,
-    query: tuple[I32, F32, I64],
-    k: int,
-    allowed: Bool | None,
-    grant: float,
+    parts: Sequence[Part], scratch: Scratch, asked: Asked, k: int, allowed: Bool | None
 ) -> tuple[I64, F32, I64] | None:
     """See indexing.kernels.impacts.search; None where the library cannot be had."""
     fast = library()
@@ -67,16 +69,17 @@ def search(
     if scratch.native is None:
         scratch.native = _structures(parts, scratch)
     segments, work, vocabulary = scratch.native
-    n_queries = len(query[2]) - 1
+    n_queries = len(asked)
     rows = np.empty((n_queries, k), dtype=np.int64)
     scores = np.empty((n_queries, k), dtype=np.float32)
     counts = np.empty(n_queries, dtype=np.int64)
-    terms, weights, offsets = (np.ascontiguousarray(array) for array in query)
+    arrays = [np.ascontiguousarray(array) for array in (asked.terms, asked.weights, asked.offsets, asked.reads)]
+    queries = _Queries(n_queries, vocabulary, *(array.ctypes.data for array in arrays))
     mask = None if allowed is None else np.ascontiguousarray(allowed)
     ones = None if mask is None else _ones(parts, mask)
     fast.chamfer_impacts_search(
-        segments, len(parts), work, vocabulary, terms.ctypes.data, weights.ctypes.data, offsets.ctypes.data,
-        n_queries, k, None if mask is None else mask.ctypes.data, None if ones is None else ones.ctypes.data, grant,
+        segments, len(parts), work, ctypes.byref(queries), k, asked.rescored,
+        None if mask is None else mask.ctypes.data, None if ones is None else ones.ctypes.data,
         rows.ctypes.data, scores.ctypes.data, counts.ctypes.data,
     )  # fmt: skip
     return rows, scores, counts
@@ -91,15 +94,14 @@ def _ones(parts: Sequence[Part], allowed: Bool) -> I64:
 def _structures(parts: Sequence[Part], scratch: Scratch) -> tuple[Any, Any, int]:
     """What the library reads and works in, and the vocabulary's size; both hold addresses alone."""
     segments = (_Part * len(parts))(*(_Part(_impacts(part), part.local.ctypes.data, part.first) for part in parts))
-    room = (scratch.scores, scratch.query, scratch.uppers, scratch.lowers, scratch.rows, scratch.hits, scratch.asked)
-    work = _Scratch(*(array.ctypes.data for array in room))
+    work = _Scratch(*(getattr(scratch, name).ctypes.data for name in ROOM))
     return segments, ctypes.byref(work), len(parts[0].local) - 1 if parts else 0
 
 
 def _impacts(part: Part) -> _Impacts:
     own = part.impacts
     arrays = (
-        *(own.offsets, own.documents, own.codes, own.largest),
+        *(own.offsets, own.documents, own.codes),
         *(own.row_offsets, own.row_terms, own.row_values, own.norms),
     )
     return _Impacts(

@@ -13,50 +13,69 @@ _HALF = np.float32(0.5)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def search(by_term: Any, by_row: Any, mode: Any, room: Any, asked: Any, k: int, wanted: Any) -> Any:
+def search(by_term: Any, by_row: Any, mode: Any, query: Any, asked: Any, k: int, wanted: Any) -> Any:
     """(rows i64 [n], scores f32 [n]) of one query, rows ascending: those that could be among the k best.
 
     by_term (offsets, documents, codes), by_row (row_offsets, row_terms, row_values, norms), mode (saturating,
-    row_values are float32), room (scores, query), asked (terms, weights), wanted (allowed, empty for all; floor): as in
-    indexing.kernels.impacts.
+    row_values are float32), query f32 [V] (zero before and after), asked (terms, weights), wanted (allowed, empty for
+    all; floor): as in indexing.kernels.impacts.
     """
-    offsets, documents, codes = by_term
-    row_offsets, row_terms, row_values, norms = by_row
     saturating, float_values = mode
-    scores, query = room
+    norms = by_row[3]
     terms, weights = asked
     total = _ZERO
     for i in range(len(terms)):
-        query[terms[i]] = weights[i]
         total += weights[i]
+    found = sums(by_term, norms, saturating, asked)
+    rows = _select(found, norms, _HALF * total if float_values else _ZERO, k, wanted)
+    out = score_rows(by_row, mode, query, asked, rows)
+    keep = out > 0
+    return rows[keep], out[keep]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def sums(by_term: Any, norms: Any, saturating: bool, asked: Any) -> Any:
+    """f32 [N]: what the asked lists give each row, in steps of its codes (as sparse.c adds up in a pruned search)."""
+    offsets, documents, codes = by_term
+    terms, weights = asked
+    out = np.zeros(len(norms), np.float32)
+    for i in range(len(terms)):
         for p in range(offsets[terms[i]], offsets[terms[i] + 1]):
             d = documents[p]
             code = np.float32(codes[p])
-            scores[d] += weights[i] * (code / (code + norms[d]) if saturating else code)
-    rows = _select(scores, norms, saturating, _HALF * total if float_values else _ZERO, k, wanted)
+            out[d] += weights[i] * (code / (code + norms[d]) if saturating else code)
+    if not saturating:
+        out *= norms
+    return out
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def score_rows(by_row: Any, mode: Any, query: Any, asked: Any, rows: Any) -> Any:
+    """f32 [n]: the scores of rows from their own terms; arguments as in `search`."""
+    row_offsets, row_terms, row_values, norms = by_row
+    terms, weights = asked
+    for i in range(len(terms)):
+        query[terms[i]] = weights[i]
     out = np.empty(len(rows), np.float32)
     for i in range(len(rows)):
         start, stop = row_offsets[rows[i]], row_offsets[rows[i] + 1]
         out[i] = _score(row_terms[start:stop], row_values[start:stop], norms[rows[i]], mode, query)
     for i in range(len(terms)):
         query[terms[i]] = _ZERO
-    keep = out > 0
-    return rows[keep], out[keep]
+    return out
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _select(scores: Any, norms: Any, saturating: bool, half_steps: Any, k: int, wanted: Any) -> Any:
-    """Rows whose score could be among the k best; the sums are set to zero."""
+def _select(found: Any, norms: Any, half_steps: Any, k: int, wanted: Any) -> Any:
+    """Rows whose score could be among the k best by their sums, which are off by half_steps of their codes at most."""
     allowed, floor = wanted
     lowers = np.full(len(norms), -np.inf, np.float32)
     uppers = np.full(len(norms), -np.inf, np.float32)
     for d in range(len(norms)):
-        if scores[d] > 0 and (len(allowed) == 0 or allowed[d]):
-            scale = np.float32(1.0) if saturating else norms[d]
-            error = _SLOP * scores[d] * scale + half_steps * scale
-            lowers[d] = scores[d] * scale - error
-            uppers[d] = scores[d] * scale + error
-        scores[d] = _ZERO
+        if found[d] > 0 and (len(allowed) == 0 or allowed[d]):
+            error = _SLOP * found[d] + half_steps * norms[d]
+            lowers[d] = found[d] - error
+            uppers[d] = found[d] + error
     threshold = floor
     if k < len(norms):
         threshold = max(floor, np.partition(lowers, len(norms) - k)[len(norms) - k])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,10 +59,33 @@ class Part:
     first: int
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Q queries: terms i32 [Zq] (each once in a query), weights f32 [Zq] > 0, offsets i64 [Q+1].
+
+    reads i64 [Q] is 0 where the exact k best are wanted. Otherwise the search is pruned: the first reads[q] lists alone
+    choose the `rescored` rows with the largest sums, ties by smaller row, and of those the k best are returned.
+    """
+
+    terms: I32
+    weights: F32
+    offsets: I64
+    reads: I64
+    rescored: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def of(self, query: int) -> tuple[I32, F32]:
+        """One query's terms and weights."""
+        span = slice(int(self.offsets[query]), int(self.offsets[query + 1]))
+        return self.terms[span], self.weights[span]
+
+
 class Scratch:
     """Working memory of one search at a time over the same parts; zero between searches."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part], rescored: int) -> None:
         room = max((part.impacts.n_documents for part in parts), default=0) + 1040
         terms = max((part.impacts.n_terms for part in parts), default=0) + 1
         self.scores = np.zeros(room, dtype=np.float32)
@@ -73,65 +95,100 @@ class Scratch:
         self.rows = np.empty(room, dtype=np.int32)
         self.hits = np.empty((room, 2), dtype=np.int64)
         self.asked = np.empty((terms, 2), dtype=np.int64)
+        self.best_sums = np.empty(room + rescored, dtype=np.float32)
+        self.best_rows = np.empty(room + rescored, dtype=np.int64)
+        self.rescored = rescored
         self.native: Any = None  # what sparse.c asks for, made once
 
 
-def search(
-    parts: Sequence[Part],
-    scratch: Scratch,
-    query: tuple[I32, F32, I64],
-    k: int,
-    allowed: Bool | None,
-    grant: float,
-) -> tuple[I64, F32, I64]:
-    """(rows i64 [Q, k], scores f32 [Q, k], counts i64 [Q]): the k best rows of Q queries, ties by smaller row.
+def search(parts: Sequence[Part], scratch: Scratch, asked: Asked, k: int, allowed: Bool | None) -> tuple[I64, F32, I64]:
+    """(rows i64 [Q, k], scores f32 [Q, k], counts i64 [Q]): the k best rows of each query, ties by smaller row.
 
-    `query` is (terms i32 [Zq], weights f32 [Zq] > 0, offsets i64 [Q+1]), terms ascending in a query; `allowed` holds
-    the rows of all parts. Rows that share no term with a query are not returned. Part by part, the k-th best so far
-    being a floor for the next: rows are scored directly where a filter leaves few; lists are left unread where no row
-    can be lifted among the k best by them, or (`grant` < 1, approximate) by that share of what they could give. Cost:
-    the postings of the query's terms, at most.
+    `allowed` holds the rows of all parts. Rows that share no term with a query are not returned. Part by part, the k-th
+    best so far being a floor for the next; rows are scored directly where a filter leaves few. Cost: the postings of
+    the query's terms; of a pruned search those of the lists that it reads, and of the rows that it scores.
     """
-    found = _native_impacts.search(parts, scratch, query, k, allowed, grant)
+    found = _native_impacts.search(parts, scratch, asked, k, allowed)
     if found is not None:
         return found
-    n_queries = len(query[2]) - 1
-    rows = np.empty((n_queries, k), dtype=np.int64)
-    scores = np.empty((n_queries, k), dtype=np.float32)
-    counts = np.zeros(n_queries, dtype=np.int64)
-    terms, weights, offsets = query
-    for q, (start, stop) in enumerate(pairwise(offsets)):
-        ranked: tuple[Array, Array] = (np.empty(0, np.int64), np.empty(0, np.float32))
-        for part in parts:
-            floor = ranked[1][-1] if len(ranked[1]) == k else np.float32(0)
-            own = _search_part(part, scratch, (terms[start:stop], weights[start:stop]), k, allowed, floor)
-            both = [np.concatenate([ranked[i], own[i]]) for i in (0, 1)]
-            order = np.lexsort((both[0], -both[1]))[:k]
-            ranked = both[0][order], both[1][order]
+    rows = np.empty((len(asked), k), dtype=np.int64)
+    scores = np.empty((len(asked), k), dtype=np.float32)
+    counts = np.zeros(len(asked), dtype=np.int64)
+    for q in range(len(asked)):
+        if asked.reads[q]:
+            ranked = _search_pruned(parts, scratch, asked, q, allowed)
+        else:
+            ranked = np.empty(0, np.int64), np.empty(0, np.float32)
+            for part in parts:
+                floor = ranked[1][-1] if len(ranked[1]) == k else np.float32(0)
+                own = _search_part(part, scratch, asked.of(q), k, allowed, floor)
+                ranked = _best(np.concatenate([ranked[0], own[0]]), np.concatenate([ranked[1], own[1]]), k)
+        ranked = _best(*ranked, k)
         counts[q] = len(ranked[0])
         rows[q, : counts[q]], scores[q, : counts[q]] = ranked
     return rows, scores, counts
+
+
+def _best(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
+    """The k largest scores, ties by smaller row."""
+    order = np.lexsort((rows, -scores))[:k]
+    return rows[order], scores[order]
 
 
 def _search_part(
     part: Part, scratch: Scratch, asked: tuple[I32, F32], k: int, allowed: Bool | None, floor: np.float32
 ) -> tuple[I64, F32]:
     """The numba twin's rows of one part (of the collection) and their scores."""
-    own = part.impacts
-    places = part.local.take(asked[0], mode="clip")
-    known = places >= 0
-    stop = part.first + own.n_documents
-    mask = np.empty(0, dtype=np.bool_) if allowed is None else np.ascontiguousarray(allowed[part.first : stop])
+    mask = np.empty(0, dtype=np.bool_) if allowed is None else _mask(part, allowed)
     rows, scores = _numba_impacts.search(
-        (own.offsets, own.documents, own.codes),
-        (own.row_offsets, own.row_terms, own.row_values, own.norms),
-        (own.saturating, own.row_values.dtype == np.float32),
-        (scratch.scores[: own.n_documents], scratch.query),
-        (places[known], asked[1][known]),
-        k,
-        (mask, floor),
+        _by_term(part), _by_row(part), _mode(part), scratch.query, _known(part, asked), k, (mask, floor)
     )
     return rows + part.first, scores
+
+
+def _search_pruned(
+    parts: Sequence[Part], scratch: Scratch, asked: Asked, query: int, allowed: Bool | None
+) -> tuple[I64, F32]:
+    """The numba twin's rows of a pruned search (not only the k best) and their scores."""
+    terms, weights = asked.of(query)
+    read = terms[: asked.reads[query]], weights[: asked.reads[query]]
+    sums = []
+    for part in parts:
+        own = _numba_impacts.sums(_by_term(part), part.impacts.norms, part.impacts.saturating, _known(part, read))
+        sums.append(own if allowed is None else own * _mask(part, allowed))
+    every = np.concatenate(sums)
+    some = np.flatnonzero(every > 0)
+    chosen = np.sort(_best(some, every[some], asked.rescored)[0])
+    scores = []
+    for part in parts:
+        low, high = np.searchsorted(chosen, [part.first, part.first + part.impacts.n_documents])
+        known, local = _known(part, (terms, weights)), chosen[low:high] - part.first
+        scores.append(_numba_impacts.score_rows(_by_row(part), _mode(part), scratch.query, known, local))
+    return chosen, np.concatenate(scores)
+
+
+def _by_term(part: Part) -> tuple[Array, ...]:
+    return part.impacts.offsets, part.impacts.documents, part.impacts.codes
+
+
+def _by_row(part: Part) -> tuple[Array, ...]:
+    own = part.impacts
+    return own.row_offsets, own.row_terms, own.row_values, own.norms
+
+
+def _mode(part: Part) -> tuple[bool, bool]:
+    return part.impacts.saturating, part.impacts.row_values.dtype == np.float32
+
+
+def _known(part: Part, asked: tuple[I32, F32]) -> tuple[I32, F32]:
+    """The part's places of the terms that it has, with their weights."""
+    places = part.local.take(asked[0], mode="clip")
+    return places[places >= 0], asked[1][places >= 0]
+
+
+def _mask(part: Part, allowed: Bool) -> Bool:
+    """The part's share of `allowed`."""
+    return np.ascontiguousarray(allowed[part.first : part.first + part.impacts.n_documents])
 
 
 def invert(row_offsets: I64, row_terms: Array, n_terms: int) -> tuple[I64, Array, I64]:

@@ -13,17 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chamfer.errors import InvalidInput
 from chamfer.types import F32, I32, I64, Array, Bool, Candidates, SparseVectors, join_offsets, ragged_index
 from indexing.family import SegmentPart, allowed_rows, locate, starts_of
 from indexing.kernels.impacts import Impacts, Part, Scratch, invert, narrow, search
 from indexing.kernels.topk import check_depth
-
-
-def check_pruning(name: str, pruning: float) -> None:
-    """InvalidInput unless it is a share."""
-    if not 0 <= pruning <= 1:
-        raise InvalidInput(f"{name} pruning is {pruning}, expected 0 (exact) to 1")
+from indexing.sparse.pruning import exact, lists_of, pruned
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +90,27 @@ class ImpactIndex:
         each = zip(impacts, numbers, self._starts[:-1].tolist(), strict=True)
         opened = [Part(own, _inverse(terms, vocabulary), first) for own, terms, first in each]
         self._searched = [part for part in opened if part.impacts.n_documents]
+        self._lists = lists_of(self._searched, vocabulary)
         self._pool: deque[Scratch] = deque()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def search(self, queries: SparseVectors, weights: F32, k: int, allowed: Bool | None, grant: float) -> Candidates:
+    def search(self, queries: SparseVectors, weights: F32, k: int, allowed: Bool | None, pruning: float) -> Candidates:
         """The k best rows a query; `weights` f32 [Zq] stand for the queries' own."""
         check_depth(k)
+        k = min(k, len(self))
         usable = allowed_rows(self._parts, allowed)
+        asked = exact(queries.terms, weights, queries.offsets)
+        if pruning:
+            asked = pruned(self._lists, asked, pruning, k, usable)
         try:
             scratch = self._pool.pop()
         except IndexError:
-            scratch = Scratch(self._searched)
-        query = (queries.terms, weights, queries.offsets)
-        found = search(self._searched, scratch, query, min(k, len(self)), usable, grant)
+            scratch = Scratch(self._searched, asked.rescored)
+        if scratch.rescored < asked.rescored:
+            scratch = Scratch(self._searched, asked.rescored)
+        found = search(self._searched, scratch, asked, k, usable)
         self._pool.append(scratch)  # not after an error: it may not be clean
         return _padded(*found)
 

@@ -13,7 +13,8 @@ from chamfer.errors import InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
 from indexing.family import SegmentPart, WithoutCodec
 from indexing.kernels.impacts import Impacts, quantise
-from indexing.sparse.index import ImpactIndex, Postings, check_pruning, live_postings, pack_postings
+from indexing.sparse.index import ImpactIndex, Postings, live_postings, pack_postings
+from indexing.sparse.pruning import check_pruning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class SparseConfig:
 
     storage   float32 gives the exact scores of the encoder's vectors; uint8 those of weights in steps of 1/255 of a
               row's largest, in two thirds of the bytes
-    pruning   0 is exact; else the share that is taken off what unread lists could add to a row (with_params)
+    pruning   0 is exact; else the share of what a query's lists could give a row that may stay unread (with_params)
     """
 
     storage: Literal["float32", "uint8"] = "float32"
@@ -81,7 +82,7 @@ class SparseRetriever:
 
     def search(self, queries: SparseVectors, k: int, allowed: Bool | None = None) -> Candidates:
         """The k best rows a query."""
-        return self._index.search(queries, queries.weights, k, allowed, 1 - self._config.pruning)
+        return self._index.search(queries, queries.weights, k, allowed, self._config.pruning)
 
     def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
         """The stored vectors of rows."""

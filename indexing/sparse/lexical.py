@@ -22,12 +22,12 @@ from indexing.sparse.analysis import AnalysisConfig, Analyzer, term_hashes
 from indexing.sparse.index import (
     ImpactIndex,
     Postings,
-    check_pruning,
     live_postings,
     pack_postings,
     places_of,
     union,
 )
+from indexing.sparse.pruning import check_pruning
 
 _MOST = np.iinfo(np.uint8).max
 _LEAST_NORM = np.float32(1e-30)  # with k1 = 0: tf / (tf + norm) is then 1
@@ -37,7 +37,7 @@ _LEAST_NORM = np.float32(1e-30)  # with k1 = 0: tf / (tf + norm) is then 1
 class LexicalConfig:
     """k1 and b of BM25 (Robertson and Zaragoza, 2009); title_weight counts a title's words that many times.
 
-    pruning: 0 is exact; else the share that is taken off what unread lists could add to a row.
+    pruning: 0 is exact; else the share of what a query's lists could give a row that may stay unread.
     """
 
     k1: float = 0.9
@@ -145,7 +145,7 @@ class LexicalRetriever:
     def search(self, queries: SparseVectors, k: int, allowed: Bool | None = None) -> Candidates:
         """The k highest BM25 scores a query; documents that share no term with it are not returned."""
         weights = queries.weights * self._idf[queries.terms]
-        return self._index.search(queries, weights, k, allowed, 1 - self._config.pruning)
+        return self._index.search(queries, weights, k, allowed, self._config.pruning)
 
     def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
         """Term counts of rows over this collection's vocabulary, as `encode_queries` counts those of a query."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from indexing.family import SegmentPart
 from indexing.kernels import _native_impacts
 from indexing.kernels.impacts import quantise
 from indexing.registry import make_family
+from indexing.sparse import pruning
 
 VOCABULARY = 40
 # Weights of few values, so that scores tie.
@@ -110,13 +112,14 @@ def test_bm25_is_the_same_bits_in_every_layout(native: bool, parts: list[list[st
     np.testing.assert_array_equal(found.scores, expected.scores)
 
 
-def large(storage: str, n: int = 5000) -> tuple[Any, SparseVectors]:
+def large(storage: str, n: int = 5000, edges: Sequence[int] = (1700,)) -> tuple[Any, SparseVectors]:
     rng = np.random.default_rng(7)
     chosen = (rng.random((n, VOCABULARY)) < rng.random(VOCABULARY) ** 3) * rng.gamma(2.0, 0.4, (n, VOCABULARY))
     rows = [{int(t): float(row[t]) for t in np.flatnonzero(row)} for row in chosen]
     family = make_family("sparse", {"storage": storage})
     asked = [{int(t): float(rng.gamma(1.0)) + 0.01 for t in rng.integers(0, VOCABULARY, 9)} for _ in range(20)]
-    return family.open([part(family, rows[: n // 3]), part(family, rows[n // 3 :])]), vectors(asked)
+    cuts = [0, *(min(edge, n) for edge in edges), n]
+    return family.open([part(family, rows[a:b]) for a, b in pairwise(cuts)]), vectors(asked)
 
 
 @pytest.mark.skipif(_native_impacts.library() is None, reason="sparse.c was not built here")
@@ -133,16 +136,70 @@ def test_both_twins_return_the_same_bits(storage: str, share: float, k: int, mon
     np.testing.assert_array_equal(fast.scores, slow.scores)
 
 
-def test_pruning_returns_true_scores_and_only_misses_rows() -> None:
-    retriever, asked = large("float32")
-    exact = retriever.search(asked, 10)
-    for pruning in (0.3, 1.0):
-        found = retriever.with_params(pruning=pruning).search(asked, 10)
-        assert (found.scores <= exact.scores).all()
-        everything = retriever.search(asked, len(retriever))
+@pytest.fixture
+def cheap_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small collections are pruned too."""
+    monkeypatch.setattr(pruning, "ROW_POSTINGS", 1)
+    monkeypatch.setattr(pruning, "RESCORED", 40)
+    monkeypatch.setattr(pruning, "RESCORED_FACTOR", 1)
+
+
+@twins
+@pytest.mark.usefixtures("cheap_rows")
+@pytest.mark.parametrize("storage", ["float32", "uint8"])
+def test_pruning_returns_true_scores_and_hardly_misses_a_row(
+    native: bool, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(native, monkeypatch)
+    retriever, asked = large(storage)
+    everything = retriever.search(asked, len(retriever))
+    shares = []
+    for share in (0.1, 0.5):
+        found = retriever.with_params(pruning=share).search(asked, 10)
+        kept = []
         for q in range(len(asked)):
             scores = dict(zip(*(a.tolist() for a in everything.of(q)), strict=True))
             assert found.of(q)[1].tolist() == [scores[r] for r in found.of(q)[0].tolist()]
+            kept.append(np.mean(found.of(q)[1] >= everything.of(q)[1][9]))
+        shares.append(np.mean(kept))
+    assert 1 > shares[0] > 0.99
+    assert shares[0] > shares[1] > 0.5
+
+
+@pytest.mark.skipif(_native_impacts.library() is None, reason="sparse.c was not built here")
+@pytest.mark.usefixtures("cheap_rows")
+@pytest.mark.parametrize("allowed_share", [1.0, 0.5])
+@pytest.mark.parametrize("storage", ["float32", "uint8"])
+def test_pruned_results_depend_neither_on_the_twin_nor_on_the_layout(
+    storage: str, allowed_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = np.random.default_rng(3).random(5000) < allowed_share
+    found = []
+    for native, edges in ((True, (1700,)), (True, (0, 40, 4000)), (False, (1700,))):
+        use(native, monkeypatch)
+        retriever, asked = large(storage, edges=edges)
+        found.append(retriever.with_params(pruning=0.4).search(asked, 10, allowed))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].rows, other.rows)
+        np.testing.assert_array_equal(found[0].scores, other.scores)
+    assert (found[0].rows != retriever.search(asked, 10, allowed).rows).any(), "something was pruned"
+
+
+@pytest.mark.usefixtures("cheap_rows")
+def test_pruning_is_exact_where_every_row_is_scored_or_a_filter_leaves_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    retriever, asked = large("float32", 600)
+    few = np.random.default_rng(3).random(600) < 0.02
+    exact, strict = retriever.search(asked, 10), retriever.search(asked, 10, few)
+    loose = retriever.with_params(pruning=0.7)
+    np.testing.assert_array_equal(loose.search(asked, 10, few).rows, strict.rows)
+    monkeypatch.setattr(pruning, "RESCORED", 600)
+    np.testing.assert_array_equal(retriever.with_params(pruning=0.01).search(asked, 10).rows, exact.rows)
+
+
+def test_a_small_collection_is_searched_exactly_whatever_is_asked() -> None:
+    retriever, asked = large("uint8")
+    exact, found = retriever.search(asked, 10), retriever.with_params(pruning=0.9).search(asked, 10)
+    np.testing.assert_array_equal(found.rows, exact.rows)
 
 
 def test_codes_are_within_half_a_step_of_the_weights() -> None:

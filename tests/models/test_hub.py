@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support_models import tiny_transformer
+from support_models import tiny_splade, tiny_transformer
 
 from chamfer.errors import InvalidInput, NotFound
 from chamfer.types import Document, Query, VectorKind
@@ -49,12 +49,7 @@ def tokens_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sparse_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sentence_transformers import SparseEncoder
-
-    folder = tmp_path_factory.mktemp("sparse")
-    model = SparseEncoder(str(tiny_transformer(folder / "bert", "BertForMaskedLM")), device="cpu")
-    model.save(str(folder / "model"))
-    return folder / "model"
+    return tiny_splade(tmp_path_factory.mktemp("sparse"))
 
 
 @pytest.fixture(scope="module")

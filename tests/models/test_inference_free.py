@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support_models import WORDS, tiny_transformer
+from support_models import WORDS, tiny_inference_free
 
 from chamfer.types import Document, Query, VectorKind
 from indexing.build import BuildConfig, build
@@ -23,17 +23,8 @@ DOCUMENTS = [Document(str(i), f"w{i} w{(7 * i) % 60} w3") for i in range(12)]
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    import torch
-    from sentence_transformers import SparseEncoder
-    from sentence_transformers.base.modules import Router
-    from sentence_transformers.sparse_encoder.modules import MLMTransformer, SparseStaticEmbedding, SpladePooling
-
-    folder: Path = tmp_path_factory.mktemp("free")
-    network = MLMTransformer(str(tiny_transformer(folder / "bert", "BertForMaskedLM")))
-    table = SparseStaticEmbedding(network.tokenizer, torch.from_numpy(IDF.copy()), frozen=True)
-    router = Router.for_query_document([table], [network, SpladePooling("max")])
-    SparseEncoder(modules=[router], device="cpu").save(str(folder / "model"))
-    return load_encoder(f"sparse:{folder / 'model'}", DeviceConfig(device="cpu"))
+    folder = tiny_inference_free(tmp_path_factory.mktemp("free"), IDF)
+    return load_encoder(f"sparse:{folder}", DeviceConfig(device="cpu"))
 
 
 def test_a_query_is_its_words_once_each_with_their_idf(encoder: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class DenseRecipe(Recipe):
 class DenseStudent(Student):
     """The mean of the last hidden states over real tokens."""
 
+    kind = "dense"
     recipe: DenseRecipe
 
     def __init__(self, recipe: DenseRecipe) -> None:
@@ -95,15 +96,7 @@ class DenseStudent(Student):
         return (unit(self.encode(texts, self.recipe.document_tokens)) @ asked[0]).float()
 
     def description(self) -> Description:
-        return Description(
-            kind="dense",
-            backbone=self.recipe.backbone,
-            features=self.recipe.features,
-            query_tokens=self.recipe.query_tokens,
-            document_tokens=self.recipe.document_tokens,
-            adapter_scale=self.recipe.adapter.scale,
-            adapted="queries" if self.recipe.bank else "both",
-        )
+        return replace(super().description(), adapted="queries" if self.recipe.bank else "both")
 
     def _vectors(self, texts: Sequence[str], limit: int) -> Tensor:
         if not (self.recipe.cached and self.training):

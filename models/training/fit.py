@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from chamfer.evaluation import Qrel, ScoredDoc, evaluate
 from models.training.groups import Group
 from models.training.recipe import FitConfig
-from models.training.student import Draws, Student
+from models.training.student import Draws, Learner
 
 CHECKPOINTS = "checkpoints"
 _LEARNT = "learnt.safetensors"
@@ -32,9 +32,13 @@ MEASURES = ("nDCG@10", "RR@10")
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What a run gave: measures before and after by source, the losses logged, seconds, steps, and where it resumed."""
+    """What a run gave: measures before and after by source, the losses logged, seconds, steps, and where it resumed.
+
+    rebuilt holds the measures of a model that was made anew before it learnt (Learner.rebuild), else nothing.
+    """
 
     before: Mapping[str, Mapping[str, float]]
+    rebuilt: Mapping[str, Mapping[str, float]]
     after: Mapping[str, Mapping[str, float]]
     curve: Sequence[Mapping[str, float]]
     seconds: float
@@ -43,7 +47,7 @@ class Fitted:
 
 
 def fit(
-    student: Student,
+    student: Learner,
     draws: Draws,
     held_out: Sequence[tuple[Group, Mapping[str, str]]],
     work: Path,
@@ -57,10 +61,12 @@ def fit(
     checkpoint = last_checkpoint(work)
     begin = time.perf_counter()
     before = _kept(work / "before.json", lambda: measure(student, held_out))
+    rebuilt = _kept(work / "rebuilt.json", lambda: measure(student, held_out)) if student.rebuild(draws) else {}
     trainer = _GroupTrainer(student, draws, _arguments(config, len(draws), work), progress)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return Fitted(
         before=before,
+        rebuilt=rebuilt,
         after=measure(student, held_out),
         curve=[row for row in trainer.state.log_history if "loss" in row],
         seconds=time.perf_counter() - begin,
@@ -75,7 +81,7 @@ def last_checkpoint(work: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def measure(student: Student, held_out: Sequence[tuple[Group, Mapping[str, str]]]) -> dict[str, dict[str, float]]:
+def measure(student: Learner, held_out: Sequence[tuple[Group, Mapping[str, str]]]) -> dict[str, dict[str, float]]:
     """nDCG@10 and RR@10 of the held-out groups' own candidates, by source and over `all` groups."""
     if not held_out:
         return {}
@@ -85,7 +91,7 @@ def measure(student: Student, held_out: Sequence[tuple[Group, Mapping[str, str]]
     qrels: dict[str, list[Qrel]] = {}
     with torch.inference_mode():
         for group, documents in held_out:
-            scores = student.score(group.query, [documents[doc_id] for doc_id in group.doc_ids]).tolist()
+            scores = student.score_group(group, documents).tolist()
             for name in (group.source, "all"):
                 runs.setdefault(name, []).extend(
                     ScoredDoc(group.query_id, d, s) for d, s in zip(group.doc_ids, scores, strict=True)
@@ -103,7 +109,7 @@ class _GroupTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        student: Student,
+        student: Learner,
         draws: Draws,
         arguments: TrainingArguments,
         progress: Callable[[int, int, float], None] | None,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from chamfer.errors import InvalidInput
-from models.trained import save
 from models.training.clicks import ClicksRecipe, ClicksStudent
+from models.training.compress import CompressRecipe, CompressStudent
 from models.training.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
 from models.training.dense import DenseRecipe, DenseStudent
 from models.training.fit import Fitted, fit, seed_everything
@@ -20,10 +20,11 @@ from models.training.recipe import Recipe
 from models.training.report import write_report
 from models.training.sparse import SparseRecipe, SparseStudent
 from models.training.states import stored_states
-from models.training.student import Draws, Student
+from models.training.student import Draws, Learner
 
-JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Student]]] = {
+JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Learner]]] = {
     "clicks": (ClicksRecipe, ClicksStudent),
+    "compress": (CompressRecipe, CompressStudent),
     "cross_encoder": (CrossEncoderRecipe, CrossEncoderStudent),
     "dense": (DenseRecipe, DenseStudent),
     "multivector": (MultivectorRecipe, MultivectorStudent),
@@ -60,8 +61,8 @@ def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] 
         student.read.store(stored_states(recipe.data.states, documents, {g.query_id: g.query for g in groups}))
     student.prepare(documents.values(), len(draws) // (recipe.fit.batch * recipe.fit.accumulate))
     fitted = fit(student, draws, held_out, work, progress)
-    save(recipe.out, student.description(), dict(student.head.state_dict()), student.adapter())
-    write_report(recipe.out, recipe, fitted, len(training))
+    student.save(recipe.out)
+    write_report(recipe.out, recipe, fitted, len(training), student.facts)
     return fitted
 
 

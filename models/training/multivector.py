@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from models.clustering import PoolingRules, parse_pooling
 from models.heads import TokenHead, TokenHeadConfig
 from models.scoring import maxsim
 from models.tower import MINI
-from models.trained import Description
 from models.training.losses.contrastive import infonce, not_relevant
 from models.training.losses.distillation import ensemble, kl
 from models.training.pooling import pool_batch
@@ -41,6 +40,7 @@ class MultivectorRecipe(Recipe):
 class MultivectorStudent(Student):
     """A token head; the backbone learns only with an adapter."""
 
+    kind = "tokens"
     recipe: MultivectorRecipe
     head: TokenHead
 
@@ -85,17 +85,6 @@ class MultivectorStudent(Student):
         """MaxSim with the last of the poolings."""
         queries = self.encode([query], self._rules[-1], query=True)
         return maxsim(*queries, *self.encode(texts, self._rules[-1], query=False))[0]
-
-    def description(self) -> Description:
-        return Description(
-            kind="tokens",
-            backbone=self.recipe.backbone,
-            features=self.recipe.features,
-            query_tokens=self.recipe.query_tokens,
-            document_tokens=self.recipe.document_tokens,
-            head=asdict(self.recipe.head),
-            adapter_scale=self.recipe.adapter.scale,
-        )
 
     def _start(self) -> None:
         """Not from noise: token vectors of `mini` pass as they are, words through an orthonormal map at half weight."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from chamfer.types import F32
 from models.batches import Tokenizer
 from models.heads import SparseHead, SparseHeadConfig
-from models.trained import Description
 from models.training.losses import sparsity
 from models.training.losses.contrastive import infonce, not_relevant
 from models.training.losses.distillation import ensemble, kl
@@ -47,6 +46,7 @@ class SparseRecipe(Recipe):
 class SparseStudent(Student):
     """A sparse head; the backbone learns only with an adapter."""
 
+    kind = "sparse"
     recipe: SparseRecipe
     head: SparseHead
 
@@ -98,17 +98,6 @@ class SparseStudent(Student):
         states = self.read(texts, self.recipe.document_tokens)
         weights: Tensor = self.head(states.hidden, states.ids, states.mask, terms)
         return weights @ self.head.idf[terms]
-
-    def description(self) -> Description:
-        return Description(
-            kind="sparse",
-            backbone=self.recipe.backbone,
-            features=self.recipe.features,
-            query_tokens=self.recipe.query_tokens,
-            document_tokens=self.recipe.document_tokens,
-            head=asdict(self.recipe.head),
-            adapter_scale=self.recipe.adapter.scale,
-        )
 
     def _drawn(self, step: int) -> list[int]:
         n = self.recipe.vocabulary_sample

@@ -43,6 +43,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "multivector": {"poolings": ["", "c2x3"], "teachers": ["bm25", "dense"], "tables": {"head": {"dim": 16}}},
     "sparse": {"vocabulary_sample": 16, "teacher_scale": 10.0, "contrastive_weight": 1.0},
+    "compress": {"keep": 0.5, "calibration": 4, "temperature": 0.2},
     "dense": {"tables": {"adapter": ADAPTER}, "gamma": 0.5, "mixed_pairs": 2, "mixed_list": True},
 }
 PARTS = {

@@ -109,6 +109,7 @@ def open_tower(
 
     folder = folder_of(backbone)
     settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings.use_cache = False  # a decoder's keys and values are not asked for again
     for name in _DROPOUTS if dropout is not None else ():
         if hasattr(settings, name):
             setattr(settings, name, dropout)

@@ -76,7 +76,7 @@ def recipe_of(backbone: Path, tmp_path: Path) -> Recipes:
     """Writes a recipe over eight training groups and two held out, with the given tables; returns its path."""
     groups, documents = make_groups(10)
     write_groups(tmp_path / "groups.parquet", groups)
-    write_documents(tmp_path / "documents.parquet", documents)
+    write_documents(tmp_path / "documents.parquet", [(list(documents), list(documents.values()))])
     write_impressions(tmp_path / "impressions.ndjson", groups)
 
     def write(job: str, out: str = "model", *, tables: dict[str, dict[str, Any]] | None = None, **keys: Any) -> Path:

@@ -147,6 +147,8 @@ def _selections(
     from chamfer.mining.selections import pools_of, read_selections
     from indexing.collection import Collection
     from indexing.corpus import read_queries
+    from models.training.groups import write_documents
+    from models.training.tables import write_table
 
     impressions, unreadable = read_selections(log)
     own = [i for i in impressions if not name or i.collection == name]
@@ -155,10 +157,10 @@ def _selections(
         raise InvalidInput(
             f"none of {len(own):,} recorded searches has a known query; give --queries, or set selection_log.text"
         )
-    files.write_table(out, files.table_of(pools, name, "train"))
+    write_table(out, files.table_of(pools, name, "train"))
     ids = sorted({document.doc_id for pool in pools for document in pool.documents})
     with Collection.open(collection) as opened:
-        files.write_documents(out, files.texts_of(opened, ids))
+        write_documents(files.documents_path(out), files.texts_of(opened, ids))
     said = (
         f"{out}: {len(pools):,} of {len(own):,} searches, {sum(pool.positive.any() for pool in pools):,} with a click"
     )

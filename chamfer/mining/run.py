@@ -19,6 +19,7 @@ from chamfer.mining.texts import TermCache
 from chamfer.protocols import Reranker
 from chamfer.types import Document, Query
 from indexing.dense import DenseRetriever
+from models.training.groups import write_documents
 
 Progress = Callable[[int, int], None]
 POOLS = "pools.parquet"
@@ -78,11 +79,11 @@ def mine(
         paths.append(path / POOLS)
         if progress is not None:
             progress(start + len(block), len(known))
-    groups = files.merge(paths, out)
+    count = files.merge(paths, out)
     ids = sorted({doc_id for path in paths for doc_id in files.doc_ids(path)})
-    files.write_documents(out, files.texts_of(searcher.collection, ids))
+    write_documents(files.documents_path(out), files.texts_of(searcher.collection, ids))
     shutil.rmtree(folder)
-    return MiningReport(len(questions), len(questions) - len(known), groups, reused, files.count_fates(out))
+    return MiningReport(len(questions), len(questions) - len(known), count, reused, files.count_fates(out))
 
 
 class Miner:

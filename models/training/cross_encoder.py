@@ -17,7 +17,7 @@ from models.training.adapters import adapt
 from models.training.cet import Calibration, CetConfig, PoolSelection, Scored, corrected
 from models.training.losses import ranking
 from models.training.recipe import Recipe
-from models.training.student import Draw, Student, micro_batches
+from models.training.student import Draw, Student, in_order, micro_batches
 
 _LOSSES = {"pointwise": ranking.pointwise, "pairwise": ranking.pairwise, "listwise": ranking.listwise}
 
@@ -138,8 +138,5 @@ class CrossEncoderStudent(Student):
         ids = [pair_ids(q, d, limit) for q, d in zip(queries, documents, strict=True)]
         batches = micro_batches(ids, limit, self.recipe.fit.micro_tokens, self.tokenizer.pad_id)
         device = next(self.parameters()).device
-        scores = torch.cat(
-            [(module or self.pairs)(part.to(device), mask.to(device)).float() for _, part, mask in batches]
-        )
-        order = torch.tensor([row for rows, _, _ in batches for row in rows])
-        return scores[torch.argsort(order).to(device)]
+        scores = [(module or self.pairs)(part.to(device), mask.to(device)).float() for _, part, mask in batches]
+        return in_order(scores, [rows for rows, _, _ in batches])

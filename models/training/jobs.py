@@ -18,9 +18,11 @@ from models.training.groups import Group, check_groups, read_documents
 from models.training.multivector import MultivectorRecipe, MultivectorStudent
 from models.training.recipe import Recipe
 from models.training.report import write_report
+from models.training.reranker import RerankerLearner, RerankerRecipe
 from models.training.sparse import SparseRecipe, SparseStudent
 from models.training.states import stored_states
 from models.training.student import Draws, Learner
+from models.training.universal import UniversalLearner, UniversalRecipe
 
 JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Learner]]] = {
     "clicks": (ClicksRecipe, ClicksStudent),
@@ -28,7 +30,9 @@ JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Learner]]] = {
     "cross_encoder": (CrossEncoderRecipe, CrossEncoderStudent),
     "dense": (DenseRecipe, DenseStudent),
     "multivector": (MultivectorRecipe, MultivectorStudent),
+    "reranker": (RerankerRecipe, RerankerLearner),
     "sparse": (SparseRecipe, SparseStudent),
+    "universal": (UniversalRecipe, UniversalLearner),
 }
 
 
@@ -87,11 +91,4 @@ def cut(group: Group, depth: int) -> Group:
     places = list(range(min(depth, len(group.doc_ids))))
     if not any(place in places for place in group.positives):
         places[-1] = group.positives[0]
-    return Group(
-        query_id=group.query_id,
-        query=group.query,
-        doc_ids=[group.doc_ids[place] for place in places],
-        labels=[group.labels[place] for place in places],
-        source=group.source,
-        split=group.split,
-    )
+    return group.take(places)

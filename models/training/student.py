@@ -15,13 +15,17 @@ from models.batches import Tokenizer, length_groups
 from models.tower import folder_of, open_tower
 from models.trained import Description, save
 from models.training.adapters import adapt, changes_of
-from models.training.groups import Choose, Group, read_groups, sample_places
+from models.training.groups import Choose, Group, Image, read_groups, sample_places
+from models.training.losses.contrastive import not_relevant
 from models.training.recipe import DataConfig, Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One query with the candidates of one step: texts and labels aligned, place 0 relevant; teachers [T][K]."""
+    """One query with the candidates of one step: texts and labels aligned, place 0 relevant; teachers [T][K].
+
+    relevant are all relevant documents of the group; images are known to the jobs that look at them.
+    """
 
     query: str
     doc_ids: list[str]
@@ -29,6 +33,7 @@ class Draw:
     labels: list[float]
     teachers: list[list[float]]
     relevant: set[str]
+    query_image: Image | None = None
 
 
 class Draws(torch.utils.data.Dataset[Draw]):
@@ -68,14 +73,15 @@ def sampled(group: Group, config: DataConfig, rng: np.random.Generator) -> list[
 
 def draw(group: Group, documents: Mapping[str, str], places: Sequence[int], teachers: Sequence[str]) -> Draw:
     """The candidates of a group at these places."""
-    ids = [group.doc_ids[place] for place in places]
+    taken = group.take(places)
     return Draw(
         query=group.query,
-        doc_ids=ids,
-        texts=[documents[doc_id] for doc_id in ids],
-        labels=[float(group.labels[place]) for place in places],
-        teachers=[[float(group.teachers[name][place]) for place in places] for name in teachers],
+        doc_ids=list(taken.doc_ids),
+        texts=[documents[doc_id] for doc_id in taken.doc_ids],
+        labels=[float(label) for label in taken.labels],
+        teachers=[[float(value) for value in taken.teachers[name]] for name in teachers],
         relevant={group.doc_ids[place] for place in group.positives},
+        query_image=group.query_image,
     )
 
 
@@ -188,3 +194,21 @@ def micro_batches(
             mask[place, : len(ids[row])] = 1
         out.append((rows, padded, mask))
     return out
+
+
+def in_order(parts: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> Tensor:
+    """Values [N, ...] of batches laid end to end, put where `rows` says they belong."""
+    order = torch.tensor([row for own in rows for row in own])
+    out = torch.cat(list(parts))
+    return out[torch.argsort(order).to(out.device)]
+
+
+def in_batch(draws: Sequence[Draw], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(places i64 [B] of the positives, allowed bool [B, N]) among the documents of all draws, laid end to end.
+
+    Every draw has the same number of candidates; what a query counts as relevant is no negative of it.
+    """
+    each = len(draws[0].doc_ids)
+    columns = [doc_id for draw in draws for doc_id in draw.doc_ids]
+    allowed = not_relevant(columns, [draw.relevant for draw in draws])
+    return torch.arange(len(draws), device=device) * each, allowed.to(device)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support_judges import tiny_llava_judge
 from support_models import tiny_transformer
 
 from models.training.groups import Group, write_documents, write_groups
@@ -19,6 +20,12 @@ Recipes = Callable[..., Path]
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_transformer(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model that sees: two layers, random weights, the real classes."""
+    return tiny_llava_judge(tmp_path_factory.mktemp("llava"))
 
 
 def make_groups(n: int, seed: int = 0) -> tuple[list[Group], dict[str, str]]:

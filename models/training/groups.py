@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from chamfer.errors import InvalidInput
-from models.training.tables import float_lists, read_table, table_writer
+from models.training.tables import float_lists, read_table, table_writer, write_table
 
 _FIXED = ("query_id", "query", "source", "split", "doc_ids", "labels")
 Image = Path | bytes
@@ -82,7 +82,7 @@ def table_of(groups: Sequence[Group]) -> pa.Table:
 
 def write_groups(path: Path, groups: Sequence[Group]) -> None:
     """Writes groups as Parquet."""
-    writeread_table(path, table_of(groups))
+    write_table(path, table_of(groups))
 
 
 def read_groups(path: Path, choose: Choose | None = None) -> list[Group]:
@@ -120,9 +120,10 @@ def write_documents(path: Path, blocks: Iterable[tuple[Sequence[str], Sequence[s
 
 def add_images(path: Path, images: Mapping[str, Image]) -> None:
     """Puts images beside the texts of a file of documents."""
-    table = readread_table(path, ("doc_id", "text"))
+    table = read_table(path, ("doc_id", "text"))
     columns = _images([images.get(doc_id) for doc_id in table["doc_id"].to_pylist()])
-    writeread_table(path, table.append_column("image", columns[0]) if columns else table)
+    table = table.select(["doc_id", "text"])
+    write_table(path, table.append_column("image", columns[0]) if columns else table)
 
 
 def read_documents(path: Path) -> dict[str, str]:

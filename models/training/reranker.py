@@ -24,7 +24,7 @@ from models.training.student import Draw, in_order
 @dataclass(frozen=True, kw_only=True)
 class RerankerRecipe(Recipe):
     """pair_weight of "is this one right?", asked of the positive and of the `hard` best-ranked negatives drawn;
-    list_weight of "which one is right?", asked of the positive among all negatives drawn, at a place drawn anew each time.
+    list_weight of "which one is right?", asked of the positive among all negatives drawn, its place drawn anew.
 
     over: answers compares a token with the other possible answers, vocabulary with all tokens (as published).
     backbone is the folder of a chat model; LoRA goes into its language part. The finished folder is served as
@@ -71,17 +71,24 @@ class RerankerLearner(LanguageLearner):
         return [positive, *sorted(others)]
 
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.recipe.fit.seed, 3, step))
         pairs = [asked for draw in draws for asked in self._pairs(draw)]
-        lists = [self._list(draw, rng.permutation(len(draw.doc_ids)).tolist()) for draw in draws]
+        orders = self.orders(step, [len(draw.doc_ids) for draw in draws])
+        lists = [self._list(draw, order) for draw, order in zip(draws, orders, strict=True)]
         batches = list(self.language.batches([a.prompt for a in (*pairs, *lists)], self.recipe.fit.micro_tokens))
         logits = in_order([self.language.logits(inputs) for _, inputs in batches], [rows for rows, _ in batches])
-        chosen = logits[len(pairs) :].argmax(dim=1).tolist()
+        chosen = [
+            max(a.among, key=own.__getitem__) for own, a in zip(logits[len(pairs) :].tolist(), lists, strict=True)
+        ]
         self.notes = {"lists right": sum(c in a.right for c, a in zip(chosen, lists, strict=True)) / len(lists)}
         return {
             "pair": self.recipe.pair_weight * self._loss(logits[: len(pairs)], pairs),
             "list": self.recipe.list_weight * self._loss(logits[len(pairs) :], lists),
         }
+
+    def orders(self, step: int, lengths: Sequence[int]) -> list[list[int]]:
+        """In which order each list of a step shows its candidates: all equally likely, whatever they are."""
+        rng = np.random.default_rng((self.recipe.fit.seed, 3, step))
+        return [rng.permutation(length).tolist() for length in lengths]
 
     def score_group(self, group: Group, documents: Mapping[str, str]) -> Tensor:
         """Log-odds, as the served reranker gives them to short lists."""

@@ -26,6 +26,7 @@ from models.training.jobs import run
 
 FP32 = DeviceConfig(precision="fp32", device="cpu")
 ADAPTER = {"rank": 4, "alpha": 8}
+LARGER = {"rank": 8, "alpha": 16}
 JOBS: dict[str, dict[str, Any]] = {
     "cross_encoder": {"tables": {"adapter": ADAPTER}},
     "clicks propensity": {"tables": {"adapter": ADAPTER}},
@@ -44,6 +45,13 @@ JOBS: dict[str, dict[str, Any]] = {
     "multivector": {"poolings": ["", "c2x3"], "teachers": ["bm25", "dense"], "tables": {"head": {"dim": 16}}},
     "sparse": {"vocabulary_sample": 16, "teacher_scale": 10.0, "contrastive_weight": 1.0},
     "compress": {"keep": 0.5, "calibration": 4, "temperature": 0.2},
+    "reranker": {"list_weight": 0.1, "tables": {"adapter": LARGER, "fit": {"rate": 1e-2}}},
+    "universal": {
+        "judge": "dense",
+        "temperature": 0.1,
+        "student_temperature": 0.2,
+        "tables": {"adapter": LARGER, "fit": {"rate": 1e-2}},
+    },
     "dense": {"tables": {"adapter": ADAPTER}, "gamma": 0.5, "mixed_pairs": 2, "mixed_list": True},
 }
 PARTS = {
@@ -52,7 +60,9 @@ PARTS = {
     "clicks noise": "note_likelihood",
     "cross_encoder released": "part_pairwise",
     "cross_encoder logged": "part_pairwise",
+    "reranker": "part_pair",
 }
+SEE = ("reranker", "universal")
 
 
 def with_fit(options: dict[str, Any], **fit: Any) -> dict[str, Any]:
@@ -60,10 +70,11 @@ def with_fit(options: dict[str, Any], **fit: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes) -> None:
-    options = dict(JOBS[job])
-    epochs = 60 if job == "multivector" else 20  # a head alone, on a frozen backbone, learns slower
-    options["tables"] = {**options.get("tables", {}), "data": {"epochs": epochs}, "fit": {"warmup": 0.0}}
+def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes, seeing: Path) -> None:
+    options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
+    epochs = {"multivector": 60, "reranker": 40}.get(job, 20)  # a head alone, on a frozen backbone, learns slower
+    tables = options.get("tables", {})
+    options["tables"] = {**tables, "data": {"epochs": epochs}, "fit": {**tables.get("fit", {}), "warmup": 0.0}}
     path = recipe_of(job.split()[0], **options)
     fitted = run(load_recipe(path), path.parent / "work")
     first, last = (fitted.curve[place] for place in (0, -1))
@@ -72,8 +83,10 @@ def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(job: str, recipe_of: Recipes, tmp_path: Path) -> None:
-    options = {**JOBS[job]}
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
+    job: str, recipe_of: Recipes, seeing: Path, tmp_path: Path
+) -> None:
+    options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
     options["tables"] = {**options.get("tables", {}), "data": {"epochs": 2}, "fit": {"save_every": 2}}
     if "adapter" in options["tables"]:
         options["tables"]["adapter"] = {**ADAPTER, "dropout": 0.1}

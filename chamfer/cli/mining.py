@@ -39,6 +39,10 @@ def _mine(
     twin: Annotated[float, typer.Option(help="Drop cosines with a positive from here on; above 1: none.")] = 0.95,
     clusters: Annotated[int, typer.Option(help="Cut the corpus into so many clusters (LEMON); 0: none.")] = 0,
     nearest: Annotated[int, typer.Option(help="Keep candidates of so many clusters nearest to the query.")] = 3,
+    modality: Annotated[
+        str, typer.Option(help="Metadata field with a document's modality: draw of the wanted and of wrong ones.")
+    ] = "",
+    wrong: Annotated[int, typer.Option(help="Negatives of a wrong modality, with --modality.")] = 4,
     keep: Annotated[int, typer.Option(help="Negatives drawn for a query.")] = 8,
     stride: Annotated[int, typer.Option(help="Cyclic stride through the survivors; 1: the hardest.")] = 5,
     block: Annotated[int, typer.Option(help="Queries between two points from which a killed run goes on.")] = 256,
@@ -66,6 +70,8 @@ def _mine(
         twin=twin,
         clusters=clusters,
         nearest=nearest,
+        modality=modality,
+        wrong=wrong,
         keep=keep,
         stride=stride,
         block=block,

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chamfer.mining.filters import KEPT, POSITIVE
+from chamfer.mining.filters import KEPT, POSITIVE, WRONG
 from chamfer.mining.pool import Pool
 from indexing.collection import Collection
 from models.training import groups
@@ -61,7 +61,7 @@ def training_groups(table: pa.Table) -> pa.Table:
     rows = []
     for row in table.to_pylist():
         positives = [place for place, fate in enumerate(row["fates"]) if fate == POSITIVE]
-        negatives = [place for place, fate in enumerate(row["fates"]) if fate == KEPT]
+        negatives = [place for place, fate in enumerate(row["fates"]) if fate in (KEPT, WRONG)]
         if not positives or not negatives:
             continue
         chosen = positives + negatives

@@ -121,6 +121,8 @@ class Miner:
         if self._clusters is not None and self._vectors is not None:
             asked = scoring.query_vectors(self._searcher.pipeline.encoder, [q.query for q in block])
             self._clusters.add_to(pools, collection, self._vectors, asked)
+        if config.modality:
+            scoring.add_modality(pools, config.modality)
         if self._judge is not None:
             scoring.add_judge_scores(pools, self._judge)
         self._check_by(pools)

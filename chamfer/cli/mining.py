@@ -142,13 +142,14 @@ def _judge(
 
 
 def _selections(
-    log: Annotated[Path, typer.Argument(metavar="LOG", help="Directory of a service's selection log.")],
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="A service's selection log, or a file of impressions.")],
     collection: CollectionArgument,
     out: Annotated[Path, typer.Option(help="Groups (.parquet); documents go beside them.")],
     name: Annotated[str, typer.Option(help="Served name of the collection; default: every one.")] = "",
     queries: Annotated[Path | None, typer.Option(help="Queries, where the log keeps digests alone.")] = None,
+    dev: Annotated[float, typer.Option(help="Share of queries that are held out, in split dev.")] = 0.0,
 ) -> None:
-    """Turn a selection log into training groups: clicked, shown and retrieved documents with their features."""
+    """Turn a log of searches into training groups: clicked, shown and retrieved documents with their features."""
     from chamfer.mining import files
     from chamfer.mining.selections import pools_of, read_selections
     from indexing.collection import Collection
@@ -158,12 +159,15 @@ def _selections(
 
     impressions, unreadable = read_selections(log)
     own = [i for i in impressions if not name or i.collection == name]
+    for impression in own:
+        impression.source = impression.source or impression.collection
+        impression.split = "dev" if impression.is_held_out(dev) else impression.split
     pools = pools_of(own, read_queries(queries) if queries else ())
     if not pools:
         raise InvalidInput(
             f"none of {len(own):,} recorded searches has a known query; give --queries, or set selection_log.text"
         )
-    write_table(out, files.table_of(pools, name, "train"))
+    write_table(out, files.table_of(pools))
     ids = sorted({document.doc_id for pool in pools for document in pool.documents})
     with Collection.open(collection) as opened:
         write_documents(files.documents_path(out), files.texts_of(opened, ids))

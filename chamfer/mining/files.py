@@ -34,23 +34,23 @@ def documents_path(out: Path) -> Path:
     return out.with_suffix(".documents.parquet")
 
 
-def table_of(pools: Sequence[Pool], source: str, split: str) -> pa.Table:
+def table_of(pools: Sequence[Pool]) -> pa.Table:
     """The pools as a table, one row a query."""
     names = list(dict.fromkeys(name for pool in pools for name in pool.features))
-    table = groups.table_of([_group(pool, names, source, split) for pool in pools])
+    table = groups.table_of([_group(pool, names) for pool in pools])
     fates = pa.array([pool.fates for pool in pools], pa.list_(pa.string()))
     return table.add_column(table.schema.get_field_index("labels") + 1, "fates", fates)
 
 
-def _group(pool: Pool, names: Sequence[str], source: str, split: str) -> groups.Group:
+def _group(pool: Pool, names: Sequence[str]) -> groups.Group:
     missing = np.full(len(pool), np.nan, dtype=np.float32)
     return groups.Group(
         query_id=pool.query.query_id,
         query=pool.query.text,
         doc_ids=[document.doc_id for document in pool.documents],
         labels=pool.positive.astype(np.float32),
-        source=source,
-        split=split,
+        source=pool.source,
+        split=pool.split,
         teachers={name: pool.features.get(name, missing) for name in names},
         query_image=pool.query.image,
     )

@@ -75,7 +75,7 @@ def mine(
             reused += 1
         else:
             with write_artifact(path, "mined-block", {}) as writer:
-                pq.write_table(files.table_of(miner.pools(block), *labels), writer.path(POOLS), compression="zstd")
+                pq.write_table(files.table_of(miner.pools(block, labels)), writer.path(POOLS), compression="zstd")
         paths.append(path / POOLS)
         if progress is not None:
             progress(start + len(block), len(known))
@@ -108,8 +108,8 @@ class Miner:
         judge = None if self._judge is None else [self._judge.name, self._judge.fingerprint]
         return digest_of(asked, labels, config, plan.plan.as_json if plan else None, rerankers, identity, judge)
 
-    def pools(self, block: Sequence[Question]) -> list[Pool]:
-        """The pools of a block, every feature and fate in place."""
+    def pools(self, block: Sequence[Question], labels: tuple[str, str] = ("", "train")) -> list[Pool]:
+        """The pools of a block, every feature and fate in place; `labels` are their source and split."""
         config, collection = self._config, self._searcher.collection
         texts = [q.query.text for q in block]
         results = self._searcher.search_many(texts, config.depth, plan=config.plan, explain=True)
@@ -127,6 +127,7 @@ class Miner:
             scoring.add_judge_scores(pools, self._judge)
         self._check_by(pools)
         for pool in pools:
+            pool.source, pool.split = labels
             scoring.decide(pool, config)
         return pools
 

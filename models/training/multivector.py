@@ -12,12 +12,12 @@ from models.clustering import PoolingRules, parse_pooling
 from models.heads import TokenHead, TokenHeadConfig
 from models.scoring import maxsim
 from models.tower import MINI
-from models.training.losses.contrastive import infonce, not_relevant
+from models.training.losses.contrastive import infonce
 from models.training.losses.distillation import ensemble, kl
 from models.training.pooling import pool_batch
 from models.training.recipe import Recipe
 from models.training.states import StateReader
-from models.training.student import Draw, Student
+from models.training.student import Draw, Student, in_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,10 @@ class MultivectorStudent(Student):
         queries, query_mask = self.encode([draw.query for draw in draws], rules, query=True)
         documents, document_mask = self.encode([text for draw in draws for text in draw.texts], rules, query=False)
         scores = maxsim(queries, query_mask, documents, document_mask) / self.recipe.temperature
-        columns = [doc_id for draw in draws for doc_id in draw.doc_ids]
-        each = len(draws[0].doc_ids)
-        places = torch.arange(len(draws), device=scores.device) * each
-        allowed = not_relevant(columns, [draw.relevant for draw in draws]).to(scores.device)
+        places, allowed = in_batch(draws, scores.device)
         parts = {"contrastive": self.recipe.contrastive_weight * infonce(scores, places, allowed)}
         if self.recipe.teachers:
-            own = scores.gather(1, places[:, None] + torch.arange(each, device=scores.device))
+            own = scores.gather(1, places[:, None] + torch.arange(len(draws[0].doc_ids), device=scores.device))
             taught = torch.tensor([draw.teachers for draw in draws], device=scores.device).transpose(0, 1)
             parts["teachers"] = self.recipe.teacher_weight * kl(own, ensemble(taught, self.recipe.teacher_scale))
         return parts

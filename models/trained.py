@@ -46,14 +46,14 @@ class Description:
 def save(folder: Path, description: Description, head: Mapping[str, Any], adapter: Mapping[str, Fold]) -> None:
     """Writes description and weights; tensors are kept as f16."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialised
 
     tensors = {f"head.{name}": tensor for name, tensor in head.items()}
     for name, change in adapter.items():
         tensors |= {f"adapter.{name}.down": change.down, f"adapter.{name}.up": change.up}
     halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(halves, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(serialised(halves))  # with the permissions of any other file
     plain = {name: getattr(description, name) for name in description.__dataclass_fields__}
     (folder / DESCRIPTION).write_text(json.dumps({"format": FORMAT, **plain}, indent=1) + "\n", encoding="utf-8")
 

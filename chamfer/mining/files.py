@@ -48,10 +48,10 @@ def _group(pool: Pool, names: Sequence[str]) -> groups.Group:
         query_id=pool.query.query_id,
         query=pool.query.text,
         doc_ids=[document.doc_id for document in pool.documents],
-        labels=pool.positive.astype(np.float32),
+        labels=pool.positive.astype(np.float32).tolist(),
         source=pool.source,
         split=pool.split,
-        teachers={name: pool.features.get(name, missing) for name in names},
+        teachers={name: pool.features.get(name, missing).tolist() for name in names},
         query_image=pool.query.image,
     )
 

@@ -57,7 +57,7 @@ def linear_layers(transformer: nn.Module, targets: Sequence[str], first_layer: i
 def changes_of(transformer: nn.Module, scale: float) -> dict[str, Fold]:
     """The low-rank changes by name of the layer."""
     return {
-        name: Fold(module.lora_A["default"].weight, module.lora_B["default"].weight, scale)  # type: ignore[index, union-attr]
+        name: Fold(module.lora_A["default"].weight, module.lora_B["default"].weight, scale)
         for name, module in transformer.named_modules()
         if hasattr(module, "lora_A")
     }

@@ -102,7 +102,7 @@ class CompressStudent(Learner):
 
     def save(self, folder: Path) -> None:
         """The whole model: config.json, tokenizer.json and model.safetensors of the backbone, head and description."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save as serialised
 
         folder.mkdir(parents=True, exist_ok=True)
         transformer = self.inner.tower.transformer
@@ -111,7 +111,7 @@ class CompressStudent(Learner):
         description = self.inner.description()
         shutil.copyfile(folder_of(description.backbone) / "tokenizer.json", folder / "tokenizer.json")
         state = {name: t.detach().cpu().half().contiguous() for name, t in transformer.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").write_bytes(serialised(state, metadata={"format": "pt"}))
         save(folder, replace(description, backbone=ITSELF), dict(self.inner.head.state_dict()), {})
 
     def _factor(self, transformer: nn.Module, sample: Sequence[Draw]) -> None:
@@ -119,7 +119,7 @@ class CompressStudent(Learner):
         names = linear_layers(transformer, self.recipe.targets, self.recipe.first_layer)
         if not names:
             raise InvalidInput(f"the backbone has no linear layer named {', '.join(self.recipe.targets)}; set targets")
-        layers: dict[str, nn.Linear] = {name: modules[name] for name in names}  # type: ignore[misc]  # linear_layers says so
+        layers: dict[str, nn.Linear] = {name: modules[name] for name in names}
         weights = {name: layer.weight.detach() for name, layer in layers.items()}
         importance = {name: torch.ones(weight.shape[1], dtype=torch.float64) for name, weight in weights.items()}
         if self.recipe.weighting == "fisher":

@@ -13,7 +13,7 @@ from models.training.clicks import ClicksRecipe, ClicksStudent
 from models.training.compress import CompressRecipe, CompressStudent
 from models.training.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
 from models.training.dense import DenseRecipe, DenseStudent
-from models.training.fit import Fitted, fit, seed_everything
+from models.training.fit import Fitted, arguments_of, fit, seed_everything, steps_of
 from models.training.groups import Group, check_groups, read_documents
 from models.training.multivector import MultivectorRecipe, MultivectorStudent
 from models.training.recipe import Recipe
@@ -63,10 +63,12 @@ def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] 
         if not isinstance(student, MultivectorStudent | SparseStudent):
             raise InvalidInput(f"job {recipe.job} cannot learn from stored states; leave data.states out")
         student.read.store(stored_states(recipe.data.states, documents, {g.query_id: g.query for g in groups}))
-    student.prepare(documents.values(), len(draws) // (recipe.fit.batch * recipe.fit.accumulate))
-    fitted = fit(student, draws, held_out, work, progress)
-    student.save(recipe.out)
-    write_report(recipe.out, recipe, fitted, len(training), student.facts)
+    arguments = arguments_of(recipe.fit, len(draws), work)
+    student.prepare(documents.values(), steps_of(arguments, len(draws)))
+    fitted = fit(student, draws, held_out, arguments, progress)
+    if arguments.process_index == 0:
+        student.save(recipe.out)
+        write_report(recipe.out, recipe, fitted, len(training), student.facts)
     return fitted
 
 

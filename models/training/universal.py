@@ -111,7 +111,8 @@ class UniversalLearner(LanguageLearner):
         """Cosines f32 [n]."""
         shown = self._documents(group.doc_ids, [documents[doc_id] for doc_id in group.doc_ids])
         asked, *own = unit(self.encode([self._query(group.query, group.query_image), *shown]))
-        return torch.stack(own) @ asked
+        cosines: Tensor = torch.stack(own) @ asked
+        return cosines
 
     def description(self) -> Description:
         return replace(super().description(), head={"instruction": self.recipe.instruction})

@@ -22,6 +22,7 @@ from chamfer.types import Document, Query, VectorKind
 from models.backbone import DeviceConfig
 from models.registry import load_encoder, load_reranker
 from models.trained import WEIGHTS
+from models.training.jobs import JOBS as STUDENTS
 from models.training.jobs import run
 
 FP32 = DeviceConfig(precision="fp32", device="cpu")
@@ -164,8 +165,6 @@ def test_heads_over_one_frozen_backbone_give_all_kinds_in_one_pass(recipe_of: Re
 
 def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path: Path) -> None:
     """Scores of the students and of the opened folders agree to half precision."""
-    from models.training.jobs import JOBS as STUDENTS
-
     texts = ["w1 w2 w3", "w4 w1", "w7 w8 w9 w10"]
     documents = [Document(str(i), text) for i, text in enumerate(texts)]
     for job, kind in (("multivector", VectorKind.TOKENS), ("sparse", VectorKind.SPARSE), ("dense", VectorKind.DENSE)):
@@ -234,6 +233,11 @@ def test_unknown_keys_and_jobs_are_named(recipe_of: Recipes) -> None:
     assert load_recipe(recipe_of("cross_encoder"), {"fit.batch": "64"}).fit.batch == 64
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parents[3] / "recipes").glob("*.toml")), ids=str)
+def test_every_recipe_that_is_shipped_says_what_its_job_knows(path: Path) -> None:
+    assert load_recipe(path).job in STUDENTS
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 100}, "fit": {"save_every": 5}}}
@@ -249,3 +253,19 @@ def test_a_killed_command_goes_on_where_it_was(recipe_of: Recipes, tmp_path: Pat
     assert not (tmp_path / "model" / "report.json").exists()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert json.loads((tmp_path / "model" / "report.json").read_text())["resumed_at"] >= 5
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_would_on_batches_of_twice_the_size(recipe_of: Recipes, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"]
+    for name, batch, command in (("one", 4, [sys.executable, "-m"]), ("two", 2, launch)):
+        tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"batch": batch}}
+        path = recipe_of("cross_encoder", name, tables=tables)
+        subprocess.run([*command, "chamfer", "train", str(path)], env=environment, check=True, capture_output=True)
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert one["steps"] == two["steps"] == 8
+    assert one["before"] == two["before"]
+    expected, found = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name].astype(np.float32), tensor.astype(np.float32), atol=1e-3, err_msg=name)

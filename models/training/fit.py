@@ -229,7 +229,7 @@ def arguments_of(config: FitConfig, n_draws: int, work: Path) -> TrainingArgumen
 def steps_of(arguments: TrainingArguments, n_draws: int) -> int:
     """Steps of the optimiser, each over the batches of all processes."""
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return max(1, n_draws // batch)
+    return max(1, n_draws // int(batch))
 
 
 def _kept(path: Path, make: Callable[[], dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

@@ -76,10 +76,9 @@ class RerankerLearner(LanguageLearner):
         lists = [self._list(draw, order) for draw, order in zip(draws, orders, strict=True)]
         batches = list(self.language.batches([a.prompt for a in (*pairs, *lists)], self.recipe.fit.micro_tokens))
         logits = in_order([self.language.logits(inputs) for _, inputs in batches], [rows for rows, _ in batches])
-        chosen = [
-            max(a.among, key=own.__getitem__) for own, a in zip(logits[len(pairs) :].tolist(), lists, strict=True)
-        ]
-        self.notes = {"lists right": sum(c in a.right for c, a in zip(chosen, lists, strict=True)) / len(lists)}
+        listed = logits[len(pairs) :].detach()
+        right = [a.among[int(own[a.among].argmax())] in a.right for own, a in zip(listed, lists, strict=True)]
+        self.notes = {"lists right": sum(right) / len(right)}
         return {
             "pair": self.recipe.pair_weight * self._loss(logits[: len(pairs)], pairs),
             "list": self.recipe.list_weight * self._loss(logits[len(pairs) :], lists),

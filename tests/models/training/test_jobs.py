@@ -258,7 +258,7 @@ def test_a_killed_command_goes_on_where_it_was(recipe_of: Recipes, tmp_path: Pat
 @pytest.mark.slow
 def test_two_processes_train_what_one_would_on_batches_of_twice_the_size(recipe_of: Recipes, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     for name, batch, command in (("one", 4, [sys.executable, "-m"]), ("two", 2, launch)):
         tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"batch": batch}}
         path = recipe_of("cross_encoder", name, tables=tables)

@@ -266,6 +266,10 @@ def test_two_processes_train_what_one_would_on_batches_of_twice_the_size(recipe_
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert one["steps"] == two["steps"] == 8
     assert one["before"] == two["before"]
+    for own, other in zip(one["curve"], two["curve"], strict=True):
+        assert own["loss"] == pytest.approx(other["loss"], rel=1e-3)
     expected, found = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
-    for name, tensor in expected.items():
-        np.testing.assert_allclose(found[name].astype(np.float32), tensor.astype(np.float32), atol=1e-3, err_msg=name)
+    # A listwise loss does not depend on a bias of all scores: its gradient is rounding, which Adam makes a step of.
+    for name in expected.keys() - {"head.outer.bias"}:
+        one_, two_ = (weights[name].astype(np.float32) for weights in (expected, found))
+        np.testing.assert_allclose(two_, one_, atol=1e-3, err_msg=name)

@@ -20,6 +20,7 @@ from chamfer.mining.run import MiningReport, Question, mine
 from chamfer.types import F32, Document, Query
 from indexing.build import BuildConfig, build
 from indexing.collection import Collection
+from models.training.groups import Group, add_images, write_documents, write_groups
 from service.pipeline import Pipeline
 from service.records import SearchRequest, SearchResult
 
@@ -266,3 +267,22 @@ def test_negatives_of_a_wrong_modality_outrank_the_positive_and_all_others_have_
     assert group["doc_ids"][0] == "text-river"
     assert set(wrong) <= set(group["doc_ids"])
     assert group["modality"][0] == 0
+
+
+def test_a_judge_that_sees_is_shown_the_images_of_groups(tmp_path: Path) -> None:
+    (tmp_path / "asked.png").write_bytes(b"asked")
+    group = Group("q", "which one", ["a", "b"], [1.0, 0.0], query_image=Path("asked.png"))
+    write_groups(tmp_path / "g.groups.parquet", [group])
+    write_documents(tmp_path / "g.documents.parquet", [(["a", "b"], ["one", "two"])])
+    add_images(tmp_path / "g.documents.parquet", {"b": b"picture"})
+    seen: list[tuple[object, object]] = []
+
+    class Seeing(WordReranker):
+        reads_images = True
+
+        def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> F32:
+            seen.extend((query.image, document.image) for query, document in pairs)
+            return super().score_pairs(pairs)
+
+    assert judge_file(tmp_path / "g.groups.parquet", tmp_path / "out.parquet", Seeing()) == 2
+    assert set(seen) == {(tmp_path / "asked.png", None), (tmp_path / "asked.png", b"picture")}

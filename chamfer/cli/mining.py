@@ -14,6 +14,7 @@ from chamfer.cli.writing import CollectionArgument, ConfigOption
 from chamfer.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from chamfer.mining.config import MiningConfig
     from chamfer.mining.run import MiningReport, Question
 
 
@@ -50,10 +51,7 @@ def _mine(
     config: ConfigOption = None,
 ) -> None:
     """Mine hard negatives for judged queries. Killed, it goes on where it was when run again."""
-    from chamfer import api
     from chamfer.mining.config import MiningConfig
-    from chamfer.mining.run import mine
-    from chamfer.settings import load_settings
 
     first, last = _ranks(ranks, depth)
     chosen = MiningConfig(
@@ -76,13 +74,28 @@ def _mine(
         stride=stride,
         block=block,
     )
-    settings = load_settings(config)
     questions = read_questions(queries, split)[: limit or None]
+    labels = (source or queries.resolve().name, split)
+    _show(_mined(collection, questions, out, chosen, judge, labels, config), as_json)
+
+
+def _mined(
+    collection: Path,
+    questions: list[Question],
+    out: Path,
+    chosen: MiningConfig,
+    judge: str,
+    labels: tuple[str, str],
+    config: Path | None,
+) -> MiningReport:
+    from chamfer import api
+    from chamfer.mining.run import mine
+    from chamfer.settings import load_settings
+
+    settings = load_settings(config)
     with api.open(collection, settings=settings) as searcher, printing.count_progress("mine") as show:
         scorer = api.reranker_of(settings, judge) if judge else None
-        labels = (source or queries.resolve().name, split)
-        report = mine(searcher, questions, out, chosen, judge=scorer, labels=labels, progress=show)
-    _show(report, as_json)
+        return mine(searcher, questions, out, chosen, judge=scorer, labels=labels, progress=show)
 
 
 def _show(report: MiningReport, as_json: bool) -> None:

@@ -54,6 +54,7 @@ class Tokenizer:
         ids = [encoding.ids for encoding in encodings]
         n_tokens = np.array([len(i) for i in ids], dtype=np.int32)
         kept = [i if len(i) <= limit else [*i[: limit - 1], i[-1]] for i in ids]
+        kept = [i or [self.pad_id] for i in kept]  # a tokenizer without a frame: an empty text still has a vector
         return Tokens(kept, n_tokens, n_tokens > limit)
 
 

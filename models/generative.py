@@ -6,24 +6,30 @@ training (MM-Embed, arXiv 2411.02571), `unime:NAME` asks as UniME-V2 does (model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chamfer.artifact import digest_of
 from chamfer.errors import InvalidInput, NotFound
 from chamfer.protocols import Pair, ScoreKind
-from chamfer.types import F32, Document, Query
+from chamfer.types import F32, I32, Document, Query
 from models.backbone import DeviceConfig, decide, quiet_transformers
 from models.batches import clean, length_groups
 from models.hub import fingerprint
 from models.images import open_image
 from models.judging import Message, Question, as_text, images_of, pair_messages
 from models.pairs import CHARACTERS_PER_TOKEN, refuse_images, scores_of
+from models.tower import fold
+from models.trained import DESCRIPTION, describe, parts_of
 
+if TYPE_CHECKING:
+    import torch
+
+LANGUAGE_KINDS = ("reranker", "universal")
 MAX_TEXT_TOKENS = 4096
 MAX_IMAGE_SIDE = 1024
 PIXELS_PER_TOKEN = 28 * 28  # of the Qwen family; others are charged by the same measure
@@ -44,7 +50,7 @@ class LanguageModel:
     def __init__(self, name: str, model: Any, processor: Any, batch_tokens: int) -> None:
         self.name = name
         self.reads_images = hasattr(processor, "image_processor")
-        self._model = model
+        self.module = model
         self._processor = processor
         self._tokenizer = getattr(processor, "tokenizer", processor)
         self._tokenizer.padding_side = "left"  # the last position is then the last token of each
@@ -72,6 +78,15 @@ class LanguageModel:
         offsets = encoded["offset_mapping"]
         return kept if len(offsets) <= tokens else kept[: offsets[tokens - 1][1]]
 
+    def lengths(self, texts: Sequence[str]) -> I32:
+        """Tokens i32 [N] of each text alone, before it is cut."""
+        encoded = (
+            self._tokenizer([clean(text) for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
+            if texts
+            else []
+        )
+        return np.array([len(ids) for ids in encoded], dtype=np.int32)
+
     def answer_ids(self, spellings: Sequence[str]) -> list[int]:
         """The tokens of those spellings that are one token; InvalidInput if none is."""
         encoded = [self._tokenizer(s, add_special_tokens=False)["input_ids"] for s in spellings]
@@ -85,13 +100,26 @@ class LanguageModel:
         import torch
 
         out = np.zeros((len(prompts), len(ids)), dtype=np.float32)
-        lengths = [prompt.tokens for prompt in prompts]
-        for _, rows in length_groups(lengths, limit=max(lengths, default=1), budget=self._batch_tokens):
-            inputs = self._inputs([prompts[row] for row in rows])
-            with torch.inference_mode():
-                logits = self._model(**inputs, logits_to_keep=1, use_cache=False).logits
-            out[rows] = logits[:, -1, list(ids)].float().cpu().numpy()
+        with torch.inference_mode():
+            for rows, inputs in self.batches(prompts, self._batch_tokens):
+                out[rows] = self.logits(inputs)[:, list(ids)].cpu().numpy()
         return out
+
+    def batches(self, prompts: Sequence[Prompt], budget: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """(rows, the model's inputs) of prompts of like length, at most `budget` tokens."""
+        lengths = [prompt.tokens for prompt in prompts]
+        for _, rows in length_groups(lengths, limit=max(lengths, default=1), budget=budget):
+            yield rows, self._inputs([prompts[row] for row in rows])
+
+    def logits(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Logits f32 [B, V] of the next token; with gradient where one is asked for."""
+        out: torch.Tensor = self.module(**inputs, logits_to_keep=1, use_cache=False).logits
+        return out[:, -1].float()
+
+    def last_states(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Hidden states f32 [B, H] of the last token, which has seen the whole prompt."""
+        out: torch.Tensor = self.module.base_model(**inputs, use_cache=False).last_hidden_state
+        return out[:, -1].float()
 
     def _inputs(self, prompts: list[Prompt]) -> dict[str, Any]:
         texts = [prompt.text for prompt in prompts]
@@ -101,7 +129,7 @@ class LanguageModel:
         else:
             images = [image for prompt in prompts for image in prompt.images]
             made = self._processor(text=texts, images=images or None, **options)
-        return {name: tensor.to(self._model.device) for name, tensor in made.items()}
+        return {name: tensor.to(self.module.device) for name, tensor in made.items()}
 
 
 class GenerativeReranker:
@@ -149,9 +177,9 @@ def log_odds(positive: F32, negative: F32) -> F32:
     return out
 
 
-def shortened_query(model: LanguageModel, query: Query) -> Query:
+def shortened_query(model: LanguageModel, query: Query, tokens: int = MAX_TEXT_TOKENS) -> Query:
     """The query with its text cut, and without an image the model cannot see."""
-    return replace(query, text=model.shortened(query.text), image=query.image if model.reads_images else None)
+    return replace(query, text=model.shortened(query.text, tokens), image=query.image if model.reads_images else None)
 
 
 def shortened_document(model: LanguageModel, document: Document, tokens: int = MAX_TEXT_TOKENS) -> Document:
@@ -163,31 +191,46 @@ def shortened_document(model: LanguageModel, document: Document, tokens: int = M
 def load_language_model(name: str, config: DeviceConfig) -> LanguageModel:
     """The chat model of this hub name or local path, with its image processor if it has one.
 
+    A folder that `chamfer train` wrote is its backbone with the learnt changes added to the weights.
+
     Runs through torch in bf16 on CUDA, else in fp32 unless models.reranker_device.precision is bf16.
     """
+    folder = Path(name)
+    if (folder / DESCRIPTION).is_file():
+        description = describe(folder)
+        if description.kind not in LANGUAGE_KINDS:
+            raise InvalidInput(f"{folder} holds a {description.kind} model, expected one of {LANGUAGE_KINDS}")
+        changes = parts_of(folder, description)[1]
+        return _open(name, description.backbone, config, lambda model: fold(model, changes))
+    return _open(name, name, config)
+
+
+def _open(name: str, source: str, config: DeviceConfig, change: Callable[[Any], None] | None = None) -> LanguageModel:
     import torch
     import transformers
 
     decision = decide(replace(config, backend="torch"))
     if config.threads and decision.device == "cpu":
         torch.set_num_threads(config.threads)
-    options: dict[str, Any] = {"local_files_only": not config.allow_download or Path(name).exists()}
+    options: dict[str, Any] = {"local_files_only": not config.allow_download or Path(source).exists()}
     dtype = torch.bfloat16 if decision.precision == "bf16" else torch.float32
     try:
         with quiet_transformers():
-            settings = transformers.AutoConfig.from_pretrained(name, **options)
+            settings = transformers.AutoConfig.from_pretrained(source, **options)
             sees = type(settings) in transformers.AutoModelForImageTextToText._model_mapping
             kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
             reader = transformers.AutoProcessor if sees else transformers.AutoTokenizer
-            model = kind.from_pretrained(name, dtype=dtype, **options).to(decision.device).eval()
-            processor = reader.from_pretrained(name, **options)
+            model = kind.from_pretrained(source, dtype=dtype, **options).to(decision.device).eval()
+            processor = reader.from_pretrained(source, **options)
     except OSError as error:
         raise NotFound(
-            f"model {name!r} is neither a local path nor in the local hub cache ({error}); "
+            f"model {source!r} is neither a local path nor in the local hub cache ({error}); "
             "set models.reranker_device.allow_download to fetch it"
         ) from error
     except (ValueError, TypeError, KeyError, ImportError) as error:
-        raise InvalidInput(f"model {name!r} cannot be opened as a language model: {error}") from error
+        raise InvalidInput(f"model {source!r} cannot be opened as a language model: {error}") from error
+    if change is not None:
+        change(model)
     return LanguageModel(name, model, processor, config.batch_tokens)
 
 

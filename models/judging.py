@@ -117,6 +117,14 @@ def list_messages(query: Query, documents: Sequence[Document]) -> list[Message]:
     return _conversation("", content)
 
 
+def embedding_messages(instruction: str, image: Any, text: str) -> list[Message]:
+    """What is said to a model whose last state is taken as a vector; an empty text still has a conversation."""
+    content: Content = []
+    _say(content, instruction)
+    _show(content, image, text)
+    return _conversation("", content)
+
+
 def images_of(messages: Sequence[Message]) -> list[Any]:
     """The images of a conversation, in order."""
     return [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]

@@ -92,9 +92,7 @@ def load_encoder(name: str, config: DeviceConfig) -> Encoder:
         return CATALOGUE[name].load(config)
     family, separator, model = name.partition(":")
     if family == "trained" and model:
-        from models.trained_encoder import load_trained_encoder
-
-        return load_trained_encoder(name, [Path(part) for part in model.split(",")], config)
+        return _load_trained(name, [Path(part) for part in model.split(",")], config)
     if not separator or family not in FAMILIES or not model:
         near = get_close_matches(name, CATALOGUE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -102,6 +100,16 @@ def load_encoder(name: str, config: DeviceConfig) -> Encoder:
     from models.hub import load_hub_encoder
 
     return load_hub_encoder(name, model, FAMILIES[family], config)
+
+
+def _load_trained(name: str, folders: list[Path], config: DeviceConfig) -> Encoder:
+    from models.universal import is_universal, load_universal_encoder
+
+    if len(folders) == 1 and is_universal(folders[0]):
+        return load_universal_encoder(name, folders[0], config)
+    from models.trained_encoder import load_trained_encoder
+
+    return load_trained_encoder(name, folders, config)
 
 
 def load_reranker(

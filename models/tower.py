@@ -10,10 +10,11 @@ mini      the token vectors of the encoder `mini` (128, unit length), so that a 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,11 @@ from torch.nn import functional as F
 
 from chamfer.errors import Incompatible, InvalidInput, NotFound
 from models.backbone import quiet_transformers
+from models.factored import factor
 
 MINI = "mini"
+RANKS = "factored"  # in the config.json of a compressed backbone: the rank of each factored layer by its name
+Attention = Literal["own", "bidirectional"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +98,28 @@ def folder_of(backbone: str) -> Path:
     return path
 
 
-def open_tower(backbone: str, features: Sequence[str], *, dropout: float | None = None) -> Tower:
-    """The tower over a backbone's weights, f32; `dropout` replaces the configured probabilities."""
-    from transformers import AutoModel
+def open_tower(
+    backbone: str, features: Sequence[str], *, dropout: float | None = None, attention: Attention = "own"
+) -> Tower:
+    """The tower over a backbone's weights, f32; `dropout` replaces the configured probabilities.
 
-    given = {} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    with quiet_transformers():
-        transformer = AutoModel.from_pretrained(
-            folder_of(backbone), local_files_only=True, dtype=torch.float32, add_pooling_layer=False, **given
-        )
+    attention "bidirectional" removes the causal mask of a decoder, so that a mean over its tokens means the whole text.
+    """
+    from transformers import AutoConfig
+
+    folder = folder_of(backbone)
+    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings.use_cache = False  # a decoder's keys and values are not asked for again
+    for name in _DROPOUTS if dropout is not None else ():
+        if hasattr(settings, name):
+            setattr(settings, name, dropout)
+    if attention == "bidirectional":
+        settings.is_causal = False
+    transformer = _open_transformer(folder, settings)
+    if attention == "bidirectional":
+        for module in transformer.modules():
+            if hasattr(module, "is_causal"):  # what fused attention asks where a mask without padding was left out
+                module.is_causal = False
     layers = range(int(transformer.config.num_hidden_layers) + 1)
     known = {"last", "words", *(f"layer:{n}" for n in layers), *([MINI] if backbone == MINI else [])}
     if unknown := [name for name in features if name not in known]:
@@ -110,11 +127,35 @@ def open_tower(backbone: str, features: Sequence[str], *, dropout: float | None 
     return Tower(transformer, features)
 
 
-def fold(tower: Tower, changes: Mapping[str, Fold]) -> None:
-    """Adds the changes to the weights of the tower's linear layers, in place; names are those of the transformer."""
-    modules = dict(tower.transformer.named_modules())
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
+
+
+def _open_transformer(folder: Path, settings: Any) -> Any:
+    """The transformer of a folder in f32; a compressed one has thin pairs of layers in the places that it names."""
+    from safetensors.torch import load_file
+    from transformers import AutoModel
+
+    options: dict[str, Any] = {}
+    if "add_pooling_layer" in inspect.signature(AutoModel._model_mapping[type(settings)].__init__).parameters:
+        options["add_pooling_layer"] = False
+    ranks: Mapping[str, int] | None = getattr(settings, RANKS, None)
+    with quiet_transformers():
+        if ranks is None:
+            return AutoModel.from_pretrained(
+                folder, config=settings, local_files_only=True, dtype=torch.float32, **options
+            )
+        transformer = AutoModel.from_config(settings, dtype=torch.float32, **options)
+    factor(transformer, ranks)
+    transformer.load_state_dict(load_file(folder / "model.safetensors"))
+    return transformer
+
+
+def fold(transformer: nn.Module, changes: Mapping[str, Fold]) -> None:
+    """Adds the changes to the weights of a model's linear layers, in place; names are those of the model."""
+    modules: dict[str, Any] = dict(transformer.named_modules())
     with torch.no_grad():
         for name, change in changes.items():
             if name not in modules:
                 raise Incompatible(f"the adapter changes {name!r}, which the backbone does not have")
-            modules[name].weight += change.scale * (change.up.float() @ change.down.float())
+            weight = modules[name].weight
+            weight += (change.scale * (change.up.float() @ change.down.float())).to(weight)

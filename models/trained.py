@@ -16,17 +16,19 @@ from typing import Any, Literal
 
 from chamfer.artifact import digest_of, file_digest
 from chamfer.errors import Incompatible, NotFound
-from models.tower import Fold, Tower, fold, folder_of, open_tower
+from models.tower import Attention, Fold, Tower, fold, folder_of, open_tower
 
 FORMAT = 1
 DESCRIPTION = "model.json"
 WEIGHTS = "weights.safetensors"
+ITSELF = "."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """kind: tokens, sparse, dense or cross. Limits count tokens with specials; pairs share document_tokens.
 
+    backbone "." on disk is the folder itself (a compressed model), which `describe` names in full.
     adapted: the adapter changes both sides, or queries alone (a model trained against a frozen bank).
     """
 
@@ -38,19 +40,20 @@ class Description:
     head: Mapping[str, Any] = field(default_factory=dict)
     adapter_scale: float = 0.0
     adapted: Literal["both", "queries"] = "both"
+    attention: Attention = "own"
 
 
 def save(folder: Path, description: Description, head: Mapping[str, Any], adapter: Mapping[str, Fold]) -> None:
     """Writes description and weights; tensors are kept as f16."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialised
 
     tensors = {f"head.{name}": tensor for name, tensor in head.items()}
     for name, change in adapter.items():
         tensors |= {f"adapter.{name}.down": change.down, f"adapter.{name}.up": change.up}
     halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(halves, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(serialised(halves))  # with the permissions of any other file
     plain = {name: getattr(description, name) for name in description.__dataclass_fields__}
     (folder / DESCRIPTION).write_text(json.dumps({"format": FORMAT, **plain}, indent=1) + "\n", encoding="utf-8")
 
@@ -63,14 +66,22 @@ def describe(folder: Path) -> Description:
     plain = json.loads(path.read_text(encoding="utf-8"))
     if (found := plain.pop("format", None)) != FORMAT:
         raise Incompatible(f"{path} has format {found!r}, this version reads {FORMAT}")
+    if plain["backbone"] == ITSELF:
+        plain["backbone"] = str(folder)
     return Description(**{**plain, "features": tuple(plain["features"])})
 
 
 def fingerprint(folder: Path, description: Description) -> str:
     """SHA-256 over all that moves a vector: backbone, tokenizer, trained weights and description."""
     backbone = folder_of(description.backbone)
-    digests = [file_digest(backbone / name) for name in ("model.safetensors", "tokenizer.json")]
+    digests = [weights_digest(backbone), file_digest(backbone / "tokenizer.json")]
     return digest_of(*digests, file_digest(folder / WEIGHTS), file_digest(folder / DESCRIPTION))
+
+
+def weights_digest(backbone: Path) -> str:
+    """SHA-256 over the weights of a backbone, whether in one file or in several."""
+    digests = [file_digest(path) for path in sorted(backbone.glob("model*.safetensors"))]
+    return digests[0] if len(digests) == 1 else digest_of("shards", *digests)
 
 
 def parts_of(folder: Path, description: Description) -> tuple[dict[str, Any], dict[str, Fold]]:
@@ -90,6 +101,6 @@ def parts_of(folder: Path, description: Description) -> tuple[dict[str, Any], di
 
 def open_trained_tower(description: Description, changes: Mapping[str, Fold]) -> Tower:
     """The backbone with the changes folded in, in evaluation mode."""
-    tower = open_tower(description.backbone, description.features, dropout=0.0)
-    fold(tower, changes)
+    tower = open_tower(description.backbone, description.features, dropout=0.0, attention=description.attention)
+    fold(tower.transformer, changes)
     return tower.eval()

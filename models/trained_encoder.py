@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chamfer.artifact import digest_of, file_digest
+from chamfer.artifact import digest_of
 from chamfer.errors import InvalidInput
 from chamfer.protocols import EncoderSpec
 from chamfer.types import F32, I64, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
@@ -17,7 +17,7 @@ from models.backbone import Backbone, DeviceConfig, load_backbone
 from models.batches import Batch, Tokenizer, Tokens, token_batches
 from models.mini import normalised
 from models.tower import folder_of
-from models.trained import Description, describe, fingerprint, open_trained_tower, parts_of
+from models.trained import Description, describe, fingerprint, open_trained_tower, parts_of, weights_digest
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfi
         fingerprint=digest_of("trained", *digests),
     )
     first = _served(first, dense=VectorKind.DENSE in spec.dims)
-    frozen = digest_of("tower", file_digest(folder_of(first.backbone) / "model.safetensors"), first.features)
+    frozen = digest_of("tower", weights_digest(folder_of(first.backbone)), first.features)
     adapted_digest = digest_of(frozen, digests[0]) if changes else frozen
     tower = load_backbone(lambda: open_trained_tower(first, changes), adapted_digest, config)
     documents = tower

@@ -76,7 +76,7 @@ def main() -> None:
             groups.append(group)
             documents |= texts
         print(f"{source.name}: {len(groups):,} groups, {len(documents):,} documents so far", flush=True)
-    write_documents(options.out / "documents.parquet", documents)
+    write_documents(options.out / "documents.parquet", [(list(documents), list(documents.values()))])
     write_groups(options.out / "groups.parquet", groups)
 
 

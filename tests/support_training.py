@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support_judges import tiny_llava_judge
 from support_models import tiny_transformer
 
 from models.training.groups import Group, write_documents, write_groups
@@ -19,6 +20,12 @@ Recipes = Callable[..., Path]
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_transformer(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model that sees: two layers, random weights, the real classes."""
+    return tiny_llava_judge(tmp_path_factory.mktemp("llava"))
 
 
 def make_groups(n: int, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
@@ -43,7 +50,12 @@ def make_groups(n: int, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
                 labels=[1.0, 0.0, 0.0, 0.0],
                 source="toy",
                 split="train" if number < 8 else "dev",
-                teachers={"bm25": [9.0, 4.0, 0.0, 0.0], "dense": [0.9, 0.5, 0.1, 0.2], "judged": [1.0, 1.0, 0.0, 0.0]},
+                teachers={
+                    "bm25": [9.0, 4.0, 0.0, 0.0],
+                    "dense": [0.9, 0.5, 0.1, 0.2],
+                    "judged": [1.0, 1.0, 0.0, 0.0],
+                    "rank": [1, 2, 3, 4],
+                },
             )
         )
     return groups, documents
@@ -56,33 +68,17 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def write_impressions(path: Path, groups: list[Group]) -> None:
-    """The groups as impressions: candidates shown in their order, the relevant ones clicked."""
-    records = [
-        {
-            "request_id": group.query_id,
-            "query": group.query,
-            "shown": [{"doc_id": doc_id, "rank": rank} for rank, doc_id in enumerate(group.doc_ids, 1)],
-            "clicked": [group.doc_ids[place] for place in group.positives],
-            "split": group.split,
-        }
-        for group in groups
-    ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-
 @pytest.fixture
 def recipe_of(backbone: Path, tmp_path: Path) -> Recipes:
     """Writes a recipe over eight training groups and two held out, with the given tables; returns its path."""
     groups, documents = make_groups(10)
     write_groups(tmp_path / "groups.parquet", groups)
-    write_documents(tmp_path / "documents.parquet", documents)
-    write_impressions(tmp_path / "impressions.ndjson", groups)
+    write_documents(tmp_path / "documents.parquet", [(list(documents), list(documents.values()))])
 
     def write(job: str, out: str = "model", *, tables: dict[str, dict[str, Any]] | None = None, **keys: Any) -> Path:
         plain = {"job": job, "out": str(tmp_path / out), "backbone": str(backbone), "document_tokens": 24, **keys}
         data = {
-            "groups": str(tmp_path / ("impressions.ndjson" if job == "clicks" else "groups.parquet")),
+            "groups": str(tmp_path / "groups.parquet"),
             "documents": str(tmp_path / "documents.parquet"),
             "negatives": 3,
             "held_out": 2,

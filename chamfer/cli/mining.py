@@ -14,6 +14,7 @@ from chamfer.cli.writing import CollectionArgument, ConfigOption
 from chamfer.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from chamfer.mining.config import MiningConfig
     from chamfer.mining.run import MiningReport, Question
 
 
@@ -39,6 +40,10 @@ def _mine(
     twin: Annotated[float, typer.Option(help="Drop cosines with a positive from here on; above 1: none.")] = 0.95,
     clusters: Annotated[int, typer.Option(help="Cut the corpus into so many clusters (LEMON); 0: none.")] = 0,
     nearest: Annotated[int, typer.Option(help="Keep candidates of so many clusters nearest to the query.")] = 3,
+    modality: Annotated[
+        str, typer.Option(help="Metadata field with a document's modality: draw of the wanted and of wrong ones.")
+    ] = "",
+    wrong: Annotated[int, typer.Option(help="Negatives of a wrong modality, with --modality.")] = 4,
     keep: Annotated[int, typer.Option(help="Negatives drawn for a query.")] = 8,
     stride: Annotated[int, typer.Option(help="Cyclic stride through the survivors; 1: the hardest.")] = 5,
     block: Annotated[int, typer.Option(help="Queries between two points from which a killed run goes on.")] = 256,
@@ -46,10 +51,7 @@ def _mine(
     config: ConfigOption = None,
 ) -> None:
     """Mine hard negatives for judged queries. Killed, it goes on where it was when run again."""
-    from chamfer import api
     from chamfer.mining.config import MiningConfig
-    from chamfer.mining.run import mine
-    from chamfer.settings import load_settings
 
     first, last = _ranks(ranks, depth)
     chosen = MiningConfig(
@@ -66,17 +68,34 @@ def _mine(
         twin=twin,
         clusters=clusters,
         nearest=nearest,
+        modality=modality,
+        wrong=wrong,
         keep=keep,
         stride=stride,
         block=block,
     )
-    settings = load_settings(config)
     questions = read_questions(queries, split)[: limit or None]
+    labels = (source or queries.resolve().name, split)
+    _show(_mined(collection, questions, out, chosen, judge, labels, config), as_json)
+
+
+def _mined(
+    collection: Path,
+    questions: list[Question],
+    out: Path,
+    chosen: MiningConfig,
+    judge: str,
+    labels: tuple[str, str],
+    config: Path | None,
+) -> MiningReport:
+    from chamfer import api
+    from chamfer.mining.run import mine
+    from chamfer.settings import load_settings
+
+    settings = load_settings(config)
     with api.open(collection, settings=settings) as searcher, printing.count_progress("mine") as show:
         scorer = api.reranker_of(settings, judge) if judge else None
-        labels = (source or queries.resolve().name, split)
-        report = mine(searcher, questions, out, chosen, judge=scorer, labels=labels, progress=show)
-    _show(report, as_json)
+        return mine(searcher, questions, out, chosen, judge=scorer, labels=labels, progress=show)
 
 
 def _show(report: MiningReport, as_json: bool) -> None:
@@ -136,29 +155,35 @@ def _judge(
 
 
 def _selections(
-    log: Annotated[Path, typer.Argument(metavar="LOG", help="Directory of a service's selection log.")],
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="A service's selection log, or a file of impressions.")],
     collection: CollectionArgument,
     out: Annotated[Path, typer.Option(help="Groups (.parquet); documents go beside them.")],
     name: Annotated[str, typer.Option(help="Served name of the collection; default: every one.")] = "",
     queries: Annotated[Path | None, typer.Option(help="Queries, where the log keeps digests alone.")] = None,
+    dev: Annotated[float, typer.Option(help="Share of queries that are held out, in split dev.")] = 0.0,
 ) -> None:
-    """Turn a selection log into training groups: clicked, shown and retrieved documents with their features."""
+    """Turn a log of searches into training groups: clicked, shown and retrieved documents with their features."""
     from chamfer.mining import files
     from chamfer.mining.selections import pools_of, read_selections
     from indexing.collection import Collection
     from indexing.corpus import read_queries
+    from models.training.groups import write_documents
+    from models.training.tables import write_table
 
     impressions, unreadable = read_selections(log)
     own = [i for i in impressions if not name or i.collection == name]
+    for impression in own:
+        impression.source = impression.source or impression.collection
+        impression.split = "dev" if impression.is_held_out(dev) else impression.split
     pools = pools_of(own, read_queries(queries) if queries else ())
     if not pools:
         raise InvalidInput(
             f"none of {len(own):,} recorded searches has a known query; give --queries, or set selection_log.text"
         )
-    files.write_table(out, files.table_of(pools, name, "train"))
+    write_table(out, files.table_of(pools))
     ids = sorted({document.doc_id for pool in pools for document in pool.documents})
     with Collection.open(collection) as opened:
-        files.write_documents(out, files.texts_of(opened, ids))
+        write_documents(files.documents_path(out), files.texts_of(opened, ids))
     said = (
         f"{out}: {len(pools):,} of {len(own):,} searches, {sum(pool.positive.any() for pool in pools):,} with a click"
     )

@@ -32,7 +32,8 @@ def _train(
         for source, measures in fitted.after.items()
         for name, value in measures.items()
     ]
-    printing.table(str(loaded.out), ["source", "measure", "before", "after"], rows)
+    if rows:
+        printing.table(str(loaded.out), ["source", "measure", "before", "after"], rows)
 
 
 def _pair(text: str) -> tuple[str, str]:

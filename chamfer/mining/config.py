@@ -22,6 +22,9 @@ class MiningConfig:
     duplicate            drop what shares this much (Jaccard of word triples) with a positive
     twin                 drop what has this cosine, by the dense channel, with a positive
     clusters, nearest    cut the corpus into so many clusters (0: none) and drop what is not in the nearest to the query
+    modality             the metadata field that says a document's modality; none: modalities do not count. Negatives
+                         then have that of a positive, and `wrong` more are drawn of those that outrank every positive
+                         in another one (MM-Embed, arXiv 2411.02571), which no other filter but consistency drops
     keep, stride         so many negatives by a cyclic stride through the survivors
     block                queries between two points from which a killed run goes on
     seed                 of the clusters
@@ -41,6 +44,8 @@ class MiningConfig:
     twin: float | None = 0.95
     clusters: int = 0
     nearest: int = 3
+    modality: str = ""
+    wrong: int = 4
     keep: int = 8
     stride: int = 5
     block: int = 256
@@ -50,7 +55,7 @@ class MiningConfig:
         for name in ("depth", "first_rank", "keep", "stride", "block", "nearest"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"mining: {name} is {getattr(self, name)}, expected 1 or more")
-        for name in ("last_rank", "consistency", "clusters"):
+        for name in ("last_rank", "consistency", "clusters", "wrong"):
             if getattr(self, name) < 0:
                 raise InvalidInput(f"mining: {name} is {getattr(self, name)}, expected 0 or more")
         if not self.first_rank <= self.worst_rank <= self.depth:

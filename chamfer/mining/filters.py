@@ -13,7 +13,7 @@ import numpy as np
 from chamfer.errors import InvalidInput
 from chamfer.types import F32, I64, Bool
 
-KEPT, POSITIVE = "kept", "positive"
+KEPT, POSITIVE, WRONG = "kept", "positive", "wrong_modality"
 
 
 def outside_ranks(ranks: F32, first: int, last: int) -> Bool:
@@ -57,6 +57,12 @@ def outside_clusters(places: F32, nearest: int) -> Bool:
 def consistent(positive_ranks: Sequence[float] | F32, within: int) -> bool:
     """Whether some positive is among the first `within` (KaLM's ranking consistency); NaN is a positive not found."""
     return bool((np.asarray(positive_ranks, dtype=np.float32) <= within).any())
+
+
+def outranking(ranks: F32, positive_ranks: F32) -> Bool:
+    """Candidates that stand above every positive that was found; all that were found if none was (NaN)."""
+    best = np.nanmin(np.append(positive_ranks, np.inf))
+    return np.asarray(ranks < best, dtype=bool)
 
 
 def cyclic(n: int, stride: int, keep: int) -> I64:

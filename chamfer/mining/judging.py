@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from chamfer.artifact import MANIFEST, digest_of, discard_temporaries, open_artifact, write_artifact
 from chamfer.errors import InvalidInput
-from chamfer.mining import files
 from chamfer.mining.scoring import score_pairs
 from chamfer.protocols import Reranker
 from chamfer.types import F32, Document, Query
+from models.training.groups import read_documents, read_images
+from models.training.tables import float_lists, read_table, write_table
 
 CACHE_BYTES = 64 << 20
 Pairs = list[tuple[Query, Document]]
@@ -36,9 +37,9 @@ def judge_file(
     with the texts in the .documents.parquet beside it). Logits become probabilities; NaN is a pair that could not be
     judged. Run again after a kill, it goes on with the first block of rows that is missing.
     """
-    table = files.read_table(source, ("query",))
+    table = read_table(source, ("query",))
     grouped = "doc_ids" in table.column_names
-    texts = _texts_beside(source) if grouped else {}
+    documents = _documents_beside(source) if grouped else {}
     scorer = _cached(reranker)
     folder = out.with_name(f".{out.name}.blocks")
     discard_temporaries(folder)
@@ -46,17 +47,19 @@ def judge_file(
     lengths: list[int] = []
     for number, start in enumerate(range(0, table.num_rows, block)):
         rows = table.slice(start, block).to_pylist()
-        found = [_group(row, texts) if grouped else [_pair(row, start + i)] for i, row in enumerate(rows)]
+        found = [
+            _group(row, documents, source.parent) if grouped else [_pair(row, start + i)] for i, row in enumerate(rows)
+        ]
         lengths += [len(pairs) for pairs in found]
         scores.append(_scored(folder, number, [pair for pairs in found for pair in pairs], scorer))
         if progress is not None:
             progress(start + len(rows), table.num_rows)
     flat = np.concatenate([np.empty(0, dtype=np.float32), *scores])
     parts = np.split(flat, np.cumsum(lengths)[:-1]) if lengths else []
-    values = files.float_lists(parts) if grouped else pa.array(flat, pa.float32())
+    values = float_lists(parts) if grouped else pa.array(flat, pa.float32())
     if column in table.column_names:
         table = table.drop_columns([column])
-    files.write_table(out, table.append_column(column, values))
+    write_table(out, table.append_column(column, values))
     shutil.rmtree(folder, ignore_errors=True)
     return len(flat)
 
@@ -78,17 +81,19 @@ def _cached(reranker: Any) -> Reranker:
     return CachedReranker(reranker, ScoreCache(CACHE_BYTES))
 
 
-def _texts_beside(source: Path) -> dict[str, str]:
+def _documents_beside(source: Path) -> dict[str, Document]:
     stem = source.name.removesuffix(".parquet").removesuffix(".groups")
-    table = files.read_table(source.with_name(f"{stem}.documents.parquet"), ("doc_id", "text"))
-    return dict(zip(table["doc_id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    path = source.with_name(f"{stem}.documents.parquet")
+    images = read_images(path)
+    return {i: Document(i, text, image=images.get(i)) for i, text in read_documents(path).items()}
 
 
-def _group(row: dict[str, Any], texts: dict[str, str]) -> Pairs:
-    query = Query(str(row.get("query_id", "")), row["query"])
-    if missing := [doc_id for doc_id in row["doc_ids"] if doc_id not in texts]:
+def _group(row: dict[str, Any], documents: dict[str, Document], folder: Path) -> Pairs:
+    image = row.get("query_image")
+    query = Query(str(row.get("query_id", "")), row["query"], folder / image if isinstance(image, str) else image)
+    if missing := [doc_id for doc_id in row["doc_ids"] if doc_id not in documents]:
         raise InvalidInput(f"document {missing[0]!r} of query {row['query']!r} is not in the documents file")
-    return [(query, Document(doc_id, texts[doc_id])) for doc_id in row["doc_ids"]]
+    return [(query, documents[doc_id]) for doc_id in row["doc_ids"]]
 
 
 def _pair(row: dict[str, Any], number: int) -> tuple[Query, Document]:

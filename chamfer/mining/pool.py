@@ -24,6 +24,8 @@ class Pool:
     positive: Bool
     features: dict[str, F32] = field(default_factory=dict)
     fates: list[str] = field(default_factory=list)
+    source: str = ""
+    split: str = "train"
 
     def __len__(self) -> int:
         return len(self.documents)

@@ -19,6 +19,7 @@ from chamfer.mining.texts import TermCache
 from chamfer.protocols import Reranker
 from chamfer.types import Document, Query
 from indexing.dense import DenseRetriever
+from models.training.groups import write_documents
 
 Progress = Callable[[int, int], None]
 POOLS = "pools.parquet"
@@ -74,15 +75,15 @@ def mine(
             reused += 1
         else:
             with write_artifact(path, "mined-block", {}) as writer:
-                pq.write_table(files.table_of(miner.pools(block), *labels), writer.path(POOLS), compression="zstd")
+                pq.write_table(files.table_of(miner.pools(block, labels)), writer.path(POOLS), compression="zstd")
         paths.append(path / POOLS)
         if progress is not None:
             progress(start + len(block), len(known))
-    groups = files.merge(paths, out)
+    count = files.merge(paths, out)
     ids = sorted({doc_id for path in paths for doc_id in files.doc_ids(path)})
-    files.write_documents(out, files.texts_of(searcher.collection, ids))
+    write_documents(files.documents_path(out), files.texts_of(searcher.collection, ids))
     shutil.rmtree(folder)
-    return MiningReport(len(questions), len(questions) - len(known), groups, reused, files.count_fates(out))
+    return MiningReport(len(questions), len(questions) - len(known), count, reused, files.count_fates(out))
 
 
 class Miner:
@@ -107,8 +108,8 @@ class Miner:
         judge = None if self._judge is None else [self._judge.name, self._judge.fingerprint]
         return digest_of(asked, labels, config, plan.plan.as_json if plan else None, rerankers, identity, judge)
 
-    def pools(self, block: Sequence[Question]) -> list[Pool]:
-        """The pools of a block, every feature and fate in place."""
+    def pools(self, block: Sequence[Question], labels: tuple[str, str] = ("", "train")) -> list[Pool]:
+        """The pools of a block, every feature and fate in place; `labels` are their source and split."""
         config, collection = self._config, self._searcher.collection
         texts = [q.query.text for q in block]
         results = self._searcher.search_many(texts, config.depth, plan=config.plan, explain=True)
@@ -120,10 +121,13 @@ class Miner:
         if self._clusters is not None and self._vectors is not None:
             asked = scoring.query_vectors(self._searcher.pipeline.encoder, [q.query for q in block])
             self._clusters.add_to(pools, collection, self._vectors, asked)
+        if config.modality:
+            scoring.add_modality(pools, config.modality)
         if self._judge is not None:
             scoring.add_judge_scores(pools, self._judge)
         self._check_by(pools)
         for pool in pools:
+            pool.source, pool.split = labels
             scoring.decide(pool, config)
         return pools
 

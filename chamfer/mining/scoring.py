@@ -13,12 +13,13 @@ from chamfer.mining.config import MiningConfig
 from chamfer.mining.pool import Pool
 from chamfer.mining.texts import TermCache, jaccard, overlap
 from chamfer.protocols import PairReranker, Reranker
-from chamfer.types import F32, DenseVectors, Document, Query, VectorKind
+from chamfer.types import F32, Bool, DenseVectors, Document, Query, VectorKind
 from indexing.collection import Collection
 from indexing.dense import DenseRetriever
 
 CLUSTER_SAMPLE = 20_000
 INCONSISTENT = "inconsistent"
+MODALITY = "modality"
 
 
 def add_text_features(pools: Sequence[Pool], cache: TermCache) -> None:
@@ -38,6 +39,13 @@ def add_dense_features(pools: Sequence[Pool], collection: Collection, vectors: D
         own = unit(vectors.vectors(collection.rows([d.doc_id for d in pool.documents])).values)
         near = own @ own[pool.positive].T
         pool.features["twin"] = near.max(axis=1, initial=-1.0).astype(np.float32)
+
+
+def add_modality(pools: Sequence[Pool], name: str) -> None:
+    """`modality`: 0 where the metadata field says of the candidate what it says of a positive, else 1."""
+    for pool in pools:
+        wanted = {document.metadata.get(name) for document in pool.positives}
+        pool.features[MODALITY] = _column(float(d.metadata.get(name) not in wanted) for d in pool.documents)
 
 
 def add_judge_scores(pools: Sequence[Pool], judge: Reranker) -> None:
@@ -98,10 +106,27 @@ class Clusters:
 
 
 def decide(pool: Pool, config: MiningConfig) -> None:
-    """Writes the pool's fates. The order of the filters is that of their names in a log: the first one counts."""
+    """Writes the pool's fates: what `dropped_by` drops, the rest drawn by a cyclic stride."""
+    ranks = pool.features["rank"]
+    if config.consistency and not filters.consistent(ranks[pool.positive], config.consistency):
+        dropped = [(INCONSISTENT, np.ones(len(pool), dtype=bool))]
+        pool.fates = filters.fates(len(pool), pool.positive, dropped, config.stride, config.keep)
+        return
+    pool.fates = filters.fates(len(pool), pool.positive, dropped_by(pool, config), config.stride, config.keep)
+    if config.modality:
+        other = (pool.features[MODALITY] > 0) & ~pool.positive
+        places = np.flatnonzero(other & filters.outranking(ranks, ranks[pool.positive]))
+        for place in places[filters.cyclic(len(places), config.stride, config.wrong)]:
+            pool.fates[place] = filters.WRONG
+
+
+def dropped_by(pool: Pool, config: MiningConfig) -> list[tuple[str, Bool]]:
+    """What each filter drops, by its name in a log; the first one that drops a candidate counts."""
     features = pool.features
-    ranks = features["rank"]
-    dropped = [("rank", filters.outside_ranks(ranks, config.first_rank, config.worst_rank))]
+    dropped: list[tuple[str, Bool]] = []
+    if config.modality:
+        dropped.append(("other_modality", features[MODALITY] > 0))
+    dropped.append(("rank", filters.outside_ranks(features["rank"], config.first_rank, config.worst_rank)))
     if config.duplicate is not None:
         dropped.append(("duplicate", filters.alike(features["duplicate"], config.duplicate)))
     if config.twin is not None and "twin" in features:
@@ -119,9 +144,7 @@ def decide(pool: Pool, config: MiningConfig) -> None:
         dropped.append(("judge", filters.within_margin(features["judge"], own, config.beta)))
         if config.judge_most is not None:
             dropped.append(("judge_most", filters.above(features["judge"], config.judge_most)))
-    if config.consistency and not filters.consistent(ranks[pool.positive], config.consistency):
-        dropped = [(INCONSISTENT, np.ones(len(pool), dtype=bool))]
-    pool.fates = filters.fates(len(pool), pool.positive, dropped, config.stride, config.keep)
+    return dropped
 
 
 def dense_of(collection: Collection) -> DenseRetriever | None:

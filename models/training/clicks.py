@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from chamfer.errors import InvalidInput
 from models.training.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
 from models.training.groups import Choose, Group
-from models.training.impressions import PROPENSITY, RANK, read_impressions
+from models.training.impressions import PROPENSITY, RANK, as_impression
 from models.training.losses import clicks
 from models.training.recipe import DataConfig
 from models.training.student import Draw
@@ -21,7 +21,7 @@ from models.training.student import Draw
 
 @dataclass(frozen=True, kw_only=True)
 class ClicksRecipe(CrossEncoderRecipe):
-    """data.groups is the log (models.training.impressions). A draw is a whole impression, its first data.last places.
+    """data.groups is a log as chamfer selections writes it. A draw is a whole impression, its first data.last places.
 
     click_loss     propensity: Rel-MF's, with propensities at least `least` (0: unbiased); noise: NBPO's surrogate
                    gradients; likelihood: NBPO's exact ones
@@ -75,8 +75,8 @@ class ClicksStudent(CrossEncoderStudent):
         return (RANK, PROPENSITY)
 
     def groups(self, choose: Choose) -> list[Group]:
-        found = read_impressions(self.recipe.data.groups, self.recipe.eta)
-        return [found[row] for row in choose([g.source for g in found], [g.split for g in found])]
+        found = [as_impression(group, self.recipe.eta) for group in super().groups(choose)]
+        return [group for group in found if group.doc_ids]
 
     def places(self, group: Group, config: DataConfig, rng: np.random.Generator) -> list[int]:
         """The places of an impression that a step sees."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -13,11 +13,11 @@ from chamfer.errors import InvalidInput
 from models.cross import CrossModule, pair_ids
 from models.heads import CrossHead, CrossHeadConfig
 from models.tower import open_tower
-from models.trained import Description
+from models.training.adapters import adapt
 from models.training.cet import Calibration, CetConfig, PoolSelection, Scored, corrected
 from models.training.losses import ranking
 from models.training.recipe import Recipe
-from models.training.student import Draw, Student, adapt, micro_batches
+from models.training.student import Draw, Student, in_order, micro_batches
 
 _LOSSES = {"pointwise": ranking.pointwise, "pairwise": ranking.pairwise, "listwise": ranking.listwise}
 
@@ -45,6 +45,7 @@ class CrossEncoderRecipe(Recipe):
 class CrossEncoderStudent(Student):
     """Scores all pairs of a batch in micro-batches of like length."""
 
+    kind = "cross"
     recipe: CrossEncoderRecipe
 
     def __init__(self, recipe: CrossEncoderRecipe) -> None:
@@ -86,26 +87,20 @@ class CrossEncoderStudent(Student):
     def score(self, query: str, texts: Sequence[str]) -> Tensor:
         return self._score([(query, text) for text in texts])
 
-    def description(self) -> Description:
-        return Description(
-            kind="cross",
-            backbone=self.recipe.backbone,
-            features=self.recipe.features,
-            query_tokens=self.recipe.query_tokens,
-            document_tokens=self.recipe.document_tokens,
-            head=asdict(self.recipe.head),
-            adapter_scale=self.recipe.adapter.scale,
-        )
-
     def _selection(self) -> nn.Module:
         """What says how likely a candidate was selected: the ranker's twin, or a function of the pool's features."""
         config = self.recipe.cet
         if config.form != "released":
             return PoolSelection(list(config.features.values()))
-        tower = open_tower(self.recipe.backbone, self.recipe.features, dropout=self.recipe.adapter.dropout)
+        tower = open_tower(
+            self.recipe.backbone,
+            self.recipe.features,
+            dropout=self.recipe.adapter.dropout,
+            attention=self.recipe.attention,
+        )
         tower.requires_grad_(False)
         if self.recipe.adapter.rank:
-            adapt(tower, self.recipe.adapter)
+            adapt(tower.transformer, self.recipe.adapter)
         return CrossModule(tower, CrossHead(sum(tower.widths), self.recipe.head), self.tokenizer.special_ids)
 
     def _corrected(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
@@ -143,8 +138,5 @@ class CrossEncoderStudent(Student):
         ids = [pair_ids(q, d, limit) for q, d in zip(queries, documents, strict=True)]
         batches = micro_batches(ids, limit, self.recipe.fit.micro_tokens, self.tokenizer.pad_id)
         device = next(self.parameters()).device
-        scores = torch.cat(
-            [(module or self.pairs)(part.to(device), mask.to(device)).float() for _, part, mask in batches]
-        )
-        order = torch.tensor([row for rows, _, _ in batches for row in rows])
-        return scores[torch.argsort(order).to(device)]
+        scores = [(module or self.pairs)(part.to(device), mask.to(device)).float() for _, part, mask in batches]
+        return in_order(scores, [rows for rows, _, _ in batches])

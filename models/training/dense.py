@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch import Tensor
 from chamfer.errors import InvalidInput
 from models.trained import Description
 from models.training.cached import cached
-from models.training.losses.contrastive import infonce, matryoshka, mix_list, mix_pairs, not_relevant, unit
+from models.training.losses.contrastive import infonce, matryoshka, mix_list, mix_pairs, unit
 from models.training.recipe import Recipe
-from models.training.student import Draw, Student, micro_batches
+from models.training.student import Draw, Student, in_batch, in_order, micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class DenseRecipe(Recipe):
 class DenseStudent(Student):
     """The mean of the last hidden states over real tokens."""
 
+    kind = "dense"
     recipe: DenseRecipe
 
     def __init__(self, recipe: DenseRecipe) -> None:
@@ -65,16 +66,15 @@ class DenseStudent(Student):
             self._row_of = {text: row for row, text in enumerate(texts)}
 
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
-        queries = self._vectors([draw.query for draw in draws], self.recipe.query_tokens)
+        queries = self.encode([draw.query for draw in draws], self.recipe.query_tokens)
         if self.recipe.bank:
             return {"bank": self._bank_loss(queries, draws)}
-        documents = self._vectors([text for draw in draws for text in draw.texts], self.recipe.document_tokens)
-        columns = [doc_id for draw in draws for doc_id in draw.doc_ids]
-        allowed = not_relevant(columns, [draw.relevant for draw in draws]).to(queries.device)
+        documents = self.encode([text for draw in draws for text in draw.texts], self.recipe.document_tokens)
+        places, allowed = in_batch(draws, queries.device)
         rng = torch.Generator().manual_seed(self.recipe.fit.seed * 1_000_003 + step)
 
         def loss(q: Tensor, d: Tensor) -> Tensor:
-            return self._in_batch(q, d, allowed, rng)
+            return self._in_batch(q, d, places, allowed, rng)
 
         if not self.recipe.dims:
             return {"contrastive": loss(unit(queries), unit(documents))}
@@ -85,8 +85,11 @@ class DenseStudent(Student):
         ids = self.tokenizer(texts, limit).ids
         device = next(self.parameters()).device
         batches = micro_batches(ids, limit, self.recipe.fit.micro_tokens, self.tokenizer.pad_id)
-        out = torch.cat([self._mean(part.to(device), mask.to(device)) for _, part, mask in batches])
-        return out[torch.argsort(torch.tensor([row for rows, _, _ in batches for row in rows])).to(device)]
+        rows = [own for own, _, _ in batches]
+        calls = [(part.to(device), mask.to(device)) for _, part, mask in batches]
+        if self.recipe.cached and self.training:
+            return in_order([cached(self._mean, calls)], rows)
+        return in_order([self._mean(*call) for call in calls], rows)
 
     def score(self, query: str, texts: Sequence[str]) -> Tensor:
         asked = unit(self.encode([query], self.recipe.query_tokens))
@@ -95,34 +98,17 @@ class DenseStudent(Student):
         return (unit(self.encode(texts, self.recipe.document_tokens)) @ asked[0]).float()
 
     def description(self) -> Description:
-        return Description(
-            kind="dense",
-            backbone=self.recipe.backbone,
-            features=self.recipe.features,
-            query_tokens=self.recipe.query_tokens,
-            document_tokens=self.recipe.document_tokens,
-            adapter_scale=self.recipe.adapter.scale,
-            adapted="queries" if self.recipe.bank else "both",
-        )
-
-    def _vectors(self, texts: Sequence[str], limit: int) -> Tensor:
-        if not (self.recipe.cached and self.training):
-            return self.encode(texts, limit)
-        ids = self.tokenizer(texts, limit).ids
-        device = next(self.parameters()).device
-        batches = micro_batches(ids, limit, self.recipe.fit.micro_tokens, self.tokenizer.pad_id)
-        calls = [(part.to(device), mask.to(device)) for _, part, mask in batches]
-        order = torch.argsort(torch.tensor([row for rows, _, _ in batches for row in rows]))
-        return cached(self._mean, calls)[order.to(device)]
+        return replace(super().description(), adapted="queries" if self.recipe.bank else "both")
 
     def _mean(self, ids: Tensor, mask: Tensor) -> Tensor:
         hidden: Tensor = self.tower(ids, mask).float()
         weights = mask[:, :, None].float()
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
-    def _in_batch(self, queries: Tensor, documents: Tensor, allowed: Tensor, rng: torch.Generator) -> Tensor:
+    def _in_batch(
+        self, queries: Tensor, documents: Tensor, places: Tensor, allowed: Tensor, rng: torch.Generator
+    ) -> Tensor:
         each = len(documents) // len(queries)
-        places = torch.arange(len(queries), device=queries.device) * each
         scores = queries @ documents.T
         mixes = self._mixes(queries, documents.view(len(queries), each, -1)[:, 1:], rng)
         if mixes is not None:

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from chamfer.errors import InvalidInput
 from chamfer.evaluation import Qrel, ScoredDoc, evaluate
 from models.training.groups import Group
 from models.training.recipe import FitConfig
-from models.training.student import Draws, Student
+from models.training.student import Draws, Learner
 
 CHECKPOINTS = "checkpoints"
 _LEARNT = "learnt.safetensors"
@@ -32,9 +33,13 @@ MEASURES = ("nDCG@10", "RR@10")
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What a run gave: measures before and after by source, the losses logged, seconds, steps, and where it resumed."""
+    """What a run gave: measures before and after by source, the losses logged, seconds, steps, and where it resumed.
+
+    rebuilt holds the measures of a model that was made anew before it learnt (Learner.rebuild), else nothing.
+    """
 
     before: Mapping[str, Mapping[str, float]]
+    rebuilt: Mapping[str, Mapping[str, float]]
     after: Mapping[str, Mapping[str, float]]
     curve: Sequence[Mapping[str, float]]
     seconds: float
@@ -43,25 +48,38 @@ class Fitted:
 
 
 def fit(
-    student: Student,
+    student: Learner,
     draws: Draws,
     held_out: Sequence[tuple[Group, Mapping[str, str]]],
-    work: Path,
+    arguments: TrainingArguments,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Fitted:
-    """Trains the student in place. A `work` folder with checkpoints is gone on with; `progress` gets step, of, loss."""
+    """Trains the student in place; `arguments` are those of `arguments_of`, `progress` gets step, of, loss.
+
+    A work folder with checkpoints is gone on with. Of several processes all train, and the first alone measures.
+    """
     config = student.recipe.fit
     if config.threads:
         torch.set_num_threads(config.threads)
+    if arguments.world_size > 1 and getattr(student.recipe, "cached", False):
+        raise InvalidInput(f"cached gradients are for one process, found {arguments.world_size}; set cached = false")
+    work = Path(arguments.output_dir).parent
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(work)
     begin = time.perf_counter()
-    before = _kept(work / "before.json", lambda: measure(student, held_out))
-    trainer = _GroupTrainer(student, draws, _arguments(config, len(draws), work), progress)
+    with arguments.main_process_first():
+        before = _kept(work / "before.json", lambda: measure(student, held_out))
+    rebuilt: dict[str, dict[str, float]] = {}
+    if student.rebuild(draws):
+        with arguments.main_process_first():
+            rebuilt = _kept(work / "rebuilt.json", lambda: measure(student, held_out))
+    first = arguments.process_index == 0
+    trainer = _GroupTrainer(student, draws, arguments, progress if first else None)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return Fitted(
         before=before,
-        after=measure(student, held_out),
+        rebuilt=rebuilt,
+        after=measure(student, held_out) if first else {},
         curve=[row for row in trainer.state.log_history if "loss" in row],
         seconds=time.perf_counter() - begin,
         steps=int(trainer.state.global_step),
@@ -75,7 +93,7 @@ def last_checkpoint(work: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def measure(student: Student, held_out: Sequence[tuple[Group, Mapping[str, str]]]) -> dict[str, dict[str, float]]:
+def measure(student: Learner, held_out: Sequence[tuple[Group, Mapping[str, str]]]) -> dict[str, dict[str, float]]:
     """nDCG@10 and RR@10 of the held-out groups' own candidates, by source and over `all` groups."""
     if not held_out:
         return {}
@@ -85,7 +103,7 @@ def measure(student: Student, held_out: Sequence[tuple[Group, Mapping[str, str]]
     qrels: dict[str, list[Qrel]] = {}
     with torch.inference_mode():
         for group, documents in held_out:
-            scores = student.score(group.query, [documents[doc_id] for doc_id in group.doc_ids]).tolist()
+            scores = student.score_group(group, documents).tolist()
             for name in (group.source, "all"):
                 runs.setdefault(name, []).extend(
                     ScoredDoc(group.query_id, d, s) for d, s in zip(group.doc_ids, scores, strict=True)
@@ -103,7 +121,7 @@ class _GroupTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        student: Student,
+        student: Learner,
         draws: Draws,
         arguments: TrainingArguments,
         progress: Callable[[int, int, float], None] | None,
@@ -179,24 +197,21 @@ def learnt(student: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().cpu().contiguous() for name, p in student.named_parameters() if p.requires_grad}
 
 
-def _arguments(config: FitConfig, n_draws: int, work: Path) -> TrainingArguments:
-    steps = max(1, n_draws // (config.batch * config.accumulate))
+def arguments_of(config: FitConfig, n_draws: int, work: Path) -> TrainingArguments:
+    """The trainer's own settings. Under torchrun this is where the processes find each other."""
     cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work / CHECKPOINTS),
         per_device_train_batch_size=config.batch,
         gradient_accumulation_steps=config.accumulate,
         num_train_epochs=1,  # epochs are in the draws
-        warmup_steps=int(config.warmup * steps),
         lr_scheduler_type="linear",
         learning_rate=config.rate,
         max_grad_norm=config.clip,
         bf16=config.precision == "bf16",
         use_cpu=not cuda,
         seed=config.seed,
-        save_steps=config.save_every or max(1, steps // 10),
         save_total_limit=2,
-        logging_steps=max(1, steps // 100),
         dataloader_drop_last=n_draws >= config.batch,
         remove_unused_columns=False,
         report_to=[],
@@ -204,6 +219,17 @@ def _arguments(config: FitConfig, n_draws: int, work: Path) -> TrainingArguments
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=cuda,
     )
+    steps = steps_of(arguments, n_draws)
+    arguments.warmup_steps = int(config.warmup * steps)
+    arguments.save_steps = config.save_every or max(1, steps // 10)
+    arguments.logging_steps = max(1, steps // 100)
+    return arguments
+
+
+def steps_of(arguments: TrainingArguments, n_draws: int) -> int:
+    """Steps of the optimiser, each over the batches of all processes."""
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return max(1, n_draws // int(batch))
 
 
 def _kept(path: Path, make: Callable[[], dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -212,7 +238,9 @@ def _kept(path: Path, make: Callable[[], dict[str, dict[str, float]]]) -> dict[s
         found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
         return found
     made = make()
-    path.write_text(json.dumps(made), encoding="utf-8")
+    temporary = path.with_suffix(".writing")
+    temporary.write_text(json.dumps(made), encoding="utf-8")
+    temporary.replace(path)
     return made
 
 

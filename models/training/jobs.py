@@ -9,25 +9,30 @@ from typing import Any
 import numpy as np
 
 from chamfer.errors import InvalidInput
-from models.trained import save
 from models.training.clicks import ClicksRecipe, ClicksStudent
+from models.training.compress import CompressRecipe, CompressStudent
 from models.training.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
 from models.training.dense import DenseRecipe, DenseStudent
-from models.training.fit import Fitted, fit, seed_everything
+from models.training.fit import Fitted, arguments_of, fit, seed_everything, steps_of
 from models.training.groups import Group, check_groups, read_documents
 from models.training.multivector import MultivectorRecipe, MultivectorStudent
 from models.training.recipe import Recipe
 from models.training.report import write_report
+from models.training.reranker import RerankerLearner, RerankerRecipe
 from models.training.sparse import SparseRecipe, SparseStudent
 from models.training.states import stored_states
-from models.training.student import Draws, Student
+from models.training.student import Draws, Learner
+from models.training.universal import UniversalLearner, UniversalRecipe
 
-JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Student]]] = {
+JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Learner]]] = {
     "clicks": (ClicksRecipe, ClicksStudent),
+    "compress": (CompressRecipe, CompressStudent),
     "cross_encoder": (CrossEncoderRecipe, CrossEncoderStudent),
     "dense": (DenseRecipe, DenseStudent),
     "multivector": (MultivectorRecipe, MultivectorStudent),
+    "reranker": (RerankerRecipe, RerankerLearner),
     "sparse": (SparseRecipe, SparseStudent),
+    "universal": (UniversalRecipe, UniversalLearner),
 }
 
 
@@ -58,10 +63,12 @@ def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] 
         if not isinstance(student, MultivectorStudent | SparseStudent):
             raise InvalidInput(f"job {recipe.job} cannot learn from stored states; leave data.states out")
         student.read.store(stored_states(recipe.data.states, documents, {g.query_id: g.query for g in groups}))
-    student.prepare(documents.values(), len(draws) // (recipe.fit.batch * recipe.fit.accumulate))
-    fitted = fit(student, draws, held_out, work, progress)
-    save(recipe.out, student.description(), dict(student.head.state_dict()), student.adapter())
-    write_report(recipe.out, recipe, fitted, len(training))
+    arguments = arguments_of(recipe.fit, len(draws), work)
+    student.prepare(documents.values(), steps_of(arguments, len(draws)))
+    fitted = fit(student, draws, held_out, arguments, progress)
+    if arguments.process_index == 0:
+        student.save(recipe.out)
+        write_report(recipe.out, recipe, fitted, len(training), student.facts)
     return fitted
 
 
@@ -86,11 +93,4 @@ def cut(group: Group, depth: int) -> Group:
     places = list(range(min(depth, len(group.doc_ids))))
     if not any(place in places for place in group.positives):
         places[-1] = group.positives[0]
-    return Group(
-        query_id=group.query_id,
-        query=group.query,
-        doc_ids=[group.doc_ids[place] for place in places],
-        labels=[group.labels[place] for place in places],
-        source=group.source,
-        split=group.split,
-    )
+    return group.take(places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,13 +12,12 @@ from models.clustering import PoolingRules, parse_pooling
 from models.heads import TokenHead, TokenHeadConfig
 from models.scoring import maxsim
 from models.tower import MINI
-from models.trained import Description
-from models.training.losses.contrastive import infonce, not_relevant
+from models.training.losses.contrastive import infonce
 from models.training.losses.distillation import ensemble, kl
 from models.training.pooling import pool_batch
 from models.training.recipe import Recipe
 from models.training.states import StateReader
-from models.training.student import Draw, Student
+from models.training.student import Draw, Student, in_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class MultivectorRecipe(Recipe):
 class MultivectorStudent(Student):
     """A token head; the backbone learns only with an adapter."""
 
+    kind = "tokens"
     recipe: MultivectorRecipe
     head: TokenHead
 
@@ -60,13 +60,10 @@ class MultivectorStudent(Student):
         queries, query_mask = self.encode([draw.query for draw in draws], rules, query=True)
         documents, document_mask = self.encode([text for draw in draws for text in draw.texts], rules, query=False)
         scores = maxsim(queries, query_mask, documents, document_mask) / self.recipe.temperature
-        columns = [doc_id for draw in draws for doc_id in draw.doc_ids]
-        each = len(draws[0].doc_ids)
-        places = torch.arange(len(draws), device=scores.device) * each
-        allowed = not_relevant(columns, [draw.relevant for draw in draws]).to(scores.device)
+        places, allowed = in_batch(draws, scores.device)
         parts = {"contrastive": self.recipe.contrastive_weight * infonce(scores, places, allowed)}
         if self.recipe.teachers:
-            own = scores.gather(1, places[:, None] + torch.arange(each, device=scores.device))
+            own = scores.gather(1, places[:, None] + torch.arange(len(draws[0].doc_ids), device=scores.device))
             taught = torch.tensor([draw.teachers for draw in draws], device=scores.device).transpose(0, 1)
             parts["teachers"] = self.recipe.teacher_weight * kl(own, ensemble(taught, self.recipe.teacher_scale))
         return parts
@@ -85,17 +82,6 @@ class MultivectorStudent(Student):
         """MaxSim with the last of the poolings."""
         queries = self.encode([query], self._rules[-1], query=True)
         return maxsim(*queries, *self.encode(texts, self._rules[-1], query=False))[0]
-
-    def description(self) -> Description:
-        return Description(
-            kind="tokens",
-            backbone=self.recipe.backbone,
-            features=self.recipe.features,
-            query_tokens=self.recipe.query_tokens,
-            document_tokens=self.recipe.document_tokens,
-            head=asdict(self.recipe.head),
-            adapter_scale=self.recipe.adapter.scale,
-        )
 
     def _start(self) -> None:
         """Not from noise: token vectors of `mini` pass as they are, words through an orthonormal map at half weight."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from models.tower import Attention
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -56,15 +58,34 @@ class FitConfig:
     seed: int = 42
 
 
+TARGETS = (
+    "query",
+    "key",
+    "value",
+    "dense",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """LoRA by PEFT (arXiv 2106.09685): rank 0 leaves the backbone frozen. Layers below `first_layer` stay frozen."""
+    """LoRA by PEFT (arXiv 2106.09685): rank 0 leaves the backbone frozen. Layers below `first_layer` stay frozen.
+
+    targets are the last parts of layers' names; by default the attention and feed-forward layers of BERT and of Llama,
+    Qwen and their kin.
+    """
 
     rank: int = 0
     alpha: int = 64
     dropout: float = 0.0
     first_layer: int = 0
-    targets: tuple[str, ...] = ("query", "key", "value", "dense")
+    targets: tuple[str, ...] = TARGETS
 
     @property
     def scale(self) -> float:
@@ -76,7 +97,8 @@ class AdapterConfig:
 class Recipe:
     """What every job has. `out` is the folder of the finished model, `backbone` mini or a local folder.
 
-    features are what the head reads of every token (models.tower).
+    features are what the head reads of every token (models.tower). attention "bidirectional" lets every token of a
+    decoder see all others, in training and when the model serves (KaLM-Embedding-V2, arXiv 2506.20923).
     """
 
     job: str
@@ -84,6 +106,7 @@ class Recipe:
     data: DataConfig
     backbone: str = "mini"
     features: tuple[str, ...] = ("last",)
+    attention: Attention = "own"
     query_tokens: int = 64
     document_tokens: int = 192
     fit: FitConfig = field(default_factory=FitConfig)

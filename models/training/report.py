@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "tokenizers")
 
 
-def write_report(folder: Path, recipe: Recipe, fitted: Fitted, n_groups: int) -> None:
-    """Writes the three files into the folder of the model."""
+def write_report(folder: Path, recipe: Recipe, fitted: Fitted, n_groups: int, found: Mapping[str, Any]) -> None:
+    """Writes the three files into the folder of the model; `found` are the learner's own facts."""
     facts = {
         "recipe": _plain(asdict(recipe)),
         "groups": n_groups,
@@ -26,16 +26,20 @@ def write_report(folder: Path, recipe: Recipe, fitted: Fitted, n_groups: int) ->
         "seconds": round(fitted.seconds, 1),
         "resumed_at": fitted.resumed_at,
         "before": fitted.before,
+        "rebuilt": fitted.rebuilt,
         "after": fitted.after,
         "libraries": {name: version(name) for name in _LIBRARIES},
+        "facts": dict(found),
         "curve": list(fitted.curve),
     }
     (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(_page(recipe, fitted, n_groups), encoding="utf-8")
+    (folder / "report.md").write_text(_page(recipe, fitted, n_groups, found), encoding="utf-8")
     _draw(folder / "curve.png", fitted)
 
 
-def _page(recipe: Recipe, fitted: Fitted, n_groups: int) -> str:
+def _page(recipe: Recipe, fitted: Fitted, n_groups: int, found: Mapping[str, Any]) -> str:
+    stages = {"before": fitted.before, "rebuilt": fitted.rebuilt, "after": fitted.after}
+    stages = {name: stage for name, stage in stages.items() if stage or name != "rebuilt"}
     lines = [
         f"# Training report: {recipe.job}",
         "",
@@ -48,12 +52,15 @@ def _page(recipe: Recipe, fitted: Fitted, n_groups: int) -> str:
         "",
         "Held-out groups, their own candidates ranked anew:",
         "",
-        "| source | measure | before | after |",
-        "| --- | --- | --- | --- |",
+        f"| source | measure | {' | '.join(stages)} |",
+        "| --- | --- " + "| --- " * len(stages) + "|",
     ]
     for source, measures in fitted.after.items():
-        for name, value in measures.items():
-            lines.append(f"| {source} | {name} | {fitted.before[source][name]:.4f} | {value:.4f} |")
+        for name in measures:
+            values = " | ".join(f"{stage[source][name]:.4f}" for stage in stages.values())
+            lines.append(f"| {source} | {name} | {values} |")
+    if found:
+        lines += ["", *(f"- {name}: {value}" for name, value in found.items())]
     return "\n".join(lines) + "\n"
 
 

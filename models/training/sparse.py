@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,13 +13,12 @@ from torch import Tensor
 from chamfer.types import F32
 from models.batches import Tokenizer
 from models.heads import SparseHead, SparseHeadConfig
-from models.trained import Description
 from models.training.losses import sparsity
-from models.training.losses.contrastive import infonce, not_relevant
+from models.training.losses.contrastive import infonce
 from models.training.losses.distillation import ensemble, kl
 from models.training.recipe import Recipe
 from models.training.states import StateReader
-from models.training.student import Draw, Student
+from models.training.student import Draw, Student, in_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,7 @@ class SparseRecipe(Recipe):
 class SparseStudent(Student):
     """A sparse head; the backbone learns only with an adapter."""
 
+    kind = "sparse"
     recipe: SparseRecipe
     head: SparseHead
 
@@ -74,11 +74,9 @@ class SparseStudent(Student):
         presence = torch.stack([torch.isin(terms, torch.tensor(own, device=terms.device)) for own in asked])
         scores = (presence * self.head.idf[terms]) @ weights.T
         each = len(draws[0].doc_ids)
-        places = torch.arange(len(draws), device=scores.device) * each
+        places, allowed = in_batch(draws, scores.device)
         own_scores = scores.gather(1, places[:, None] + torch.arange(each, device=scores.device))
         taught = torch.tensor([draw.teachers for draw in draws], device=scores.device).transpose(0, 1)
-        columns = [doc_id for draw in draws for doc_id in draw.doc_ids]
-        allowed = not_relevant(columns, [draw.relevant for draw in draws]).to(scores.device)
         sampled = weights[:, torch.isin(terms, torch.tensor(drawn, device=terms.device))]
         share = len(self.head.idf) / max(sampled.shape[1], 1)
         ramp = sparsity.ramp(recipe.flops_weight, step, int(recipe.flops_ramp * self.steps))
@@ -98,17 +96,6 @@ class SparseStudent(Student):
         states = self.read(texts, self.recipe.document_tokens)
         weights: Tensor = self.head(states.hidden, states.ids, states.mask, terms)
         return weights @ self.head.idf[terms]
-
-    def description(self) -> Description:
-        return Description(
-            kind="sparse",
-            backbone=self.recipe.backbone,
-            features=self.recipe.features,
-            query_tokens=self.recipe.query_tokens,
-            document_tokens=self.recipe.document_tokens,
-            head=asdict(self.recipe.head),
-            adapter_scale=self.recipe.adapter.scale,
-        )
 
     def _drawn(self, step: int) -> list[int]:
         n = self.recipe.vocabulary_sample

@@ -1,26 +1,31 @@
-"""What a job trains: a tower with adapters, a head, and the way from draws of groups to losses."""
+"""What a job trains, and the draws it learns from: mostly a tower with an adapter and a head."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chamfer.errors import Unavailable
 from models.batches import Tokenizer, length_groups
-from models.tower import Fold, Tower, folder_of, open_tower
-from models.trained import Description
-from models.training.groups import Choose, Group, read_groups, sample_places
-from models.training.recipe import AdapterConfig, DataConfig, Recipe
+from models.tower import folder_of, open_tower
+from models.trained import Description, save
+from models.training.adapters import adapt, changes_of
+from models.training.groups import Choose, Group, Image, read_groups, sample_places
+from models.training.losses.contrastive import not_relevant
+from models.training.recipe import DataConfig, Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One query with the candidates of one step: texts and labels aligned, place 0 relevant; teachers [T][K]."""
+    """One query with the candidates of one step: texts and labels aligned, place 0 relevant; teachers [T][K].
+
+    relevant are all relevant documents of the group; images are known to the jobs that look at them.
+    """
 
     query: str
     doc_ids: list[str]
@@ -28,6 +33,7 @@ class Draw:
     labels: list[float]
     teachers: list[list[float]]
     relevant: set[str]
+    query_image: Image | None = None
 
 
 class Draws(torch.utils.data.Dataset[Draw]):
@@ -67,32 +73,28 @@ def sampled(group: Group, config: DataConfig, rng: np.random.Generator) -> list[
 
 def draw(group: Group, documents: Mapping[str, str], places: Sequence[int], teachers: Sequence[str]) -> Draw:
     """The candidates of a group at these places."""
-    ids = [group.doc_ids[place] for place in places]
+    taken = group.take(places)
     return Draw(
         query=group.query,
-        doc_ids=ids,
-        texts=[documents[doc_id] for doc_id in ids],
-        labels=[float(group.labels[place]) for place in places],
-        teachers=[[float(group.teachers[name][place]) for place in places] for name in teachers],
+        doc_ids=list(taken.doc_ids),
+        texts=[documents[doc_id] for doc_id in taken.doc_ids],
+        labels=[float(label) for label in taken.labels],
+        teachers=[[float(value) for value in taken.teachers[name]] for name in teachers],
         relevant={group.doc_ids[place] for place in group.positives},
+        query_image=group.query_image,
     )
 
 
-class Student(nn.Module):
-    """Base of the jobs' students: subclasses give `losses` and `score`, and say what they are in `description`."""
+class Learner(nn.Module):
+    """What the loop trains. Jobs give `losses`, `score` and `save`; the rest has defaults."""
 
-    head: nn.Module
     needs_positive = True  # whether groups without a relevant candidate are refused
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
         self.notes: dict[str, float] = {}  # what the last batch showed beside its losses; logged with them
-        self.tower = open_tower(recipe.backbone, recipe.features, dropout=recipe.adapter.dropout)
-        self.tower.requires_grad_(False)
-        if recipe.adapter.rank:
-            adapt(self.tower, recipe.adapter)
-        self.tokenizer = Tokenizer(folder_of(recipe.backbone) / "tokenizer.json")
+        self.facts: dict[str, Any] = {}  # what the report says beside its measures
 
     @property
     def teachers(self) -> Sequence[str]:
@@ -111,6 +113,14 @@ class Student(nn.Module):
         """Called once before training with the texts of all documents and the number of steps."""
         del documents, steps
 
+    def rebuild(self, draws: Draws) -> bool:
+        """Called once the start was measured. True: the model is another now, and is measured again before it learns.
+
+        A resumed run calls it too, so it must come to the same model.
+        """
+        del draws
+        return False
+
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
         """The parts of the loss of one batch; their sum is minimised."""
         raise NotImplementedError
@@ -119,40 +129,56 @@ class Student(nn.Module):
         """Scores f32 [n] of texts for a query, as the finished model gives them."""
         raise NotImplementedError
 
-    def description(self) -> Description:
-        """What the saved folder says."""
+    def score_group(self, group: Group, documents: Mapping[str, str]) -> Tensor:
+        """Scores f32 [n] of a group's candidates."""
+        return self.score(group.query, [documents[doc_id] for doc_id in group.doc_ids])
+
+    def save(self, folder: Path) -> None:
+        """Writes the finished model."""
         raise NotImplementedError
 
     def forward(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
         """See `losses`; a module's call, so that data-parallel wrappers see it."""
         return self.losses(draws, step)
 
-    def adapter(self) -> dict[str, Fold]:
-        """The low-rank changes by name of the layer."""
-        return {
-            name: Fold(module.lora_A["default"].weight, module.lora_B["default"].weight, self.recipe.adapter.scale)
-            for name, module in self.tower.transformer.named_modules()
-            if hasattr(module, "lora_A")
-        }
 
+class Student(Learner):
+    """A tower with an adapter and a head; subclasses say their `kind` and give `losses` and `score`."""
 
-def adapt(tower: Tower, config: AdapterConfig) -> None:
-    """Puts LoRA into the linear layers of the tower from `first_layer` on; only those then learn."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise Unavailable("adapters need PEFT: pip install 'chamfer[train]'") from None
-    layers = int(tower.transformer.config.num_hidden_layers)
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=list(config.targets),
-        layers_to_transform=list(range(config.first_layer, layers)),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers is renaming
-        inject_adapter_in_model(lora, tower.transformer)
+    kind: ClassVar[str]
+    head: nn.Module
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.tower = open_tower(
+            recipe.backbone, recipe.features, dropout=recipe.adapter.dropout, attention=recipe.attention
+        )
+        self.tower.requires_grad_(False)
+        if recipe.adapter.rank:
+            adapt(self.tower.transformer, recipe.adapter)
+        self.tokenizer = Tokenizer(folder_of(recipe.backbone) / "tokenizer.json")
+
+    def description(self) -> Description:
+        """What the saved folder says."""
+        head = getattr(self.recipe, "head", None)
+        return Description(
+            kind=self.kind,
+            backbone=self.recipe.backbone,
+            features=self.recipe.features,
+            attention=self.recipe.attention,
+            query_tokens=self.recipe.query_tokens,
+            document_tokens=self.recipe.document_tokens,
+            head={} if head is None else asdict(head),
+            adapter_scale=self.recipe.adapter.scale,
+        )
+
+    def save(self, folder: Path) -> None:
+        save(
+            folder,
+            self.description(),
+            dict(self.head.state_dict()),
+            changes_of(self.tower.transformer, self.recipe.adapter.scale),
+        )
 
 
 def micro_batches(
@@ -168,3 +194,21 @@ def micro_batches(
             mask[place, : len(ids[row])] = 1
         out.append((rows, padded, mask))
     return out
+
+
+def in_order(parts: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> Tensor:
+    """Values [N, ...] of batches laid end to end, put where `rows` says they belong."""
+    order = torch.tensor([row for own in rows for row in own])
+    out = torch.cat(list(parts))
+    return out[torch.argsort(order).to(out.device)]
+
+
+def in_batch(draws: Sequence[Draw], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(places i64 [B] of the positives, allowed bool [B, N]) among the documents of all draws, laid end to end.
+
+    Every draw has the same number of candidates; what a query counts as relevant is no negative of it.
+    """
+    each = len(draws[0].doc_ids)
+    columns = [doc_id for draw in draws for doc_id in draw.doc_ids]
+    allowed = not_relevant(columns, [draw.relevant for draw in draws])
+    return torch.arange(len(draws), device=device) * each, allowed.to(device)

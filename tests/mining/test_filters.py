@@ -119,3 +119,10 @@ def test_a_full_cache_of_terms_starts_again_and_says_the_same() -> None:
 def test_a_configuration_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InvalidInput):
         MiningConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_what_outranks_stands_above_every_positive_that_was_found() -> None:
+    ranks = np.array([1, 2, 3, np.nan], dtype=np.float32)
+    assert filters.outranking(ranks, ranks[[2]]).tolist() == [True, True, False, False]
+    assert filters.outranking(ranks, ranks[[1, 3]]).tolist() == [True, False, False, False]
+    assert filters.outranking(ranks, ranks[[3]]).tolist() == [True, True, True, False]

@@ -20,6 +20,7 @@ from chamfer.mining.run import MiningReport, Question, mine
 from chamfer.types import F32, Document, Query
 from indexing.build import BuildConfig, build
 from indexing.collection import Collection
+from models.training.groups import Group, add_images, write_documents, write_groups
 from service.pipeline import Pipeline
 from service.records import SearchRequest, SearchResult
 
@@ -234,3 +235,54 @@ def test_pairs_without_text_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"query": ["a"], "answer": ["b"]}), tmp_path / "pairs.parquet")
     with pytest.raises(InvalidInput, match="row 0 has neither text nor image"):
         judge_file(tmp_path / "pairs.parquet", tmp_path / "out.parquet", WordReranker())
+
+
+def test_negatives_of_a_wrong_modality_outrank_the_positive_and_all_others_have_the_wanted_one(tmp_path: Path) -> None:
+    """Pictures of the asked place stand above the text that is wanted; other filters do not touch them."""
+    documents = [
+        Document(f"{kind}-{place}", f"{words} {place}", metadata={"kind": kind})
+        for place in PLACES
+        for kind, words in (("image", "fox hill castle at the"), ("text", "a long tale of a fox that came to the"))
+    ]
+    encoder = HashEncoder(limit=32)
+    build(documents, tmp_path / "mixed", encoder=encoder, config=BuildConfig(channels=("dense", "lexical")))
+    config = replace(CONFIG, depth=10, consistency=10, modality="kind", wrong=2, stride=1, duplicate=None, margin=0.0)
+    with Searcher(Pipeline(Collection.open(tmp_path / "mixed"), encoder)) as searcher:
+        mine(
+            searcher,
+            [Question(Query("q", "fox hill castle at the river"), ("text-river",))],
+            tmp_path / "m.parquet",
+            config,
+        )
+    [row] = pq.read_table(tmp_path / "m.parquet").to_pylist()
+    own = dict(zip(row["doc_ids"], zip(row["fates"], row["modality"], row["rank"], strict=True), strict=True))
+    rank = own["text-river"][2]
+    wrong = [doc_id for doc_id, (fate, _, _) in own.items() if fate == "wrong_modality"]
+    assert len(wrong) == 2
+    for doc_id, (fate, modality, place) in own.items():
+        assert modality == float(doc_id.startswith("image"))
+        assert fate != "wrong_modality" or (modality == 1 and place < rank)
+        assert fate != "kept" or modality == 0
+    [group] = pq.read_table(files.groups_path(tmp_path / "m.parquet")).to_pylist()
+    assert group["doc_ids"][0] == "text-river"
+    assert set(wrong) <= set(group["doc_ids"])
+    assert group["modality"][0] == 0
+
+
+def test_a_judge_that_sees_is_shown_the_images_of_groups(tmp_path: Path) -> None:
+    (tmp_path / "asked.png").write_bytes(b"asked")
+    group = Group("q", "which one", ["a", "b"], [1.0, 0.0], query_image=Path("asked.png"))
+    write_groups(tmp_path / "g.groups.parquet", [group])
+    write_documents(tmp_path / "g.documents.parquet", [(["a", "b"], ["one", "two"])])
+    add_images(tmp_path / "g.documents.parquet", {"b": b"picture"})
+    seen: list[tuple[object, object]] = []
+
+    class Seeing(WordReranker):
+        reads_images = True
+
+        def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> F32:
+            seen.extend((query.image, document.image) for query, document in pairs)
+            return super().score_pairs(pairs)
+
+    assert judge_file(tmp_path / "g.groups.parquet", tmp_path / "out.parquet", Seeing()) == 2
+    assert set(seen) == {(tmp_path / "asked.png", None), (tmp_path / "asked.png", b"picture")}

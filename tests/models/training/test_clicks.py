@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +10,11 @@ import torch
 from support_training import Recipes
 from torch import Tensor
 
-from chamfer.errors import InvalidInput, NotFound
+from chamfer.errors import InvalidInput
 from chamfer.settings import load_recipe
 from models.training.clicks import ClicksStudent
 from models.training.groups import Group
-from models.training.impressions import read_impressions
+from models.training.impressions import as_impression
 from models.training.losses import clicks
 
 ONE = torch.tensor(1.0, dtype=torch.float64)
@@ -119,47 +117,27 @@ def test_without_noise_both_forms_have_the_plain_logistic_gradients() -> None:
         torch.testing.assert_close(scores.grad, torch.sigmoid(scores).detach() - clicked)
 
 
-RECORD = {
-    "request_id": "r",
-    "query": "q",
-    "shown": [{"doc_id": "b", "rank": 2}, {"doc_id": "a", "rank": 1, "propensity": 0.8}],
-    "clicked": ["b"],
-}
+def test_an_impression_is_what_was_shown_in_the_order_shown() -> None:
+    group = Group(
+        query_id="q",
+        query="?",
+        doc_ids=["b", "gone", "a"],
+        labels=[1.0, 0.0, 0.0],
+        teachers={"rank": [2, 3, 1], "shown": [1, 0, 1], "propensity": [math.nan, 0.1, 0.8], "bm25": [1, 2, 3]},
+    )
+    own = as_impression(group, eta=0.5)
+    assert list(own.doc_ids) == ["a", "b"]
+    assert list(own.labels) == [0.0, 1.0]
+    np.testing.assert_allclose(own.teachers["propensity"], [0.8, 2**-0.5])
+    assert own.teachers.keys() == {"rank", "propensity"}
 
 
-def test_impressions_come_in_the_order_shown_from_either_format(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (tmp_path / "log.ndjson").write_text(json.dumps(RECORD) + "\n\n" + json.dumps({**RECORD, "shown": []}) + "\n")
-    pq.write_table(pa.Table.from_pylist([RECORD]), tmp_path / "log.parquet")
-    for name in ("log.ndjson", "log.parquet"):
-        (group,) = read_impressions(tmp_path / name, eta=0.5)
-        assert list(group.doc_ids) == ["a", "b"]
-        assert list(group.labels) == [0.0, 1.0]
-        np.testing.assert_allclose(group.teachers["propensity"], [0.8, 2**-0.5])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"clicked": ["z"]}, r"record 1 has clicks on \['z'\], which were not shown"),
-        ({"shown": [{"doc_id": "b"}]}, "entries of shown need doc_id and rank"),
-        ({"shown": [{"doc_id": "b", "rank": 0}]}, "ranks count from 1"),
-    ],
-)
-def test_a_record_that_does_not_fit_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    (tmp_path / "log.ndjson").write_text(json.dumps({**RECORD, **change}))
-    with pytest.raises(InvalidInput, match=message):
-        read_impressions(tmp_path / "log.ndjson", 1.0)
-
-
-def test_a_log_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="expected impressions"):
-        read_impressions(tmp_path / "log.ndjson", 1.0)
-    (tmp_path / "log.ndjson").write_text("{}\n[1]\n")
-    with pytest.raises(InvalidInput, match="line 2 is not a JSON object"):
-        read_impressions(tmp_path / "log.ndjson", 1.0)
+def test_groups_that_are_no_impressions_are_named() -> None:
+    bare = Group(query_id="q", query="?", doc_ids=["a"], labels=[1.0])
+    with pytest.raises(InvalidInput, match=r"'q' has no column 'rank'; chamfer selections"):
+        as_impression(bare, 1.0)
+    with pytest.raises(InvalidInput, match=r"expected numbers in \(0, 1\]"):
+        as_impression(Group("q", "?", ["a"], [1.0], teachers={"rank": [1], "propensity": [1.5]}), 1.0)
 
 
 def test_propensity_sees_whole_impressions_and_noise_draws_some_for_each_click(recipe_of: Recipes) -> None:

@@ -27,7 +27,7 @@ from models.training.student import Draws
 def test_groups_and_documents_come_back_as_they_were_written(tmp_path: Path) -> None:
     groups, documents = make_groups(3)
     write_groups(tmp_path / "g.parquet", groups)
-    write_documents(tmp_path / "d.parquet", documents)
+    write_documents(tmp_path / "d.parquet", [(list(documents), list(documents.values()))])
     for read, written in zip(read_groups(tmp_path / "g.parquet"), groups, strict=True):
         assert (read.query_id, read.query, list(read.doc_ids)) == (written.query_id, written.query, written.doc_ids)
         assert list(read.labels) == written.labels

@@ -116,5 +116,5 @@ def test_folding_an_adapter_adds_its_scaled_product() -> None:
     tower = Tower(torch.nn.ModuleDict({"layer": torch.nn.Linear(3, 4)}), [0])
     before = tower.transformer["layer"].weight.clone()
     down, up = torch.randn(2, 3), torch.randn(4, 2)
-    fold(tower, {"layer": Fold(down, up, 0.5)})
+    fold(tower.transformer, {"layer": Fold(down, up, 0.5)})
     torch.testing.assert_close(tower.transformer["layer"].weight, before + 0.5 * up @ down)

@@ -22,10 +22,12 @@ from chamfer.types import Document, Query, VectorKind
 from models.backbone import DeviceConfig
 from models.registry import load_encoder, load_reranker
 from models.trained import WEIGHTS
+from models.training.jobs import JOBS as STUDENTS
 from models.training.jobs import run
 
 FP32 = DeviceConfig(precision="fp32", device="cpu")
 ADAPTER = {"rank": 4, "alpha": 8}
+LARGER = {"rank": 8, "alpha": 16}
 JOBS: dict[str, dict[str, Any]] = {
     "cross_encoder": {"tables": {"adapter": ADAPTER}},
     "clicks propensity": {"tables": {"adapter": ADAPTER}},
@@ -43,6 +45,14 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "multivector": {"poolings": ["", "c2x3"], "teachers": ["bm25", "dense"], "tables": {"head": {"dim": 16}}},
     "sparse": {"vocabulary_sample": 16, "teacher_scale": 10.0, "contrastive_weight": 1.0},
+    "compress": {"keep": 0.5, "calibration": 4, "temperature": 0.2},
+    "reranker": {"list_weight": 0.1, "tables": {"adapter": LARGER, "fit": {"rate": 1e-2}}},
+    "universal": {
+        "judge": "dense",
+        "temperature": 0.1,
+        "student_temperature": 0.2,
+        "tables": {"adapter": LARGER, "fit": {"rate": 1e-2}},
+    },
     "dense": {"tables": {"adapter": ADAPTER}, "gamma": 0.5, "mixed_pairs": 2, "mixed_list": True},
 }
 PARTS = {
@@ -51,7 +61,9 @@ PARTS = {
     "clicks noise": "note_likelihood",
     "cross_encoder released": "part_pairwise",
     "cross_encoder logged": "part_pairwise",
+    "reranker": "part_pair",
 }
+SEE = ("reranker", "universal")
 
 
 def with_fit(options: dict[str, Any], **fit: Any) -> dict[str, Any]:
@@ -59,10 +71,11 @@ def with_fit(options: dict[str, Any], **fit: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes) -> None:
-    options = dict(JOBS[job])
-    epochs = 60 if job == "multivector" else 20  # a head alone, on a frozen backbone, learns slower
-    options["tables"] = {**options.get("tables", {}), "data": {"epochs": epochs}, "fit": {"warmup": 0.0}}
+def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes, seeing: Path) -> None:
+    options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
+    epochs = {"multivector": 60, "reranker": 40}.get(job, 20)  # a head alone, on a frozen backbone, learns slower
+    tables = options.get("tables", {})
+    options["tables"] = {**tables, "data": {"epochs": epochs}, "fit": {**tables.get("fit", {}), "warmup": 0.0}}
     path = recipe_of(job.split()[0], **options)
     fitted = run(load_recipe(path), path.parent / "work")
     first, last = (fitted.curve[place] for place in (0, -1))
@@ -71,8 +84,10 @@ def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(job: str, recipe_of: Recipes, tmp_path: Path) -> None:
-    options = {**JOBS[job]}
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
+    job: str, recipe_of: Recipes, seeing: Path, tmp_path: Path
+) -> None:
+    options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
     options["tables"] = {**options.get("tables", {}), "data": {"epochs": 2}, "fit": {"save_every": 2}}
     if "adapter" in options["tables"]:
         options["tables"]["adapter"] = {**ADAPTER, "dropout": 0.1}
@@ -150,8 +165,6 @@ def test_heads_over_one_frozen_backbone_give_all_kinds_in_one_pass(recipe_of: Re
 
 def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path: Path) -> None:
     """Scores of the students and of the opened folders agree to half precision."""
-    from models.training.jobs import JOBS as STUDENTS
-
     texts = ["w1 w2 w3", "w4 w1", "w7 w8 w9 w10"]
     documents = [Document(str(i), text) for i, text in enumerate(texts)]
     for job, kind in (("multivector", VectorKind.TOKENS), ("sparse", VectorKind.SPARSE), ("dense", VectorKind.DENSE)):
@@ -220,6 +233,11 @@ def test_unknown_keys_and_jobs_are_named(recipe_of: Recipes) -> None:
     assert load_recipe(recipe_of("cross_encoder"), {"fit.batch": "64"}).fit.batch == 64
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parents[3] / "recipes").glob("*.toml")), ids=str)
+def test_every_recipe_that_is_shipped_says_what_its_job_knows(path: Path) -> None:
+    assert load_recipe(path).job in STUDENTS
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 100}, "fit": {"save_every": 5}}}
@@ -235,3 +253,23 @@ def test_a_killed_command_goes_on_where_it_was(recipe_of: Recipes, tmp_path: Pat
     assert not (tmp_path / "model" / "report.json").exists()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert json.loads((tmp_path / "model" / "report.json").read_text())["resumed_at"] >= 5
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_would_on_batches_of_twice_the_size(recipe_of: Recipes, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for name, batch, command in (("one", 4, [sys.executable, "-m"]), ("two", 2, launch)):
+        tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"batch": batch}}
+        path = recipe_of("cross_encoder", name, tables=tables)
+        subprocess.run([*command, "chamfer", "train", str(path)], env=environment, check=True, capture_output=True)
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert one["steps"] == two["steps"] == 8
+    assert one["before"] == two["before"]
+    for own, other in zip(one["curve"], two["curve"], strict=True):
+        assert own["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    expected, found = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
+    # A listwise loss does not depend on a bias of all scores: its gradient is rounding, which Adam makes a step of.
+    for name in expected.keys() - {"head.outer.bias"}:
+        one_, two_ = (weights[name].astype(np.float32) for weights in (expected, found))
+        np.testing.assert_allclose(two_, one_, atol=1e-3, err_msg=name)

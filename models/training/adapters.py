@@ -1,0 +1,63 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT, put into the linear layers of any transformer."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from chamfer.errors import InvalidInput, Unavailable
+from models.tower import Fold
+from models.training.recipe import AdapterConfig
+
+
+def adapt(transformer: Any, config: AdapterConfig, within: str = "") -> list[str]:
+    """Puts LoRA into the linear layers that the config and `within` name; only those then learn. Returns their names.
+
+    InvalidInput where there are none.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise Unavailable("adapters need PEFT: pip install 'chamfer[train]'") from None
+    names = linear_layers(transformer, config.targets, config.first_layer, within)
+    if not names:
+        raise InvalidInput(
+            f"the backbone has no linear layer named {', '.join(config.targets)} from layer {config.first_layer} on; "
+            "set adapter.targets and adapter.first_layer"
+        )
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=f"(?:{'|'.join(map(re.escape, names))})",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers is renaming
+        inject_adapter_in_model(lora, transformer)
+    return names
+
+
+def linear_layers(transformer: nn.Module, targets: Sequence[str], first_layer: int, within: str = "") -> list[str]:
+    """Names of linear layers that end in one of `targets`, from `first_layer` on, and have `within` in their path."""
+    return [
+        name
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear)
+        and name.rpartition(".")[2] in targets
+        and within in name
+        and (number := re.search(r"\.(\d+)\.", name)) is not None
+        and int(number.group(1)) >= first_layer
+    ]
+
+
+def changes_of(transformer: nn.Module, scale: float) -> dict[str, Fold]:
+    """The low-rank changes by name of the layer."""
+    return {
+        name: Fold(module.lora_A["default"].weight, module.lora_B["default"].weight, scale)
+        for name, module in transformer.named_modules()
+        if hasattr(module, "lora_A")
+    }

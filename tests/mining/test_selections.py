@@ -1,0 +1,75 @@
+"""Logs of other services as training groups (the service's own: tests/service/test_selection_log.py)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from chamfer.errors import InvalidInput, NotFound
+from chamfer.mining import files
+from chamfer.mining.selections import pools_of, read_selections
+from models.training.groups import read_groups
+from models.training.tables import write_table
+
+RECORD = {
+    "request_id": "r",
+    "query": "q",
+    "shown": [{"doc_id": "b", "rank": 2}, {"doc_id": "a", "rank": 1, "propensity": 0.8}],
+    "clicked": ["b"],
+    "split": "dev",
+}
+
+
+def test_impressions_come_in_the_order_shown_from_either_format_and_as_groups(tmp_path: Path) -> None:
+    (tmp_path / "log.ndjson").write_text(
+        json.dumps(RECORD) + "\n\n" + json.dumps({**RECORD, "shown": [], "clicked": []}) + "\n"
+    )
+    pq.write_table(pa.Table.from_pylist([RECORD]), tmp_path / "log.parquet")
+    for name in ("log.ndjson", "log.parquet"):
+        impressions, unreadable = read_selections(tmp_path / name)
+        assert unreadable == 0
+        write_table(tmp_path / "groups.parquet", files.table_of(pools_of(impressions)))
+        (group,) = read_groups(tmp_path / "groups.parquet")
+        assert list(group.doc_ids) == ["a", "b"]
+        assert list(group.labels) == [0.0, 1.0]
+        assert group.split == "dev"
+        np.testing.assert_allclose(group.teachers["propensity"], [0.8, np.nan])
+        assert list(group.teachers["rank"]) == [1, 2]
+        assert list(group.teachers["shown"]) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clicked": ["z"]}, r"line 1: has clicks on \['z'\], which were not shown"),
+        ({"shown": [{"doc_id": "b"}]}, "entries of shown need doc_id and rank"),
+        ({"shown": [{"doc_id": "b", "rank": 0}]}, "ranks count from 1"),
+        ({"event": "search"}, "lacks 'collection'"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    (tmp_path / "log.ndjson").write_text(json.dumps({**RECORD, **change}))
+    with pytest.raises(InvalidInput, match=message):
+        read_selections(tmp_path / "log.ndjson")
+
+
+def test_a_log_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="expected a log"):
+        read_selections(tmp_path / "log.ndjson")
+    (tmp_path / "log.ndjson").write_text(json.dumps(RECORD) + "\n[1]\n")
+    with pytest.raises(InvalidInput, match="line 2: not a JSON object"):
+        read_selections(tmp_path / "log.ndjson")
+
+
+def test_a_share_of_queries_is_held_out_and_all_impressions_of_one_stay_together(tmp_path: Path) -> None:
+    records = [{**RECORD, "request_id": str(n), "query": f"query {n % 500}"} for n in range(1000)]
+    (tmp_path / "log.ndjson").write_text("".join(json.dumps(record) + "\n" for record in records))
+    impressions, _ = read_selections(tmp_path / "log.ndjson")
+    held = [impression.is_held_out(0.2) for impression in impressions]
+    assert held[:500] == held[500:]
+    assert 70 < sum(held[:500]) < 130

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from chamfer.evaluation import Qrel, ScoredDoc, evaluate
 from models.training.groups import Group
 from models.training.recipe import FitConfig
-from models.training.student import Draws, Student
+from models.training.student import Draws, Student, quick
 
 CHECKPOINTS = "checkpoints"
 _LEARNT = "learnt.safetensors"
@@ -58,7 +58,8 @@ def fit(
     begin = time.perf_counter()
     before = _kept(work / "before.json", lambda: measure(student, held_out))
     trainer = _GroupTrainer(student, draws, _arguments(config, len(draws), work), progress)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with quick(student.tower, config.precision):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return Fitted(
         before=before,
         after=measure(student, held_out),

@@ -76,7 +76,8 @@ class AdapterConfig:
 class Recipe:
     """What every job has. `out` is the folder of the finished model, `backbone` mini or a local folder.
 
-    features are what the head reads of every token (models.tower).
+    features are what the head reads of every token (models.tower). start names a finished model of the same head and
+    rank to go on from (a second stage); layers that its adapter leaves alone begin at no change.
     """
 
     job: str
@@ -84,6 +85,7 @@ class Recipe:
     data: DataConfig
     backbone: str = "mini"
     features: tuple[str, ...] = ("last",)
+    start: Path | None = None
     query_tokens: int = 64
     document_tokens: int = 192
     fit: FitConfig = field(default_factory=FitConfig)

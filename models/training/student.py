@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chamfer.errors import Unavailable
+from chamfer.errors import InvalidInput, Unavailable
 from models.batches import Tokenizer, length_groups
 from models.tower import Fold, Tower, folder_of, open_tower
-from models.trained import Description
+from models.trained import Description, describe, parts_of
 from models.training.groups import Choose, Group, read_groups, sample_places
 from models.training.recipe import AdapterConfig, DataConfig, Recipe
 
@@ -94,6 +96,24 @@ class Student(nn.Module):
             adapt(self.tower, recipe.adapter)
         self.tokenizer = Tokenizer(folder_of(recipe.backbone) / "tokenizer.json")
 
+    def begin(self, folder: Path) -> None:
+        """Head and adapter of a finished model. InvalidInput where its shape is not this recipe's."""
+        found, own = describe(folder), self.description()
+        head, changes = parts_of(folder, found)
+        layers = {name: m for name, m in self.tower.transformer.named_modules() if hasattr(m, "lora_A")}
+        fits = all(
+            name in layers and layers[name].lora_A["default"].weight.shape == change.down.shape
+            for name, change in changes.items()
+        )
+        same = ("kind", "backbone", "features", "head", "adapter_scale")
+        if not fits or any(getattr(found, name) != getattr(own, name) for name in same):
+            raise InvalidInput(f"start = {folder} is {found}, which cannot become {own} with {self.recipe.adapter}")
+        self.head.load_state_dict(head, strict=False)  # tables that are not learnt are not stored
+        with torch.no_grad():
+            for name, change in changes.items():
+                layers[name].lora_A["default"].weight.copy_(change.down)
+                layers[name].lora_B["default"].weight.copy_(change.up)
+
     @property
     def teachers(self) -> Sequence[str]:
         """Columns of the groups that the losses read."""
@@ -153,6 +173,31 @@ def adapt(tower: Tower, config: AdapterConfig) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers is renaming
         inject_adapter_in_model(lora, tower.transformer)
+    for module in tower.transformer.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False  # under autocast it would go to f32 and back
+
+
+@contextmanager
+def quick(tower: Tower, precision: str) -> Iterator[None]:
+    """Within it the tower trains faster and computes the same: under autocast frozen linear weights are kept in bf16
+    instead of cast at every use, and on a CPU attention is written out, whose backward pass beats the fused one's."""
+    kept: list[tuple[nn.Parameter, Tensor]] = []
+    attention = tower.transformer.config._attn_implementation
+    if precision == "bf16":
+        linear = [module for module in tower.modules() if isinstance(module, nn.Linear)]
+        frozen = [p for module in linear for p in module.parameters() if not p.requires_grad]
+        kept = [(p, p.data) for p in frozen]
+        for p in frozen:
+            p.data = p.data.bfloat16()
+    if not tower.vocabulary.is_cuda:
+        tower.transformer.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        tower.transformer.set_attn_implementation(attention)
+        for p, whole in kept:
+            p.data = whole.to(p.device)
 
 
 def micro_batches(

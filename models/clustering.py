@@ -54,7 +54,8 @@ class PoolingRules:
 def parse_pooling(name: str) -> PoolingRules:
     """c4x8, c8x32, c25, c50, w0x32, w25, k2, tail8x32. InvalidInput otherwise.
 
-    Means of Ward's clusters (w) are normalised again, those of k-means (c) with an n at the end: c8x32n.
+    Means of Ward's clusters (w) are normalised again, those of k-means (c) with an n at the end: c8x32n. Normalised is
+    to have the mean length of what was averaged: 1 for unit vectors, the mean weight for tokens whose length is one.
     """
     if match := re.fullmatch(r"(c|w|tail)(\d+)x(\d+)(n?)", name):
         kind: Kind = "tail" if match[1] == "tail" else "cluster"
@@ -71,24 +72,22 @@ def parse_pooling(name: str) -> PoolingRules:
 def pool(tokens: TokenVectors, rule: Pooling, *, normalised: bool = False) -> TokenVectors:
     """The token vectors f32 [T, D] of N texts, each pooled by the rule. A text's bits depend on the text alone."""
     matrices = [
-        pool_one(np.ascontiguousarray(tokens.values[start:stop], dtype=np.float32), rule)
+        pool_one(np.ascontiguousarray(tokens.values[start:stop], dtype=np.float32), rule, normalised=normalised)
         for start, stop in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)
     ]
     offsets = np.zeros(len(matrices) + 1, dtype=np.int64)
     np.cumsum([len(matrix) for matrix in matrices], out=offsets[1:])
     values = np.concatenate([*matrices, np.empty((0, tokens.values.shape[1]), dtype=np.float32)])
-    if normalised:
-        values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     return TokenVectors(values, offsets)
 
 
-def pool_one(tokens: F32, rule: Pooling) -> F32:
+def pool_one(tokens: F32, rule: Pooling, *, normalised: bool = False) -> F32:
     """One text's vectors f32 [L, D] -> f32 [m, D], m <= L, and m >= 1 where L is."""
     labels = labels_of(tokens, rule)
     if labels is None:
         return tokens
     kept = labels >= 0
-    return means(tokens[kept], labels[kept])
+    return means(tokens[kept], labels[kept], normalised=normalised)
 
 
 def labels_of(tokens: F32, rule: Pooling) -> I64 | None:
@@ -119,9 +118,13 @@ def assign(tokens: F32, k: int, *, ward: bool = False) -> I64:
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
-def means(tokens: F32, labels: I64) -> F32:
-    """The mean f32 [m, D] of the tokens of each cluster."""
+def means(tokens: F32, labels: I64, *, normalised: bool = False) -> F32:
+    """The mean f32 [m, D] of the tokens of each cluster; normalised: stretched to the mean of their lengths."""
     member = np.zeros((int(labels.max()) + 1, len(tokens)), dtype=np.float32)
     member[labels, np.arange(len(tokens))] = 1
-    out: F32 = (member @ tokens) / member.sum(axis=1, keepdims=True)
+    member /= member.sum(axis=1, keepdims=True)
+    out: F32 = member @ tokens
+    if normalised:
+        lengths = member @ np.linalg.norm(tokens, axis=1, keepdims=True)
+        out *= lengths / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
     return out

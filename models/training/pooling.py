@@ -9,11 +9,12 @@ from torch import Tensor
 from models.clustering import Pooling, labels_of
 
 
-def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling) -> tuple[Tensor, Tensor]:
+def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling, *, normalised: bool = False) -> tuple[Tensor, Tensor]:
     """Vectors f32 [N, L, D] with mask [N, L] -> (pooled f32 [N, m, D], mask bool [N, m]).
 
     Row by row the same vectors as models.clustering.pool_one: k-means runs on detached values, then the mean of each
     cluster is taken of the tokens themselves: d mean / d token = I / n of its cluster. Padding is in no cluster.
+    normalised: as models.clustering.means does it.
     """
     lengths = mask.sum(dim=1).tolist()
     values = vectors.detach().float().cpu().numpy()
@@ -24,7 +25,10 @@ def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling) -> tuple[Tensor, Te
     for row, member in enumerate(members):
         weights[row, : len(member), : member.shape[1]] = member
         real[row, : len(member)] = True
-    pooled = torch.from_numpy(weights).to(vectors.device, vectors.dtype) @ vectors
+    shares = torch.from_numpy(weights).to(vectors.device, vectors.dtype)
+    pooled = shares @ vectors
+    if normalised:
+        pooled = torch.nn.functional.normalize(pooled, dim=-1) * (shares @ vectors.norm(dim=-1, keepdim=True))
     return pooled, torch.from_numpy(real).to(vectors.device)
 
 

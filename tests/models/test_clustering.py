@@ -108,7 +108,9 @@ def test_equal_tokens_share_a_ward_cluster_even_where_k_would_allow_more() -> No
 
 
 def test_means_of_ward_are_unit_vectors_and_those_of_crisp_are_not() -> None:
-    tokens = TokenVectors(points(6, 40), np.array([0, 40], dtype=np.int64))
+    values = points(6, 40)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    tokens = TokenVectors(values, np.array([0, 40], dtype=np.int64))
     lengths = {}
     for name in ("c8x32", "c8x32n", "w8x32"):
         rules = parse_pooling(name)
@@ -117,6 +119,14 @@ def test_means_of_ward_are_unit_vectors_and_those_of_crisp_are_not() -> None:
     assert np.ptp(lengths["c8x32"]) > 0.1
     np.testing.assert_allclose(lengths["c8x32n"], 1, atol=1e-6)
     np.testing.assert_allclose(lengths["w8x32"], 1, atol=1e-6)
+
+
+def test_normalised_means_of_weighted_tokens_keep_the_mean_weight_of_their_cluster() -> None:
+    tokens = np.array([[2, 0], [0, 4], [0, 3.9], [0.1, 0]], dtype=np.float32)
+    labels = np.array([0, 1, 1, 0])
+    np.testing.assert_allclose(means(tokens, labels, normalised=True), [[1.05, 0], [0, 3.95]], rtol=1e-6)
+    turned = means(tokens, np.array([0, 0, 1, 1]), normalised=True)
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=1), [3, 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["c4x8", "c8x32", "c25", "c50", "k2", "k4", "tail4x8", "c0x3", "c25n", "w4x8", "w25"])

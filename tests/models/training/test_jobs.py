@@ -22,6 +22,7 @@ from chamfer.types import Document, Query, VectorKind
 from models.backbone import DeviceConfig
 from models.registry import load_encoder, load_reranker
 from models.trained import WEIGHTS
+from models.training.jobs import JOBS as STUDENTS
 from models.training.jobs import run
 
 FP32 = DeviceConfig(precision="fp32", device="cpu")
@@ -41,7 +42,7 @@ JOBS: dict[str, dict[str, Any]] = {
             "cet": {"form": "logged", "weights": "exact", "features": {"bm25": 10.0}, "selected": "judged"},
         },
     },
-    "multivector": {"poolings": ["", "c2x3"], "teachers": ["bm25", "dense"], "tables": {"head": {"dim": 16}}},
+    "multivector": {"poolings": ["", "c2x3"], "teachers": ["bm25", "dense"], "tables": {"head": {"dim": 16, "terms": True}}},
     "sparse": {"vocabulary_sample": 16, "teacher_scale": 10.0, "contrastive_weight": 1.0},
     "dense": {"tables": {"adapter": ADAPTER}, "gamma": 0.5, "mixed_pairs": 2, "mixed_list": True},
 }
@@ -120,6 +121,27 @@ def test_a_trained_reranker_opens_by_its_folder_and_ranks_what_it_learnt(recipe_
     np.testing.assert_array_equal(reranker.score(Query("q", "w2 w1"), documents[:1]), scores[:1])
 
 
+def test_a_second_stage_begins_with_what_the_first_one_learnt_even_where_it_adapts_more_layers(
+    recipe_of: Recipes, tmp_path: Path
+) -> None:
+    upper = {"adapter": {**ADAPTER, "first_layer": 1}, "data": {"epochs": 10}}
+    first = load_recipe(recipe_of("cross_encoder", "first", tables=upper))
+    run(first, tmp_path / "first.work")
+    start = {"start": str(first.out)}
+    second = load_recipe(recipe_of("cross_encoder", "second", **start, tables={"adapter": ADAPTER}))
+    run(second, tmp_path / "second.work")
+    reached, layers = (load_file(recipe.out / WEIGHTS) for recipe in (first, second))
+    assert reached.keys() < layers.keys()
+    student = STUDENTS["cross_encoder"][1](second)
+    student.begin(first.out)
+    documents = ["w1 w2 w3", "w9 w8"]
+    expected = load_reranker(str(first.out), FP32).score(Query("q", "w2 w1"), [Document(t, t) for t in documents])
+    np.testing.assert_allclose(student.score("w2 w1", documents).detach().numpy(), expected, rtol=1e-3, atol=1e-3)
+    narrow = load_recipe(recipe_of("cross_encoder", "third", **start, tables={"adapter": {"rank": 2, "alpha": 4}}))
+    with pytest.raises(InvalidInput, match="start = "):
+        run(narrow, tmp_path / "third.work")
+
+
 def test_heads_over_one_frozen_backbone_give_all_kinds_in_one_pass(recipe_of: Recipes, tmp_path: Path) -> None:
     folders = []
     for job in ("multivector", "sparse"):
@@ -150,8 +172,6 @@ def test_heads_over_one_frozen_backbone_give_all_kinds_in_one_pass(recipe_of: Re
 
 def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path: Path) -> None:
     """Scores of the students and of the opened folders agree to half precision."""
-    from models.training.jobs import JOBS as STUDENTS
-
     texts = ["w1 w2 w3", "w4 w1", "w7 w8 w9 w10"]
     documents = [Document(str(i), text) for i, text in enumerate(texts)]
     for job, kind in (("multivector", VectorKind.TOKENS), ("sparse", VectorKind.SPARSE), ("dense", VectorKind.DENSE)):

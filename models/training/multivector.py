@@ -110,7 +110,7 @@ class MultivectorStudent(Student):
         )
 
     def _start(self) -> None:
-        """Not from noise: token vectors of `mini` pass as they are, words through an orthonormal map at their weight."""
+        """Not from noise: token vectors of `mini` pass as they are, words through an orthonormal map."""
         weight, start = self.head.project.weight.data, 0
         for name, width in zip(self.tower.features, self.tower.widths, strict=True):
             block = weight[:, start : start + width]
@@ -120,4 +120,5 @@ class MultivectorStudent(Student):
             elif name == MINI or weight.shape[0] > width:
                 continue
             else:
-                block.copy_((self.recipe.words if name == "words" else 1.0) * torch.linalg.qr(torch.randn(width, len(weight))).Q.T)
+                share = self.recipe.words if name == "words" else 1.0
+                block.copy_(share * torch.linalg.qr(torch.randn(width, len(weight))).Q.T)

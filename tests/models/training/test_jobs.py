@@ -42,7 +42,11 @@ JOBS: dict[str, dict[str, Any]] = {
             "cet": {"form": "logged", "weights": "exact", "features": {"bm25": 10.0}, "selected": "judged"},
         },
     },
-    "multivector": {"poolings": ["", "c2x3"], "teachers": ["bm25", "dense"], "tables": {"head": {"dim": 16, "terms": True}}},
+    "multivector": {
+        "poolings": ["", "c2x3"],
+        "teachers": ["bm25", "dense"],
+        "tables": {"head": {"dim": 16, "terms": True}},
+    },
     "sparse": {"vocabulary_sample": 16, "teacher_scale": 10.0, "contrastive_weight": 1.0},
     "dense": {"tables": {"adapter": ADAPTER}, "gamma": 0.5, "mixed_pairs": 2, "mixed_list": True},
 }

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def main() -> None:
     arguments.add_argument("--parts", default="late,cross")
     arguments.add_argument("--sparse", type=Path)
     options = arguments.parse_args()
-    most = 20 if options.quick else options.queries
+    most = 10 if options.quick else options.queries
     found: dict[str, Systems] = {}
     for folder in options.folders or [demo_corpus()]:
         collection = _read(folder, most, 300 if options.quick else 0)
@@ -129,7 +130,7 @@ def _rows(name: str, systems: Systems) -> list[Row]:
         other = systems.values.get(peer)
         p = "" if other is None else f" [p {significance(own, other):.3f}]"
         ratio = None if other is None else _mean(own) / _mean(other)
-        rows.append(Row(f"{name} {system}{p}", _mean(own), MEASURE, peer, ratio))
+        rows.append(Row(f"{name}: {system}{p}", _mean(own), MEASURE, peer, ratio))
     return rows
 
 
@@ -138,7 +139,31 @@ def _means(sets: Sequence[Systems]) -> list[Row]:
     means = {name: float(np.mean([_mean(s.values[name]) for s in sets])) for name in sets[0].values}
     peers = sets[0].peers
     ratios = {name: value / means[peers[name]] if name in peers else None for name, value in means.items()}
-    return [Row(f"all {name}", value, MEASURE, peers.get(name, ""), ratios[name]) for name, value in means.items()]
+    return [Row(f"all: {name}", value, MEASURE, peers.get(name, ""), ratios[name]) for name, value in means.items()]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a system, a column a set; behind a value p below 0.05 of the difference from the peer."""
+    cells: dict[str, dict[str, str]] = {}
+    peers: dict[str, str] = {}
+    for row in rows:
+        name, _, what = row.what.partition(": ")
+        system, _, p = what.removesuffix("]").partition(" [p ")
+        shown = f" ({'+' if (row.ratio or 1) > 1 else '-'}, p {p})" if p and float(p) < 0.05 else ""
+        cells.setdefault(system, {})[name] = f"{row.value:.4f}{shown}"
+        peers[system] = row.peer
+    names = list(dict.fromkeys(row.what.partition(": ")[0] for row in rows))
+    lines = [f"| {MEASURE} | peer | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
+    for system, own in cells.items():
+        lines.append(f"| {system} | {peers[system]} | {' | '.join(own.get(name, '') for name in names)} |")
+    return "\n".join([*lines, ""])
+
+
+def plot(axes: Any, rows: list[Row]) -> bool:
+    """What training gained in the mean over the sets."""
+    from benchmarks.report import plot_ratios
+
+    return plot_ratios(axes, [row for row in rows if row.what.startswith("all: ")])
 
 
 def _mean(values: Mapping[str, float]) -> float:

@@ -29,7 +29,7 @@ class MultivectorRecipe(Recipe):
     poolings are taken in turn, a step each: names of models.clustering, "" for all vectors. temperature divides the
     MaxSim score; teacher_scale multiplies the normalised mean of the teachers (columns of the groups).
     words is the weight at which word embeddings begin beside `mini`'s vectors. With head.terms a query token begins
-    with its term's idf over the documents, the largest being 1, and the tokens that frame a text with `frame`.
+    with its term's idf over the documents, the largest being 1, to the `power`; the tokens that frame a text with `frame`.
     """
 
     poolings: tuple[str, ...] = ("", "c8x32")
@@ -39,7 +39,8 @@ class MultivectorRecipe(Recipe):
     teacher_weight: float = 1.0
     contrastive_weight: float = 1.0
     words: float = 0.5
-    frame: float = 0.01
+    power: float = 0.5
+    frame: float = 0.2
     head: TokenHeadConfig = field(default_factory=TokenHeadConfig)
 
 
@@ -60,7 +61,7 @@ class MultivectorStudent(Student):
         del steps
         if self.head.terms is not None:
             importance = torch.from_numpy(idf(self.tokenizer, documents, len(self.head.terms)))
-            self.head.terms.copy_(importance / importance.max())
+            self.head.terms.copy_((importance / importance.max()) ** self.recipe.power)
             self.head.terms[list(self.tokenizer.special_ids)] = self.recipe.frame
 
     @property

@@ -28,8 +28,8 @@ class MultivectorRecipe(Recipe):
 
     poolings are taken in turn, a step each: names of models.clustering, "" for all vectors. temperature divides the
     MaxSim score; teacher_scale multiplies the normalised mean of the teachers (columns of the groups).
-    words is the weight at which word embeddings begin beside `mini`'s vectors. With head.terms a query token begins
-    with its term's idf over the documents, the largest being 1, to the `power`; the tokens that frame a text with `frame`.
+    words is the weight at which word embeddings begin beside `mini`'s vectors. With head.terms a query token weighs
+    its term's idf over the documents, the largest being 1, to the `power`, and the tokens that frame a text `frame`.
     """
 
     poolings: tuple[str, ...] = ("", "c8x32")

@@ -38,8 +38,8 @@ class FitConfig:
     """The loop. batch counts groups a step and process; rates are peak learning rates, warm-up then linear decay.
 
     micro_tokens bounds the padded tokens of one forward pass inside a step. save_every counts steps (0: a tenth of
-    all). precision bf16 is autocast. threads 0 leaves the number to torch. seed draws candidates,
-    order, initial weights and dropout.
+    all). stop ends the run after that many steps of its schedule (0: at its end). precision bf16 is autocast. threads
+    0 leaves the number to torch. seed draws candidates, order, initial weights and dropout.
     """
 
     batch: int = 8
@@ -52,6 +52,7 @@ class FitConfig:
     micro_tokens: int = 8192
     precision: Literal["fp32", "bf16"] = "bf16"
     save_every: int = 0
+    stop: int = 0
     threads: int = 0
     seed: int = 42
 

@@ -103,6 +103,13 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(job: str, recipe_of
         np.testing.assert_array_equal(tensor, found[name], err_msg=name)
 
 
+def test_a_run_told_to_stop_ends_there(recipe_of: Recipes, tmp_path: Path) -> None:
+    options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 3}, "fit": {"stop": 4}}}
+    fitted = run(load_recipe(recipe_of("cross_encoder", **options)), tmp_path / "work")
+    assert fitted.steps == 4
+    assert fitted.curve[-1]["learning_rate"] > 0
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe_of: Recipes, tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

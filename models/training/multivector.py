@@ -17,9 +17,9 @@ from models.training.losses.contrastive import infonce, not_relevant
 from models.training.losses.distillation import ensemble, kl
 from models.training.pooling import pool_batch
 from models.training.recipe import Recipe
-from models.training.sparse import idf
 from models.training.states import StateReader
 from models.training.student import Draw, Student
+from models.training.terms import idf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -233,7 +233,8 @@ def _sparse(collection: Set, folder: Path, keep: Path | None) -> Candidates:
 
 
 def _cross(collection: Set, hybrid: Candidates, keep: Path | None) -> dict[str, Candidates]:
-    candidates = [tuple(part[:RERANKED] for part in hybrid.of(number)) for number in range(len(collection.queries))]
+    found = [hybrid.of(number) for number in range(len(collection.queries))]
+    candidates = [(rows[:RERANKED], scores[:RERANKED]) for rows, scores in found]
     alone: list[tuple[Array, Array]] = []
     blended: list[tuple[Array, Array]] = []
     for (rows, earlier), scores in zip(candidates, _scored(collection, [c[0] for c in candidates], keep), strict=True):
@@ -260,8 +261,8 @@ def _scored(collection: Set, candidates: Sequence[Array], keep: Path | None) -> 
         scores = reranker.score(query, [collection.documents[row] for row in fresh])
         known |= {(query.query_id, row): float(score) for row, score in zip(fresh, scores, strict=True)}
         if path is not None and (number % 20 == 0 or number == len(candidates)):
-            keys = zip(*known, strict=True)
-            np.savez(path, scores=np.array(list(known.values())), **dict(zip(("queries", "rows"), keys, strict=True)))
+            names, places = (np.array(part) for part in zip(*known, strict=True))
+            np.savez(path, queries=names, rows=places, scores=np.array(list(known.values())))
     return [
         np.array([known[query.query_id, row] for row in rows.tolist()], dtype=np.float32)
         for query, rows in zip(collection.queries, candidates, strict=True)

@@ -55,7 +55,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 # DATA holds BEIR folders: fairytaleqa, scifact, nl2bash, medquad. Hours on two cores; goes on where it was stopped.
 models: $(VENV)/.dev
 	$(BIN)/python -m recipes.prepare $(DATA) --out var/mini
-	for name in mini-cross mini-sparse mini-late; do $(BIN)/chamfer train recipes/$$name.toml --work var/mini/$$name || exit 1; done
+	for name in mini-cross-first mini-cross mini-sparse mini-late; do $(BIN)/chamfer train recipes/$$name.toml --work var/mini/$$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) var build dist *.egg-info

@@ -20,6 +20,7 @@ SUBJECTS = (
     "rerank",
     "mining",
     "cet_real",
+    "mini_models",
     "http",
     "quality",
 )

@@ -2,11 +2,12 @@
 
     python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,cross] [--sparse MODEL]
 
-Per set: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw 384-dimensional token vectors, of
-the untrained projection and of the trained head, each at every pooling (the untrained ones are pooled post hoc);
-learned sparse (of a folder that recipes/mini-sparse.toml gave); the cross-encoder over the fusion's first 50, alone
-and interpolated with it. --queries bounds the judged queries of a set, chosen by the hash of their ids; --keep keeps
-vectors between runs.
+Per set, and as the mean over the sets: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw
+384-dimensional token vectors, of the untrained projection and of the trained head, each at every pooling (the
+untrained ones are pooled post hoc, by k-means and by Ward's clusters); learned sparse (of a folder that
+recipes/mini-sparse.toml gave); the cross-encoder over the fusion's first 50, alone and interpolated with it. p is of a
+paired test against the peer. --queries bounds the judged queries of a set, chosen by the hash of their ids; --keep
+keeps document vectors and scores of pairs between runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +45,8 @@ from models.registry import load_encoder, load_reranker
 from service.fusion import blend, interpolate
 from service.plans import FIRST_STAGE_WEIGHTS
 
-POOLINGS = ("", "c0x32n", "c8x32n", "c4x8n", "c25n", "c50n")
+POOLINGS = ("", "w0x32", "w8x32", "w4x8", "w25")
+POST_HOC = ("c0x32n", "c8x32n", "c4x8n")
 DEPTH = 100
 RERANKED = 50
 SHARE = 0.5
@@ -72,6 +75,14 @@ class Set:
         return dict(evaluate(found, self.qrels, [MEASURE]).per_query[MEASURE])
 
 
+@dataclass(frozen=True, slots=True)
+class Systems:
+    """values: nDCG@10 by system and query. peers: what a system is compared with."""
+
+    values: Mapping[str, Mapping[str, float]]
+    peers: Mapping[str, str]
+
+
 def main() -> None:
     """Runs the benchmark."""
     arguments = parser(__doc__)
@@ -81,16 +92,19 @@ def main() -> None:
     arguments.add_argument("--parts", default="late,cross")
     arguments.add_argument("--sparse", type=Path)
     options = arguments.parse_args()
-    most = 20 if options.quick else options.queries
-    rows: list[Row] = []
+    most = 10 if options.quick else options.queries
+    found: dict[str, Systems] = {}
     for folder in options.folders or [demo_corpus()]:
         collection = _read(folder, most, 300 if options.quick else 0)
-        rows += compare(collection, options.keep, options.parts.split(","), options.sparse)
-    emit(rows, options.json)
+        found[f"{collection.name} ({len(collection.queries)})"] = measured(
+            collection, options.keep, options.parts.split(","), options.sparse
+        )
+    rows = [row for name, systems in found.items() for row in _rows(name, systems)]
+    emit(rows + (_means(list(found.values())) if len(found) > 1 else []), options.json)
 
 
-def compare(collection: Set, keep: Path | None, parts: Sequence[str], sparse: Path | None) -> list[Row]:
-    """All systems on one set."""
+def measured(collection: Set, keep: Path | None, parts: Sequence[str], sparse: Path | None) -> Systems:
+    """nDCG@10 by query of all systems on one set, and the peer of each that has one."""
     raw, asked = _encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
     assert raw.dense is not None
     assert asked.dense is not None
@@ -104,17 +118,56 @@ def compare(collection: Set, keep: Path | None, parts: Sequence[str], sparse: Pa
     if sparse is not None:
         runs["learned sparse"], peers["learned sparse"] = _sparse(collection, sparse, keep), "BM25"
     if "cross" in parts:
-        runs |= _cross(collection, runs["hybrid"])
+        runs |= _cross(collection, runs["hybrid"], keep)
         peers |= {"mini-cross alone": "hybrid", f"mini-cross {SHARE} + hybrid": "hybrid"}
-    values = {name: collection.values(run) for name, run in runs.items()}
+    return Systems({name: collection.values(run) for name, run in runs.items()}, peers)
+
+
+def _rows(name: str, systems: Systems) -> list[Row]:
     rows = []
-    for name, own in values.items():
-        mean, peer = float(np.mean(list(own.values()))), peers.get(name, "")
-        other = values.get(peer)
+    for system, own in systems.values.items():
+        peer = systems.peers.get(system, "")
+        other = systems.values.get(peer)
         p = "" if other is None else f" [p {significance(own, other):.3f}]"
-        ratio = None if other is None else mean / float(np.mean(list(other.values())))
-        rows.append(Row(f"{collection.name} {name}{p}", mean, MEASURE, peer, ratio))
+        ratio = None if other is None else _mean(own) / _mean(other)
+        rows.append(Row(f"{name}: {system}{p}", _mean(own), MEASURE, peer, ratio))
     return rows
+
+
+def _means(sets: Sequence[Systems]) -> list[Row]:
+    """Every system's mean over the sets, each set counting alike."""
+    means = {name: float(np.mean([_mean(s.values[name]) for s in sets])) for name in sets[0].values}
+    peers = sets[0].peers
+    ratios = {name: value / means[peers[name]] if name in peers else None for name, value in means.items()}
+    return [Row(f"all: {name}", value, MEASURE, peers.get(name, ""), ratios[name]) for name, value in means.items()]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a system, a column a set; behind a value p below 0.05 of the difference from the peer."""
+    cells: dict[str, dict[str, str]] = {}
+    peers: dict[str, str] = {}
+    for row in rows:
+        name, _, what = row.what.partition(": ")
+        system, _, p = what.removesuffix("]").partition(" [p ")
+        shown = f" ({'+' if (row.ratio or 1) > 1 else '-'}, p {p})" if p and float(p) < 0.05 else ""
+        cells.setdefault(system, {})[name] = f"{row.value:.4f}{shown}"
+        peers[system] = row.peer
+    names = list(dict.fromkeys(row.what.partition(": ")[0] for row in rows))
+    lines = [f"| {MEASURE} | peer | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
+    for system, own in cells.items():
+        lines.append(f"| {system} | {peers[system]} | {' | '.join(own.get(name, '') for name in names)} |")
+    return "\n".join([*lines, ""])
+
+
+def plot(axes: Any, rows: list[Row]) -> bool:
+    """What training gained in the mean over the sets."""
+    from benchmarks.report import plot_ratios
+
+    return plot_ratios(axes, [row for row in rows if row.what.startswith("all: ")])
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return float(np.mean(list(values.values())))
 
 
 def _late(
@@ -130,9 +183,11 @@ def _late(
     runs = {"MaxSim raw 384": _maxsim(collection, asked.tokens, raw.tokens)}
     peers = {}
     untrained = [_projected(tokens, projection) for tokens in (asked.tokens, raw.tokens)]
-    for name in POOLINGS:
+    for name in (*POST_HOC, *POOLINGS):
         label = name or "all"
         runs[f"untrained 128 {label}"] = _pooled_maxsim(collection, untrained[0], untrained[1], name)
+        if name in POST_HOC:
+            continue
         runs[f"mini-late {label}"] = _pooled_maxsim(collection, trained_asked.tokens, trained.tokens, name)
         peers[f"mini-late {label}"] = f"untrained 128 {label}"
     return runs, peers
@@ -177,14 +232,12 @@ def _sparse(collection: Set, folder: Path, keep: Path | None) -> Candidates:
     return _ranked((np.asarray((table @ asked[row].T).todense()).ravel() for row in range(asked.shape[0])), DEPTH)
 
 
-def _cross(collection: Set, hybrid: Candidates) -> dict[str, Candidates]:
-    reranker = load_reranker("mini-cross", DeviceConfig())
+def _cross(collection: Set, hybrid: Candidates, keep: Path | None) -> dict[str, Candidates]:
+    found = [hybrid.of(number) for number in range(len(collection.queries))]
+    candidates = [(rows[:RERANKED], scores[:RERANKED]) for rows, scores in found]
     alone: list[tuple[Array, Array]] = []
     blended: list[tuple[Array, Array]] = []
-    for number, query in enumerate(collection.queries):
-        every, fused = hybrid.of(number)
-        rows, earlier = every[:RERANKED], fused[:RERANKED]
-        scores = reranker.score(query, [collection.documents[row] for row in rows])
+    for (rows, earlier), scores in zip(candidates, _scored(collection, [c[0] for c in candidates], keep), strict=True):
         for out, own in ((alone, scores), (blended, blend(SHARE, scores, earlier))):
             order = np.argsort(-own, kind="stable")
             out.append((rows[order], own[order]))
@@ -192,6 +245,28 @@ def _cross(collection: Set, hybrid: Candidates) -> dict[str, Candidates]:
         "mini-cross alone": as_candidates(alone, RERANKED),
         f"mini-cross {SHARE} + hybrid": as_candidates(blended, RERANKED),
     }
+
+
+def _scored(collection: Set, candidates: Sequence[Array], keep: Path | None) -> list[Array]:
+    """The cross-encoder's scores of each query's rows; those kept under its fingerprint are not asked for again."""
+    reranker = load_reranker("mini-cross", DeviceConfig())
+    path = None if keep is None else keep / f"{collection.name}.mini-cross.{reranker.fingerprint[:12]}.npz"
+    known: dict[tuple[str, int], float] = {}
+    if path is not None and path.exists():
+        with np.load(path) as file:
+            keys = zip(file["queries"].tolist(), file["rows"].tolist(), strict=True)
+            known = dict(zip(keys, file["scores"].tolist(), strict=True))
+    for number, (query, rows) in enumerate(zip(collection.queries, candidates, strict=True), 1):
+        fresh = [row for row in rows.tolist() if (query.query_id, row) not in known]
+        scores = reranker.score(query, [collection.documents[row] for row in fresh])
+        known |= {(query.query_id, row): float(score) for row, score in zip(fresh, scores, strict=True)}
+        if path is not None and (number % 20 == 0 or number == len(candidates)):
+            names, places = (np.array(part) for part in zip(*known, strict=True))
+            np.savez(path, queries=names, rows=places, scores=np.array(list(known.values())))
+    return [
+        np.array([known[query.query_id, row] for row in rows.tolist()], dtype=np.float32)
+        for query, rows in zip(collection.queries, candidates, strict=True)
+    ]
 
 
 def _ranked(scored, depth: int) -> Candidates:  # type: ignore[no-untyped-def]

@@ -11,31 +11,38 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class TokenHeadConfig:
-    """dim of the vectors. `weighted` lets a query vector's length say how much the token counts."""
+    """dim of the vectors. `weighted` lets a query vector's length say how much the token counts; `terms` multiplies
+    it by a weight of the token's term, fixed before training, so that rare words count from the start."""
 
     dim: int = 128
     weighted: bool = True
+    terms: bool = False
 
 
 class TokenHead(nn.Module):
-    """Hidden states [B, L, W] -> vectors [B, L, dim]: a linear map, normalised; on the query side times a weight.
+    """Hidden states [B, L, W] and ids [B, L] -> vectors [B, L, dim]: a linear map, normalised; a query's times weights.
 
     The weight is softplus of a linear function of the hidden state, 1 at the start: a query's function words may
-    then count less, and CRISP's means are means by weight. Documents stay at unit length.
+    then count less, and CRISP's means are means by weight. Documents stay at unit length. `terms` f32 [V].
     """
 
-    def __init__(self, width: int, config: TokenHeadConfig) -> None:
+    terms: Tensor | None
+
+    def __init__(self, width: int, config: TokenHeadConfig, vocabulary: int) -> None:
         super().__init__()
         self.project = nn.Linear(width, config.dim, bias=False)
         self.weigh = nn.Linear(width, 1) if config.weighted else None
         if self.weigh is not None:
             nn.init.zeros_(self.weigh.weight)
             nn.init.constant_(self.weigh.bias, 0.5413)  # softplus(0.5413) = 1
+        self.register_buffer("terms", torch.ones(vocabulary) if config.terms else None)
 
-    def forward(self, hidden: Tensor, *, query: bool) -> Tensor:
+    def forward(self, hidden: Tensor, ids: Tensor, *, query: bool) -> Tensor:
         vectors = F.normalize(self.project(hidden), dim=-1)
         if query and self.weigh is not None:
             vectors = vectors * F.softplus(self.weigh(hidden))
+        if query and self.terms is not None:
+            vectors = vectors * self.terms[ids].unsqueeze(-1)
         return vectors
 
 

@@ -81,7 +81,8 @@ class TrainedEncoder:
                 if VectorKind.DENSE in kinds:
                     dense[row] = normalised(own[:, -dense.shape[1] :].mean(axis=0))
                 if VectorKind.TOKENS in kinds:
-                    matrices[row] = self._heads.token_vectors(own, query=query)
+                    ids = batch.ids[place, : batch.lengths[place]]
+                    matrices[row] = self._heads.token_vectors(own, ids, query=query)
             if VectorKind.SPARSE in kinds:
                 for row, terms in zip(batch.rows, self._heads.sparse_rows(hidden, batch), strict=True):
                     rows[row] = terms
@@ -104,13 +105,15 @@ class Heads:
         self._sparse_width = states["sparse"]["transform.weight"].shape[1] if "sparse" in states else 0
         self._special_ids = list(special_ids)
 
-    def token_vectors(self, hidden: F32, *, query: bool) -> F32:
-        """f32 [L, dim] of hidden states f32 [L, W]: models.heads.TokenHead."""
+    def token_vectors(self, hidden: F32, ids: I64, *, query: bool) -> F32:
+        """f32 [L, dim] of hidden states f32 [L, W] and ids i64 [L]: models.heads.TokenHead."""
         hidden = hidden[:, : self._tokens["project.weight"].shape[1]]
         vectors = normalised(hidden @ self._tokens["project.weight"].T)
         if query and "weigh.weight" in self._tokens:
             logits = hidden @ self._tokens["weigh.weight"].T + self._tokens["weigh.bias"]
             vectors = vectors * np.logaddexp(np.float32(0), logits)
+        if query and "terms" in self._tokens:
+            vectors = vectors * self._tokens["terms"][ids, None]
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
     def sparse_rows(self, hidden: F32, batch: Batch) -> list[tuple[I64, F32]]:

@@ -75,7 +75,8 @@ def fit(
             rebuilt = _kept(work / "rebuilt.json", lambda: measure(student, held_out))
     first = arguments.process_index == 0
     trainer = _GroupTrainer(student, draws, arguments, progress if first else None)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with student.quick():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return Fitted(
         before=before,
         rebuilt=rebuilt,
@@ -132,6 +133,8 @@ class _GroupTrainer(Trainer):  # type: ignore[misc]
         self._parts: dict[str, float] = {}
         self.model_accepts_loss_kwargs = False  # the loss is a mean over groups; accumulation divides it
         self.remove_callback(PrinterCallback)
+        if student.recipe.fit.stop:
+            self.add_callback(_Stop(student.recipe.fit.stop))
         if progress is not None:
             self.add_callback(_Progress(progress))
 
@@ -186,6 +189,15 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         del args, control
         if logs and "loss" in logs:
             self._show(int(state.global_step), int(state.max_steps), float(logs["loss"]))
+
+
+class _Stop(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, after: int) -> None:
+        self._after = after
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del args
+        control.should_training_stop |= state.global_step >= self._after
 
 
 def _of_tower(name: str) -> bool:

@@ -47,6 +47,8 @@ def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] 
     """Trains what the recipe says and writes the model to recipe.out with its report; `work` keeps checkpoints."""
     seed_everything(recipe.fit.seed)
     student = JOBS[recipe.job][1](recipe)
+    if recipe.start is not None:
+        student.begin(recipe.start)
     documents = read_documents(recipe.data.documents)
     groups = student.groups(lambda sources, splits: chosen(sources, splits, recipe))
     check_groups(groups, documents, needs_positive=student.needs_positive)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from models.training.pooling import pool_batch
 from models.training.recipe import Recipe
 from models.training.states import StateReader
 from models.training.student import Draw, Student, in_batch
+from models.training.terms import idf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class MultivectorRecipe(Recipe):
 
     poolings are taken in turn, a step each: names of models.clustering, "" for all vectors. temperature divides the
     MaxSim score; teacher_scale multiplies the normalised mean of the teachers (columns of the groups).
+    words is the weight at which word embeddings begin beside `mini`'s vectors. With head.terms a query token weighs
+    its term's idf over the documents, the largest being 1, to the `power`, and the tokens that frame a text `frame`.
     """
 
     poolings: tuple[str, ...] = ("", "c8x32")
@@ -34,6 +37,9 @@ class MultivectorRecipe(Recipe):
     teacher_scale: float = 10.0
     teacher_weight: float = 1.0
     contrastive_weight: float = 1.0
+    words: float = 0.5
+    power: float = 0.5
+    frame: float = 0.2
     head: TokenHeadConfig = field(default_factory=TokenHeadConfig)
 
 
@@ -46,10 +52,17 @@ class MultivectorStudent(Student):
 
     def __init__(self, recipe: MultivectorRecipe) -> None:
         super().__init__(recipe)
-        self.head = TokenHead(sum(self.tower.widths), recipe.head)
+        self.head = TokenHead(sum(self.tower.widths), recipe.head, len(self.tower.vocabulary))
         self._rules = [parse_pooling(name) if name else None for name in recipe.poolings]
         self.read = StateReader(self.tower, self.tokenizer, recipe.fit.micro_tokens)
         self._start()
+
+    def prepare(self, documents: Iterable[str], steps: int) -> None:
+        del steps
+        if self.head.terms is not None:
+            importance = torch.from_numpy(idf(self.tokenizer, documents, len(self.head.terms)))
+            self.head.terms.copy_((importance / importance.max()) ** self.recipe.power)
+            self.head.terms[list(self.tokenizer.special_ids)] = self.recipe.frame
 
     @property
     def teachers(self) -> Sequence[str]:
@@ -72,11 +85,11 @@ class MultivectorStudent(Student):
         """(vectors f32 [N, m, D], mask bool [N, m]) of texts, pooled by the rule of their side."""
         limit = self.recipe.query_tokens if query else self.recipe.document_tokens
         states = self.read(texts, limit)
-        vectors = self.head(states.hidden, query=query).float()
+        vectors = self.head(states.hidden, states.ids, query=query).float()
         if rules is None:
             return vectors, states.mask > 0
-        pooled, mask = pool_batch(vectors, states.mask, rules.query if query else rules.document)
-        return (torch.nn.functional.normalize(pooled, dim=-1) if rules.normalised else pooled), mask
+        rule = rules.query if query else rules.document
+        return pool_batch(vectors, states.mask, rule, normalised=rules.normalised)
 
     def score(self, query: str, texts: Sequence[str]) -> Tensor:
         """MaxSim with the last of the poolings."""
@@ -84,7 +97,7 @@ class MultivectorStudent(Student):
         return maxsim(*queries, *self.encode(texts, self._rules[-1], query=False))[0]
 
     def _start(self) -> None:
-        """Not from noise: token vectors of `mini` pass as they are, words through an orthonormal map at half weight."""
+        """Not from noise: token vectors of `mini` pass as they are, words through an orthonormal map."""
         weight, start = self.head.project.weight.data, 0
         for name, width in zip(self.tower.features, self.tower.widths, strict=True):
             block = weight[:, start : start + width]
@@ -94,4 +107,5 @@ class MultivectorStudent(Student):
             elif name == MINI or weight.shape[0] > width:
                 continue
             else:
-                block.copy_((0.5 if name == "words" else 1.0) * torch.linalg.qr(torch.randn(width, len(weight))).Q.T)
+                share = self.recipe.words if name == "words" else 1.0
+                block.copy_(share * torch.linalg.qr(torch.randn(width, len(weight))).Q.T)

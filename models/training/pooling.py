@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.clustering import Pooling, assign
+from models.clustering import Pooling, labels_of
 
 
-def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling) -> tuple[Tensor, Tensor]:
+def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling, *, normalised: bool = False) -> tuple[Tensor, Tensor]:
     """Vectors f32 [N, L, D] with mask [N, L] -> (pooled f32 [N, m, D], mask bool [N, m]).
 
     Row by row the same vectors as models.clustering.pool_one: k-means runs on detached values, then the mean of each
     cluster is taken of the tokens themselves: d mean / d token = I / n of its cluster. Padding is in no cluster.
+    normalised: as models.clustering.means does it.
     """
     lengths = mask.sum(dim=1).tolist()
     values = vectors.detach().float().cpu().numpy()
@@ -24,23 +25,18 @@ def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling) -> tuple[Tensor, Te
     for row, member in enumerate(members):
         weights[row, : len(member), : member.shape[1]] = member
         real[row, : len(member)] = True
-    pooled = torch.from_numpy(weights).to(vectors.device, vectors.dtype) @ vectors
+    shares = torch.from_numpy(weights).to(vectors.device, vectors.dtype)
+    pooled = shares @ vectors
+    if normalised:
+        pooled = torch.nn.functional.normalize(pooled, dim=-1) * (shares @ vectors.norm(dim=-1, keepdim=True))
     return pooled, torch.from_numpy(real).to(vectors.device)
 
 
 def _membership(tokens: np.ndarray, rule: Pooling) -> np.ndarray:
     """Weights f32 [m, L] of one text's tokens in each of its pooled vectors."""
-    n = len(tokens)
-    every = np.eye(n, dtype=np.float32)
-    if rule.kind == "spacing":
-        return every[:: rule.size]
-    if rule.kind == "tail":
-        return every[-rule.size :] if rule.size else every
-    k = max(1, n * rule.size // 100) if rule.kind == "share" else rule.size
-    if not 0 < k < n:
-        return every
-    labels = assign(np.ascontiguousarray(tokens), k)
-    member = np.zeros((int(labels.max()) + 1, n), dtype=np.float32)
-    member[labels, np.arange(n)] = 1
-    shares: np.ndarray = member / member.sum(axis=1, keepdims=True)
-    return shares
+    labels = labels_of(np.ascontiguousarray(tokens), rule)
+    if labels is None:
+        return np.eye(len(tokens), dtype=np.float32)
+    member: np.ndarray = np.equal.outer(np.arange(labels.max() + 1), labels).astype(np.float32)
+    member /= member.sum(axis=1, keepdims=True)
+    return member

@@ -40,8 +40,8 @@ class FitConfig:
     """The loop. batch counts groups a step and process; rates are peak learning rates, warm-up then linear decay.
 
     micro_tokens bounds the padded tokens of one forward pass inside a step. save_every counts steps (0: a tenth of
-    all). precision bf16 is autocast. threads 0 leaves the number to torch. seed draws candidates,
-    order, initial weights and dropout.
+    all). stop ends the run after that many steps of its schedule (0: at its end). precision bf16 is autocast. threads
+    0 leaves the number to torch. seed draws candidates, order, initial weights and dropout.
     """
 
     batch: int = 8
@@ -54,6 +54,7 @@ class FitConfig:
     micro_tokens: int = 8192
     precision: Literal["fp32", "bf16"] = "bf16"
     save_every: int = 0
+    stop: int = 0
     threads: int = 0
     seed: int = 42
 
@@ -98,7 +99,9 @@ class Recipe:
     """What every job has. `out` is the folder of the finished model, `backbone` mini or a local folder.
 
     features are what the head reads of every token (models.tower). attention "bidirectional" lets every token of a
-    decoder see all others, in training and when the model serves (KaLM-Embedding-V2, arXiv 2506.20923).
+    decoder see all others, in training and when the model serves (KaLM-Embedding-V2, arXiv 2506.20923). start names a
+    finished model of the same head and rank to go on from (a second stage); layers that its adapter leaves alone begin
+    at no change.
     """
 
     job: str
@@ -107,6 +110,7 @@ class Recipe:
     backbone: str = "mini"
     features: tuple[str, ...] = ("last",)
     attention: Attention = "own"
+    start: Path | None = None
     query_tokens: int = 64
     document_tokens: int = 192
     fit: FitConfig = field(default_factory=FitConfig)

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chamfer.types import F32
-from models.batches import Tokenizer
 from models.heads import SparseHead, SparseHeadConfig
 from models.training.losses import sparsity
 from models.training.losses.contrastive import infonce
@@ -19,6 +17,7 @@ from models.training.losses.distillation import ensemble, kl
 from models.training.recipe import Recipe
 from models.training.states import StateReader
 from models.training.student import Draw, Student, in_batch
+from models.training.terms import idf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +110,3 @@ class SparseStudent(Student):
         if self.recipe.flops_form == "grouped":
             return sparsity.grouped_flops(weights.view(-1, slots, weights.shape[1]).transpose(0, 1))
         return sparsity.flops(weights)
-
-
-def idf(tokenizer: Tokenizer, documents: Iterable[str], size: int) -> F32:
-    """ln(1 + (N - df + 0.5) / (df + 0.5)) = ln((N+1) / (df+0.5)) of every term f32 [V], df over these documents."""
-    frequency = np.zeros(size, dtype=np.int64)
-    total = 0
-    texts = list(documents)
-    for start in range(0, len(texts), 1000):
-        for ids in tokenizer(texts[start : start + 1000], 1 << 30).ids:
-            frequency[np.unique(ids)] += 1
-            total += 1
-    return np.log((total + 1) / (frequency + 0.5)).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chamfer.errors import InvalidInput
 from models.batches import Tokenizer, length_groups
 from models.tower import folder_of, open_tower
-from models.trained import Description, save
-from models.training.adapters import adapt, changes_of
+from models.trained import Description, describe, parts_of, save
+from models.training.adapters import adapt, changes_of, quick
 from models.training.groups import Choose, Group, Image, read_groups, sample_places
 from models.training.losses.contrastive import not_relevant
 from models.training.recipe import DataConfig, Recipe
@@ -96,6 +98,14 @@ class Learner(nn.Module):
         self.notes: dict[str, float] = {}  # what the last batch showed beside its losses; logged with them
         self.facts: dict[str, Any] = {}  # what the report says beside its measures
 
+    def begin(self, folder: Path) -> None:
+        """Goes on from a finished model."""
+        raise InvalidInput(f"job {self.recipe.job} cannot go on from {folder}; leave start out")
+
+    def quick(self) -> AbstractContextManager[None]:
+        """What the loop trains within: faster, to the same effect."""
+        return nullcontext()
+
     @property
     def teachers(self) -> Sequence[str]:
         """Columns of the groups that the losses read."""
@@ -158,6 +168,24 @@ class Student(Learner):
             adapt(self.tower.transformer, recipe.adapter)
         self.tokenizer = Tokenizer(folder_of(recipe.backbone) / "tokenizer.json")
 
+    def begin(self, folder: Path) -> None:
+        """Head and adapter of a finished model. InvalidInput where its shape is not this recipe's."""
+        found, own = describe(folder), self.description()
+        head, changes = parts_of(folder, found)
+        layers = {name: m for name, m in self.tower.transformer.named_modules() if hasattr(m, "lora_A")}
+        fits = all(
+            name in layers and layers[name].lora_A["default"].weight.shape == change.down.shape
+            for name, change in changes.items()
+        )
+        same = ("kind", "backbone", "features", "head", "adapter_scale")
+        if not fits or any(getattr(found, name) != getattr(own, name) for name in same):
+            raise InvalidInput(f"start = {folder} is {found}, which cannot become {own} with {self.recipe.adapter}")
+        self.head.load_state_dict(head, strict=False)  # tables that are not learnt are not stored
+        with torch.no_grad():
+            for name, change in changes.items():
+                layers[name].lora_A["default"].weight.copy_(change.down)
+                layers[name].lora_B["default"].weight.copy_(change.up)
+
     def description(self) -> Description:
         """What the saved folder says."""
         head = getattr(self.recipe, "head", None)
@@ -179,6 +207,9 @@ class Student(Learner):
             dict(self.head.state_dict()),
             changes_of(self.tower.transformer, self.recipe.adapter.scale),
         )
+
+    def quick(self) -> AbstractContextManager[None]:
+        return quick(self.tower, self.recipe.fit.precision)
 
 
 def micro_batches(

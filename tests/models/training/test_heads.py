@@ -58,14 +58,26 @@ def test_an_untrained_sparse_head_gives_weight_to_the_terms_that_stand_there_and
 def test_document_vectors_have_unit_length_and_query_lengths_are_weights(
     states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
-    head = TokenHead(8, TokenHeadConfig(dim=4))
+    hidden, ids, _ = states
+    head = TokenHead(8, TokenHeadConfig(dim=4), 20)
     assert head.weigh is not None
-    documents, queries = head(states[0], query=False), head(states[0], query=True)
+    documents, queries = head(hidden, ids, query=False), head(hidden, ids, query=True)
     torch.testing.assert_close(documents.norm(dim=-1), torch.ones(3, 5))
     torch.testing.assert_close(queries, documents, atol=1e-4, rtol=1e-4)
     torch.nn.init.normal_(head.weigh.weight)
-    assert head(states[0], query=True).norm(dim=-1).std() > 0.01
-    torch.testing.assert_close(head(states[0], query=False), documents)
+    assert head(hidden, ids, query=True).norm(dim=-1).std() > 0.01
+    torch.testing.assert_close(head(hidden, ids, query=False), documents)
+
+
+def test_weights_of_terms_are_those_of_the_tokens_of_queries_alone(
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    hidden, ids, _ = states
+    head = TokenHead(8, TokenHeadConfig(dim=4, weighted=False, terms=True), 20)
+    assert head.terms is not None
+    head.terms.copy_(torch.arange(20) / 10)
+    torch.testing.assert_close(head(hidden, ids, query=True).norm(dim=-1), ids / 10)
+    torch.testing.assert_close(head(hidden, ids, query=False).norm(dim=-1), torch.ones(3, 5))
 
 
 class Recorder(torch.nn.Module):

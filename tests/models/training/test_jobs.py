@@ -43,7 +43,11 @@ JOBS: dict[str, dict[str, Any]] = {
             "cet": {"form": "logged", "weights": "exact", "features": {"bm25": 10.0}, "selected": "judged"},
         },
     },
-    "multivector": {"poolings": ["", "c2x3"], "teachers": ["bm25", "dense"], "tables": {"head": {"dim": 16}}},
+    "multivector": {
+        "poolings": ["", "c2x3"],
+        "teachers": ["bm25", "dense"],
+        "tables": {"head": {"dim": 16, "terms": True}},
+    },
     "sparse": {"vocabulary_sample": 16, "teacher_scale": 10.0, "contrastive_weight": 1.0},
     "compress": {"keep": 0.5, "calibration": 4, "temperature": 0.2},
     "reranker": {"list_weight": 0.1, "tables": {"adapter": LARGER, "fit": {"rate": 1e-2}}},
@@ -113,6 +117,13 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
         np.testing.assert_array_equal(tensor, found[name], err_msg=name)
 
 
+def test_a_run_told_to_stop_ends_there(recipe_of: Recipes, tmp_path: Path) -> None:
+    options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 3}, "fit": {"stop": 4}}}
+    fitted = run(load_recipe(recipe_of("cross_encoder", **options)), tmp_path / "work")
+    assert fitted.steps == 4
+    assert fitted.curve[-1]["learning_rate"] > 0
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe_of: Recipes, tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -133,6 +144,27 @@ def test_a_trained_reranker_opens_by_its_folder_and_ranks_what_it_learnt(recipe_
     assert scores.shape == (3,)
     assert np.argmax(scores) == 0
     np.testing.assert_array_equal(reranker.score(Query("q", "w2 w1"), documents[:1]), scores[:1])
+
+
+def test_a_second_stage_begins_with_what_the_first_one_learnt_even_where_it_adapts_more_layers(
+    recipe_of: Recipes, tmp_path: Path
+) -> None:
+    upper = {"adapter": {**ADAPTER, "first_layer": 1}, "data": {"epochs": 10}}
+    first = load_recipe(recipe_of("cross_encoder", "first", tables=upper))
+    run(first, tmp_path / "first.work")
+    start = {"start": str(first.out)}
+    second = load_recipe(recipe_of("cross_encoder", "second", **start, tables={"adapter": ADAPTER}))
+    run(second, tmp_path / "second.work")
+    reached, layers = (load_file(recipe.out / WEIGHTS) for recipe in (first, second))
+    assert reached.keys() < layers.keys()
+    student = STUDENTS["cross_encoder"][1](second)
+    student.begin(first.out)
+    documents = ["w1 w2 w3", "w9 w8"]
+    expected = load_reranker(str(first.out), FP32).score(Query("q", "w2 w1"), [Document(t, t) for t in documents])
+    np.testing.assert_allclose(student.score("w2 w1", documents).detach().numpy(), expected, rtol=1e-3, atol=1e-3)
+    narrow = load_recipe(recipe_of("cross_encoder", "third", **start, tables={"adapter": {"rank": 2, "alpha": 4}}))
+    with pytest.raises(InvalidInput, match="start = "):
+        run(narrow, tmp_path / "third.work")
 
 
 def test_heads_over_one_frozen_backbone_give_all_kinds_in_one_pass(recipe_of: Recipes, tmp_path: Path) -> None:

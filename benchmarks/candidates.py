@@ -4,7 +4,7 @@
 
 Folders are BEIR collections, the shipped one if none is named; encodings are kept in --encoded. Exact is MaxSim over
 all token vectors in float16. A source's candidates are counted in its own order; a union takes as many from each of its
-sources. nDCG@10 is that of the exact first 200, ordered by what is stored. --quick takes 400 documents and 40 queries:
+sources. --quick takes 400 documents and 40 queries:
 a check that it runs, no figure to quote.
 """
 
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.encoded import EncodedSet, load
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.evaluation import ScoredDoc, evaluate
-from chamfer.types import Candidates, Encoding, TokenVectors, VectorKind
+from chamfer.types import Array, Candidates, Encoding, TokenVectors, VectorKind
 from indexing.family import SegmentPart
 from indexing.recall import TARGETS, needed, rank_by_maxsim, ranks_of_best, ranks_of_union, recall
 from indexing.registry import make_family
@@ -37,16 +37,33 @@ UNIONS = (
     ("dense", "fde 10240"),
     ("dense", "lexical", "centroids 4096"),
 )
-STORAGES: Mapping[str, Mapping[str, Any]] = {
+CODES: Mapping[str, Mapping[str, Any]] = {
     "float16": {},
     "int8": {"storage": "int8"},
     "int4": {"storage": "int4"},
+    "int4, 4096 centroids": {"storage": "int4", "centroids": 4096},
     "int2": {"storage": "int2"},
-    "int8, 1024 centroids": {"storage": "int8", "centroids": 1024},
-    "int4, 1024 centroids": {"storage": "int4", "centroids": 1024},
-    "int2, 1024 centroids": {"storage": "int2", "centroids": 1024},
+    "int2, 4096 centroids": {"storage": "int2", "centroids": 4096},
 }
-POOLINGS = ("c8x32", "c0x32", "c0x64", "c50", "k2", "k4", "k8", "tail8x32")
+POOLINGS = (
+    "c8x32",
+    "c8x32n",
+    "w8x32",
+    "w4x8",
+    "c0x32",
+    "c0x32n",
+    "w0x32",
+    "w0x64",
+    "w25",
+    "w50",
+    "w75",
+    "k2",
+    "k4",
+    "k6",
+)
+POOLINGS += ("tail8x32",)
+POOLED_CODES = ("float16", "int8", "int4")
+FLOAT_BYTES = 4
 
 
 def main() -> None:
@@ -90,7 +107,7 @@ def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
     for k in CENTROIDS:
         by_centroids, _ = opened(encoded, "multivector", {"centroids": k}, encoded.encoding)
         found[f"centroids {k}"] = by_centroids.centroid_candidates(encoded.queries.tokens, depth)
-    for name in ("c0x8", "c0x32"):
+    for name in ("w0x8", "w0x32"):
         pooled, _ = opened(encoded, "multivector", {}, pooled_by(encoded.encoding, name, "document"))
         found[name] = pooled.search(encoded.queries.tokens, depth)
     ranks = {name: ranks_of_best(candidates, exact, 10) for name, candidates in found.items()}
@@ -106,39 +123,44 @@ def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
 
 
 def storage(encoded: EncodedSet, exact: Candidates) -> list[Row]:
-    """nDCG@10 and bytes a document (of everything the channel keeps) of every storage and pooling."""
-    rows = exact.rows[:, :200]
+    """nDCG@10 and bytes a document (of everything the channel keeps) of every pooling and every code.
+
+    Codes order the exact first 200, pooled vectors all documents. A ratio is the share of float16's nDCG@10, or of the
+    bytes of float32.
+    """
     out: list[Row] = []
-    ways: list[tuple[str, Mapping[str, Any], str]] = [(name, params, "") for name, params in STORAGES.items()]
-    ways += [(f"float16 {name}", {}, name) for name in POOLINGS]
-    ways += [(f"int8 {name}", {"storage": "int8"}, name) for name in ("c0x64", "c50")]
     plain = 0.0
-    for name, params, pooling in ways:
-        documents, queries = encoded.encoding, encoded.queries
+    whole = _tokens(encoded.encoding)
+    full = whole.values.size * FLOAT_BYTES / len(whole)
+    for pooling in ("", *POOLINGS):
+        documents, queries, rows = encoded.encoding, encoded.queries, exact.rows[:, :200]
         if pooling:
             documents, queries = pooled_by(documents, pooling, "document"), pooled_by(queries, pooling, "query")
-        retriever, n_bytes = opened(encoded, "multivector", params, documents)
-        scores = retriever.score(queries.tokens, rows)
-        quality = ndcg(encoded, rows, scores)
-        plain = plain or quality
-        top = [set(r[np.lexsort((r, -s))[:10]]) for r, s in zip(rows, scores, strict=True)]
-        kept = np.mean([len(t & set(e[:10])) / 10 for t, e in zip(top, rows, strict=True)])
-        title = f"{encoded.name} {name}"
-        out += [
-            Row(f"{title}: nDCG@10", quality, "nDCG@10", "float16", quality / plain),
-            Row(f"{title}: exact top 10 kept", float(kept), "share"),
-            Row(f"{title}: bytes a document", n_bytes / len(encoded.documents), "B"),
-        ]
+            rows = exact.rows
+        for code in POOLED_CODES if pooling else CODES:
+            retriever, n_bytes = opened(encoded, "multivector", CODES[code], documents)
+            scores = retriever.score(queries.tokens, rows)
+            top = np.stack([own[np.lexsort((own, -by))[:10]] for own, by in zip(rows, scores, strict=True)])
+            quality = ndcg(encoded, top)
+            plain = plain or quality
+            kept = [np.isin(best, own[:10]).mean() for best, own in zip(top, exact.rows, strict=True)]
+            title = f"{encoded.name} {code} {pooling}".rstrip()
+            size = n_bytes / len(encoded.documents)
+            out += [
+                Row(f"{title}: nDCG@10", quality, "nDCG@10", "float16", quality / plain),
+                Row(f"{title}: exact top 10 kept", float(np.mean(kept)), "share"),
+                Row(f"{title}: bytes a document", size, "B", "float32", size / full),
+            ]
     return out
 
 
-def ndcg(encoded: EncodedSet, rows: Any, scores: Any) -> float:
-    """nDCG@10 of the rows i64 [Q, K] by scores f32 [Q, K]."""
+def ndcg(encoded: EncodedSet, top: Array) -> float:
+    """nDCG@10 of rows i64 [Q, 10], best first."""
     ids = [document.doc_id for document in encoded.documents]
     run = [
-        ScoredDoc(query_id, ids[row], float(score))
-        for query_id, own, by in zip(encoded.query_ids, rows, scores, strict=True)
-        for row, score in zip(own, by, strict=True)
+        ScoredDoc(query_id, ids[row], float(-place))
+        for query_id, own in zip(encoded.query_ids, top, strict=True)
+        for place, row in enumerate(own)
         if row >= 0
     ]
     return evaluate(run, encoded.qrels, ["nDCG@10"]).means["nDCG@10"]
@@ -162,10 +184,13 @@ def first_block(encoding: Encoding) -> Encoding:
 def pooled_by(encoding: Encoding, name: str, side: str) -> Encoding:
     """The encoding with its token vectors pooled by one side's rule of a pooling."""
     rules = parse_pooling(name)
-    tokens = encoding.vectors(VectorKind.TOKENS)
-    if not isinstance(tokens, TokenVectors):
-        raise TypeError(type(tokens))
-    return replace(encoding, tokens=pool(tokens, getattr(rules, side), normalised=rules.normalised))
+    return replace(encoding, tokens=pool(_tokens(encoding), getattr(rules, side), normalised=rules.normalised))
+
+
+def _tokens(encoding: Encoding) -> TokenVectors:
+    if encoding.tokens is None:
+        raise TypeError("no token vectors were encoded")
+    return encoding.tokens
 
 
 def _excerpt(encoded: EncodedSet, n: int) -> EncodedSet:

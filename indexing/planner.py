@@ -120,7 +120,7 @@ def sources(kinds: Collection[VectorKind]) -> list[Source]:
     if VectorKind.SPARSE in kinds:
         # make_family reads the kind, which a family class may lack until it is made.
         out += [Source(name, name) for name in sorted(FAMILIES) if make_family(name).kind == VectorKind.SPARSE]
-    out += [Source(f"multivector {name}", "multivector", pooling=name) for name in ("c0x8", "c0x32")]
+    out += [Source(f"multivector {name}", "multivector", pooling=name) for name in ("w0x8", "w0x32")]
     for k_sim, d_proj in _FDE_SIZES:
         name, size = f"fde {20 * 2**k_sim * d_proj}", {"k_sim": k_sim, "d_proj": d_proj}
         out += [Source(name, "fde", size), Source(f"{name} centred", "fde", {**size, "centred": True})]

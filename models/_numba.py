@@ -1,4 +1,4 @@
-"""Compiled k-means over one text's token vectors; see models.clustering."""
+"""Compiled k-means and Ward's clustering of one text's token vectors; see models.clustering."""
 
 from __future__ import annotations
 
@@ -81,3 +81,56 @@ def _move(labels: Any, sums: Any, sizes: Any, norms: Any) -> bool:
             labels[i] = own
             changed = True
     return changed
+
+
+@njit(nogil=True, cache=True)
+def ward(products: Any, k: int) -> Any:
+    """Labels i64 [L] of the k clusters that are left when the two whose union spreads least are joined again and again.
+
+    Equal tokens are joined even where fewer than k are left. products f64 [L, L], inner products, overwritten by those
+    of the clusters' sums. Ties go to the smaller numbers.
+    """
+    n = len(products)
+    labels = np.arange(n)
+    sizes = np.ones(n, np.float64)
+    partner = np.zeros(n, np.int64)  # the cheapest cluster of a larger number to join with, and what it costs
+    cost = np.full(n, np.inf)
+    for a in range(n):
+        partner[a], cost[a] = _cheapest(products, sizes, a)
+    for left in range(n, 1, -1):
+        a = np.argmin(cost)
+        if left <= k and cost[a] > 1e-9:
+            break
+        b = partner[a]
+        products[a] += products[b]
+        products[:, a] += products[:, b]
+        sizes[a] += sizes[b]
+        sizes[b], cost[b] = 0.0, np.inf
+        labels[labels == b] = a
+        for c in range(n):
+            if sizes[c] > 0 and (c == a or partner[c] == a or partner[c] == b):
+                partner[c], cost[c] = _cheapest(products, sizes, c)
+            elif sizes[c] > 0 and c < a:
+                joined = _rise(products, sizes, c, a)
+                if joined < cost[c]:
+                    partner[c], cost[c] = a, joined
+    return labels
+
+
+@njit(nogil=True, cache=True)
+def _cheapest(products: Any, sizes: Any, a: int) -> Any:
+    best, least = a, np.inf
+    for b in range(a + 1, len(sizes)):
+        if sizes[b] > 0:
+            rise = _rise(products, sizes, a, b)
+            if rise < least:
+                best, least = b, rise
+    return best, least
+
+
+@njit(nogil=True, cache=True)
+def _rise(products: Any, sizes: Any, a: int, b: int) -> float:
+    """By how much the sum of squared distances to the means rises when clusters a and b become one."""
+    distance = products[a, a] / sizes[a] ** 2 + products[b, b] / sizes[b] ** 2
+    distance -= 2 * products[a, b] / (sizes[a] * sizes[b])
+    return float(distance * sizes[a] * sizes[b] / (sizes[a] + sizes[b]))

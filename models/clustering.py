@@ -1,10 +1,14 @@
-"""Fewer token vectors a text: k-means means (CRISP, arXiv 2505.11471, section 3), and the baselines beside them.
+"""Fewer token vectors a text: CRISP's k-means (arXiv 2505.11471, section 3), Ward's clusters, and baselines.
 
-Training and encoding call the same `assign`. The paper leaves initialisation, iterations and empty clusters open;
+Training and encoding call the same `labels_of`. The paper leaves initialisation, iterations and empty clusters open;
 here they are: centres are chosen greedily (the token whose choice lowers the sum of squared distances most), then at
 most 20 Lloyd iterations, all from the matrix of inner products; no random draw, no dependence on the order of the
-tokens. A cluster that loses all its tokens is dropped, so that no vector is made up. Means are not normalised again
-unless asked. k is capped at the number of distinct tokens, and a share of L tokens is max(1, floor(share L)).
+tokens. A cluster that loses all its tokens is dropped, so that no vector is made up. CRISP's means are not normalised
+again unless asked. k is capped at the number of distinct tokens, and a share of L tokens is max(1, floor(share L)).
+
+An encoder that was not trained for it wants other means: normalised again, or a mean of unlike tokens, which is short,
+wins no maximum; and of Ward's clusters (JASA 1963: join the two whose union spreads least), which keep the few odd
+tokens apart that decide a ranking. docs/experiments.md has what either is worth.
 """
 
 from __future__ import annotations
@@ -22,17 +26,19 @@ from models import _numba
 MAX_ITERATIONS = 20
 _HOW = (
     "expected cQxD (k-means to Q query and D document vectors, 0 leaves a side as it is), cP (k-means to P percent), "
-    "kN (every N-th vector) or tailQxD (the last ones)"
+    "wQxD or wP (Ward's clusters), kN (every N-th vector) or tailQxD (the last ones)"
 )
+Kind = Literal["cluster", "share", "spacing", "tail"]
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
     """One rule for a side. `size` counts vectors for cluster and tail (0: all), is the step for spacing, and a
-    percentage for share."""
+    percentage for share; `ward` says how cluster and share do it."""
 
-    kind: Literal["cluster", "share", "spacing", "tail"]
+    kind: Kind
     size: int
+    ward: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +52,20 @@ class PoolingRules:
 
 
 def parse_pooling(name: str) -> PoolingRules:
-    """c4x8, c8x32, c25, c50, k2, k4, tail8x32; an n at the end normalises means again. InvalidInput otherwise."""
-    match = re.fullmatch(r"(c|tail)(\d+)x(\d+)(n?)", name)
-    if match:
-        kind: Literal["cluster", "tail"] = "cluster" if match[1] == "c" else "tail"
-        return PoolingRules(name, Pooling(kind, int(match[2])), Pooling(kind, int(match[3])), bool(match[4]))
-    match = re.fullmatch(r"([ck])(\d+)(n?)", name)
-    if match and int(match[2]) >= 1 and (match[1] == "k" or int(match[2]) <= 100):
-        rule = Pooling("share" if match[1] == "c" else "spacing", int(match[2]))
-        return PoolingRules(name, rule, rule, bool(match[3]))
-    raise InvalidInput(f"pooling {name!r} means nothing; {_HOW}")
+    """c4x8, c8x32, c25, c50, w0x32, w25, k2, tail8x32. InvalidInput otherwise.
+
+    Means of Ward's clusters (w) are normalised again, those of k-means (c) with an n at the end: c8x32n.
+    """
+    if match := re.fullmatch(r"(c|w|tail)(\d+)x(\d+)(n?)", name):
+        kind: Kind = "tail" if match[1] == "tail" else "cluster"
+        sides = int(match[2]), int(match[3])
+    elif (match := re.fullmatch(r"([cwk])0*([1-9]\d*)(n?)", name)) and (match[1] == "k" or int(match[2]) <= 100):
+        kind = "spacing" if match[1] == "k" else "share"
+        sides = int(match[2]), int(match[2])
+    else:
+        raise InvalidInput(f"pooling {name!r} means nothing; {_HOW}")
+    query, document = (Pooling(kind, size, match[1] == "w") for size in sides)
+    return PoolingRules(name, query, document, match[1] == "w" or name.endswith("n"))
 
 
 def pool(tokens: TokenVectors, rule: Pooling, *, normalised: bool = False) -> TokenVectors:
@@ -74,27 +84,38 @@ def pool(tokens: TokenVectors, rule: Pooling, *, normalised: bool = False) -> To
 
 def pool_one(tokens: F32, rule: Pooling) -> F32:
     """One text's vectors f32 [L, D] -> f32 [m, D], m <= L, and m >= 1 where L is."""
-    n = len(tokens)
-    if rule.kind == "spacing":
-        return tokens[:: rule.size]
-    if rule.kind == "tail":
-        return tokens[-rule.size :] if rule.size else tokens
-    k = max(1, n * rule.size // 100) if rule.kind == "share" else rule.size
-    if not 0 < k < n:
+    labels = labels_of(tokens, rule)
+    if labels is None:
         return tokens
-    return means(tokens, assign(tokens, k))
+    kept = labels >= 0
+    return means(tokens[kept], labels[kept])
 
 
-def assign(tokens: F32, k: int) -> I64:
+def labels_of(tokens: F32, rule: Pooling) -> I64 | None:
+    """The pooled vector that each token goes into, i64 [L], -1 for none; None where all are kept as they are."""
+    n = len(tokens)
+    numbers = np.arange(n, dtype=np.int64)
+    if rule.kind == "spacing" and n:
+        return np.where(numbers % rule.size == 0, numbers // rule.size, -1)
+    if rule.kind == "tail":
+        return np.maximum(numbers - (n - rule.size), -1) if 0 < rule.size < n else None
+    k = max(1, n * rule.size // 100) if rule.kind == "share" else rule.size
+    if not 0 < k < n or rule.kind == "spacing":
+        return None
+    return assign(tokens, k, ward=rule.ward)
+
+
+def assign(tokens: F32, k: int, *, ward: bool = False) -> I64:
     """The cluster of every token vector, i64 [L], numbered 0..m-1 with m <= k, every number used.
 
-    tokens f32 [L, D] finite. Cost L^2 (D + k + iterations). Raises InvalidInput for k below 1.
+    tokens f32 [L, D] finite. Cost L^2 (D + k + iterations) by k-means, L^2 D by Ward. InvalidInput for k below 1.
     """
     if k < 1:
-        raise InvalidInput(f"k-means into {k} clusters; expected at least 1")
+        raise InvalidInput(f"clustering into {k} clusters; expected at least 1")
     if not len(tokens):
         return np.empty(0, dtype=np.int64)
-    labels = _numba.lloyd(tokens.astype(np.float64) @ tokens.T.astype(np.float64), k, MAX_ITERATIONS)
+    products = tokens.astype(np.float64) @ tokens.T.astype(np.float64)
+    labels = _numba.ward(products, k) if ward else _numba.lloyd(products, k, MAX_ITERATIONS)
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 

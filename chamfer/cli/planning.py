@@ -186,7 +186,8 @@ def _ndcg(advice: Advice, qrels: Sequence[Qrel]) -> dict[str, float]:
 def _pool(tokens: TokenVectors, name: str) -> TokenVectors:
     from models.clustering import parse_pooling, pool
 
-    return pool(tokens, parse_pooling(name).document)
+    rules = parse_pooling(name)
+    return pool(tokens, rules.document, normalised=rules.normalised)
 
 
 def _progress(stage: str, done: int, total: int) -> BuildProgress:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.clustering import Pooling, assign
+from models.clustering import Pooling, labels_of
 
 
 def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling) -> tuple[Tensor, Tensor]:
@@ -30,17 +30,8 @@ def pool_batch(vectors: Tensor, mask: Tensor, rule: Pooling) -> tuple[Tensor, Te
 
 def _membership(tokens: np.ndarray, rule: Pooling) -> np.ndarray:
     """Weights f32 [m, L] of one text's tokens in each of its pooled vectors."""
-    n = len(tokens)
-    every = np.eye(n, dtype=np.float32)
-    if rule.kind == "spacing":
-        return every[:: rule.size]
-    if rule.kind == "tail":
-        return every[-rule.size :] if rule.size else every
-    k = max(1, n * rule.size // 100) if rule.kind == "share" else rule.size
-    if not 0 < k < n:
-        return every
-    labels = assign(np.ascontiguousarray(tokens), k)
-    member = np.zeros((int(labels.max()) + 1, n), dtype=np.float32)
-    member[labels, np.arange(n)] = 1
-    shares: np.ndarray = member / member.sum(axis=1, keepdims=True)
-    return shares
+    labels = labels_of(np.ascontiguousarray(tokens), rule)
+    if labels is None:
+        return np.eye(len(tokens), dtype=np.float32)
+    member: np.ndarray = np.equal.outer(np.arange(labels.max() + 1), labels).astype(np.float32)
+    return member / member.sum(axis=1, keepdims=True)

@@ -100,7 +100,7 @@ def test_a_union_takes_equal_shares_and_adds_costs(sample: Sample) -> None:
 
 def test_what_is_measured_follows_from_the_kinds_of_the_encoder() -> None:
     names = {source.name for source in sources(KINDS)}
-    assert {"dense", "lexical", "multivector c0x32", "fde 10240 centred", "fde 2560 unfilled", "lemur 1280"} <= names
+    assert {"dense", "lexical", "multivector w0x32", "fde 10240 centred", "fde 2560 unfilled", "lemur 1280"} <= names
     assert "dense" not in {source.name for source in sources([VectorKind.TOKENS])}
 
 

@@ -77,7 +77,49 @@ def test_more_clusters_lower_the_spread_and_beat_fixed_spacing() -> None:
     assert (found == found[:, :1]).all()  # the eight clouds
 
 
-@pytest.mark.parametrize("name", ["c4x8", "c8x32", "c25", "c50", "k2", "k4", "tail4x8", "c0x3", "c25n"])
+def joined_by_definition(tokens: np.ndarray, k: int) -> set[frozenset[int]]:
+    """Ward from the definition: of all pairs, join the one whose union has the least spread in excess."""
+    sets = [frozenset([i]) for i in range(len(tokens))]
+
+    def own(members: frozenset[int]) -> float:
+        return spread(tokens[sorted(members)], np.zeros(len(members)))
+
+    while len(sets) > k:
+        a, b = min(
+            itertools.combinations(sets, 2), key=lambda pair: own(pair[0] | pair[1]) - own(pair[0]) - own(pair[1])
+        )
+        sets = [each for each in sets if each not in (a, b)] + [a | b]
+    return set(sets)
+
+
+@given(st.integers(0, 999), st.integers(1, 14), st.integers(1, 6))
+def test_wards_clusters_are_those_of_the_definition(seed: int, n: int, k: int) -> None:
+    tokens = points(seed, n)
+    labels = assign(tokens, k, ward=True)
+    found = {frozenset(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels)}
+    assert found == joined_by_definition(tokens, k)
+
+
+def test_equal_tokens_share_a_ward_cluster_even_where_k_would_allow_more() -> None:
+    distinct = points(1, 7)
+    labels = assign(np.concatenate([distinct, distinct[:3]]), 9, ward=True)
+    np.testing.assert_array_equal(labels[7:], labels[:3])
+    assert labels.max() == 6
+
+
+def test_means_of_ward_are_unit_vectors_and_those_of_crisp_are_not() -> None:
+    tokens = TokenVectors(points(6, 40), np.array([0, 40], dtype=np.int64))
+    lengths = {}
+    for name in ("c8x32", "c8x32n", "w8x32"):
+        rules = parse_pooling(name)
+        pooled = pool(tokens, rules.document, normalised=rules.normalised).values
+        lengths[name] = np.linalg.norm(pooled, axis=1)
+    assert np.ptp(lengths["c8x32"]) > 0.1
+    np.testing.assert_allclose(lengths["c8x32n"], 1, atol=1e-6)
+    np.testing.assert_allclose(lengths["w8x32"], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["c4x8", "c8x32", "c25", "c50", "k2", "k4", "tail4x8", "c0x3", "c25n", "w4x8", "w25"])
 def test_no_rule_gives_more_vectors_than_tokens_nor_none(name: str) -> None:
     rules = parse_pooling(name)
     for n in (0, 1, 2, 3, 7, 60):

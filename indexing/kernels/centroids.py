@@ -15,6 +15,7 @@ from indexing.kernels import _native_late, _numba_late
 
 MOST_CENTROIDS = 65_536
 _TOKENS_PER_CENTROID = 8  # fewer say nothing about what comes later
+_ENOUGH_PER_CENTROID = 32
 _ITERATIONS = 8
 _BLOCK_BYTES = 16 << 20
 _GROUP = 32
@@ -23,7 +24,8 @@ _GROUP = 32
 def train(tokens: F32, k: int, seed: int) -> F32:
     """At most k centroids f32 [K, D] of tokens f32 [T, D] by Lloyd's iterations from k random tokens, T/8 at most.
 
-    A centroid that loses all its tokens keeps its place. Cost T K D an iteration.
+    A centroid that loses all its tokens keeps its place. Of more than 32 tokens a centroid, so many are drawn: T is
+    32 K at most in the cost of T K D an iteration.
     """
     if not 1 <= k <= MOST_CENTROIDS:
         raise InvalidInput(f"{k} centroids, expected 1..{MOST_CENTROIDS}")
@@ -31,7 +33,10 @@ def train(tokens: F32, k: int, seed: int) -> F32:
     if k == 1:
         mean: F32 = tokens.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
         return mean
-    chosen = np.sort(np.random.default_rng(seed).choice(len(tokens), k, replace=False))
+    draw = np.random.default_rng(seed)
+    if len(tokens) > _ENOUGH_PER_CENTROID * k:
+        tokens = tokens[np.sort(draw.choice(len(tokens), _ENOUGH_PER_CENTROID * k, replace=False))]
+    chosen = np.sort(draw.choice(len(tokens), k, replace=False))
     centroids: F32 = tokens[chosen].astype(np.float32)
     for _ in range(_ITERATIONS):
         ids = assign(tokens, centroids)

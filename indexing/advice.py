@@ -170,7 +170,7 @@ def settings_of(option: Option, encoder: str) -> dict[str, Any]:
     build["parameters"] = {source.family: dict(source.parameters) for source in own if source.parameters}
     plan = {"channels": {source.family: {"depth": share} for source in own}}
     if option.measured.holds_tokens:
-        build["parameters"]["multivector"]["candidates"] = share
+        build["parameters"]["multivector"] |= {"candidates": share, "margin": 1.0}
         plan["channels"]["multivector"]["depth"] = min(share, _SHOWN)
     if len(own) > 1 or not option.measured.holds_tokens:
         build["floor"] = _floor(own, share)

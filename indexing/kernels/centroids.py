@@ -67,12 +67,14 @@ def score_table(query: F32, centroids: F32) -> Array:
     All tokens share one step, and each is counted from its own lowest product: what that shifts is the same for every
     document that has tokens. Columns beyond the query's tokens are 0 and add nothing.
     """
-    products = centroids @ np.ascontiguousarray(query.T, dtype=np.float32)
-    lowest = products.min(axis=0)
-    step = float((products.max(axis=0) - lowest).max(initial=0.0)) / 255
+    products = np.ascontiguousarray(query, dtype=np.float32) @ centroids.T
+    lowest = products.min(axis=1, keepdims=True)
+    products -= lowest
+    products *= 255 / (products.max(initial=0.0) or 1.0)
+    products += 0.5
+    bytes_ = products.astype(np.uint8).T
     groups = -(-len(query) // _GROUP)
     out = np.zeros((groups, len(centroids), _GROUP), dtype=np.uint8)
-    bytes_ = np.rint((products - lowest) / (step or 1.0)).astype(np.uint8)
     for group in range(groups):
         own = bytes_[:, group * _GROUP : (group + 1) * _GROUP]
         out[group, :, : own.shape[1]] = own

@@ -68,7 +68,9 @@ def test_centroids_count_their_token_vectors_once_and_codes_what_they_lose() -> 
     assert found[100].query_ms == pytest.approx(0.5 + 2.0 * 0.1)
     tree = settings_of(found[200], "mini")
     assert tree["build"]["channels"] == ["multivector"]
-    assert tree["build"]["parameters"] == {"multivector": {"centroids": 64, "storage": "int4", "candidates": 200}}
+    assert tree["build"]["parameters"] == {
+        "multivector": {"centroids": 64, "storage": "int4", "candidates": 200, "margin": 1.0}
+    }
     assert tree["plans"]["late"] == {"channels": {"multivector": {"depth": 100}}}
 
 
@@ -77,7 +79,7 @@ def test_a_union_with_centroids_rescores_what_both_found() -> None:
     both = Measured("x", own, (EMPTY, EMPTY), *[np.zeros((1, 1), int)] * 2, 0.0, Costs(1.0))
     assert options([both], SAMPLE, N)[0].bytes_per_document == 1.0
     tree = settings_of(Option(both, 200, 1.0, 1.0, 1.0, 1.0), "mini")
-    assert tree["build"]["parameters"]["multivector"] == {"centroids": 64, "candidates": 100}
+    assert tree["build"]["parameters"]["multivector"] == {"centroids": 64, "candidates": 100, "margin": 1.0}
     assert tree["plans"]["late"]["channels"] == {"dense": {"depth": 100}, "multivector": {"depth": 100}}
     assert tree["plans"]["late"]["rescore"] == {"channel": "multivector", "depth": 200}
 

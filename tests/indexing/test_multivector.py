@@ -106,7 +106,7 @@ def test_what_cannot_be_is_refused() -> None:
         MultivectorConfig(centroids=-1)
     with pytest.raises(InvalidInput, match="at least 1"):
         MultivectorConfig(candidates=0)
-    with pytest.raises(InvalidInput, match="margin is 1.5, expected 0 to 1"):
+    with pytest.raises(InvalidInput, match=r"margin is 1\.5, expected 0 to 1"):
         opened(centroids=40).with_params(margin=1.5)
     with pytest.raises(InvalidInput, match=r"multivector\.centroids"):
         opened().with_params(search_mode="centroids")

@@ -43,8 +43,7 @@ STORAGES: Mapping[str, Mapping[str, Any]] = {
     "int8": {"storage": "int8", "centroids": 4096},
     "int4": {"storage": "int4", "centroids": 4096},
 }
-MARGINS = (0.04, 0.06, 0.08, 0.1, 0.12, 0.15)
-CANDIDATES = 3200  # at most
+MARGINS = {0.04: 1600, 0.06: 1600, 0.08: 1600, 0.1: 1600, 0.12: 3200, 0.15: 3200}  # and the most candidates
 TACHIOM = ((20, 250, 30), (40, 500, 60), (80, 1000, 100), (200, 2000, 250))  # k_centroids, documents, ef_search
 ALPHAS = (0.35, 0.5)
 
@@ -100,13 +99,14 @@ def chamfer(tokens: TokenVectors) -> tuple[Contender, dict[str, Contender]]:
     sample = encoding_of(tokens.take(np.sort(np.random.default_rng(1).permutation(n)[:SAMPLE])))
     out: dict[str, Contender] = {}
     for name, params in STORAGES.items():
-        plain = make_family("multivector", {**params, "candidates": CANDIDATES})
+        plain = make_family("multivector", params)
         family = plain.with_codec(plain.learn(sample))
         arrays = family.pack([], encoding_of(tokens))
         size = sum(array.nbytes for array in arrays.values()) / n
         retriever: Any = family.open([SegmentPart(arrays, None, n)])
-        for margin in MARGINS:
-            out[f"{name}, margin {margin}"] = partial(_search, retriever.with_params(margin=margin)), size
+        for margin, most in MARGINS.items():
+            search = partial(_search, retriever.with_params(margin=margin, candidates=most))
+            out[f"{name}, margin {margin}, at most {most}"] = search, size
     return (partial(_search, exact), tokens.values.nbytes / n), out
 
 

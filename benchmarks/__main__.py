@@ -13,6 +13,7 @@ SUBJECTS = (
     "multivector",
     "candidates",
     "late",
+    "growth",
     "gpu",
     "feedback",
     "cur",

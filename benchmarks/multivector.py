@@ -22,9 +22,10 @@ from threadpoolctl import threadpool_limits
 from benchmarks.harness import Row, compare, emit, parser, titled
 from benchmarks.peers import HOME, Peer
 from chamfer.types import F32, I64
+from indexing.kernels.centroids import train
+from indexing.kernels.codes import TokenCodec, encode, learn_step, maxsim_codes
 from indexing.kernels.fde import FdeShape, Projection, draw_matrices, encode_documents, encode_queries
-from indexing.kernels.maxsim import maxsim_fast, maxsim_int8
-from indexing.kernels.scan import quantise_rows
+from indexing.kernels.maxsim import maxsim_fast
 
 Run = Callable[[], object]
 DIM, QUERY, TOKENS = 128, 32, 109
@@ -87,11 +88,15 @@ def maxsim(n_query: int, tokens: int, n: int, rounds: int, home: Path) -> list[R
     """One query against n documents."""
     values, offsets = _texts(n, tokens)
     query, rows = _texts(1, n_query, seed=1)[0], np.arange(n)
-    halves, (codes, scales) = values.astype(np.float16), quantise_rows(values)
+    halves = values.astype(np.float16)
+    centroids = train(values, 1, 1)
+    codec = TokenCodec(centroids, learn_step(values, centroids, 8), 8)
+    codes, _, scales = encode(values, codec)
+    coded = codes, np.empty(0, np.uint16), scales
     own: dict[str, Run] = {
         "fp32 product": lambda: values @ query.T,
         "chamfer float16": partial(maxsim_fast, query, halves, offsets, rows),
-        "chamfer int8": partial(maxsim_int8, query, codes, scales, offsets, rows),
+        "chamfer int8": partial(maxsim_codes, query, coded, codec, offsets, rows),
     }
     names = ["fast-maxsim maxsim", "maxsim-cpu maxsim"]
     seconds = _in_turn(own, names, {"tokens": values, "offsets": offsets, "query": query}, rounds, home)

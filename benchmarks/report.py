@@ -28,7 +28,8 @@ from benchmarks.harness import Row, machine, markdown
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 KEPT = DOCS / "benchmarks"
 QUALITY_SETS = ("fairytaleqa", "scifact", "cranfield", "nfcorpus-stopped", "npl", "cisi", "squad-dev")
-FEEDBACK_SETS = ("cranfield", "scifact", "fairytaleqa", "squad-dev", "cisi", "npl")
+SIX_SETS = ("scifact", "cranfield", "fairytaleqa", "squad-dev", "cisi", "npl")
+SETS = {"quality": QUALITY_SETS, "feedback": SIX_SETS, "late": SIX_SETS, "growth": SIX_SETS, "candidates": SIX_SETS[:4]}
 HEAD = """# Benchmarks
 
 Every figure comes from a program in `benchmarks/`; `python -m benchmarks.report` writes this page. Peers run on the
@@ -58,8 +59,8 @@ def main() -> None:
 def measure(subject: str, data: Path | None, more: list[str], *, update: bool) -> None:
     """Runs one subject in full and keeps its rows."""
     named: list[str] = []
-    if data is not None and subject in ("quality", "feedback"):
-        wanted = QUALITY_SETS if subject == "quality" else FEEDBACK_SETS
+    if data is not None and subject in SETS:
+        wanted = SETS[subject]
         named = [str(data / name) for name in wanted if (data / name).is_dir()]
     elif data is not None and subject == "encoder":
         named = ["--quality", str(data / "scifact")]

@@ -14,6 +14,7 @@ from indexing.recall import TARGETS, depth_in_sample, needed, recall
 DEPTHS = (50, 100, 200, 500, 1000)
 _NEAR = 1.1  # options within so much of the least time count as equally fast; the smaller one wins
 _NOTICEABLE = 0.01
+_SHOWN = 100  # documents that leave a channel which has scored its candidates itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +74,15 @@ def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> l
             if depth >= n_documents and not each.direct:
                 continue
             expected, worst = (
-                recall(each.ranks_10, depth_in_sample(depth, n, n_documents, g)) for g in (each.exponent, 1.0)
+                each.kept * recall(each.ranks_10, depth_in_sample(depth, n, n_documents, g))
+                for g in (each.exponent, 1.0)
             )
             if each.direct:
                 # Its order is the answer. Exact MaxSim stays exact; what pooling loses, it loses at any size.
                 expected = worst = recall(each.ranks_10, K)
-            ms = scan if each.direct else scan + sample.rescore_ms * depth / 1000
-            size = each.costs.bytes_per_document + (0 if each.direct else sample.token_bytes)
+            rescore_ms = sample.rescore_ms if each.rescore_ms is None else each.rescore_ms
+            ms = scan if each.direct else scan + rescore_ms * depth / 1000
+            size = each.costs.bytes_per_document + (0 if each.holds_tokens else sample.token_bytes)
             out.append(Option(each, depth, expected, worst, ms, size))
     return out
 
@@ -164,12 +167,14 @@ def settings_of(option: Option, encoder: str) -> dict[str, Any]:
         return {"models": {"encoder": pooled}, "build": {"channels": ["multivector"]}, "plans": {"late": plan}}
     share = option.depth // len(own)
     build: dict[str, Any] = {"channels": sorted({"multivector", *(source.family for source in own)})}
-    build["floor"] = _floor(own, share)
     build["parameters"] = {source.family: dict(source.parameters) for source in own if source.parameters}
-    plan = {
-        "channels": {source.family: {"depth": share} for source in own},
-        "rescore": {"channel": "multivector", "depth": option.depth},
-    }
+    plan = {"channels": {source.family: {"depth": share} for source in own}}
+    if option.measured.holds_tokens:
+        build["parameters"]["multivector"] |= {"candidates": share, "margin": 1.0}
+        plan["channels"]["multivector"]["depth"] = min(share, _SHOWN)
+    if len(own) > 1 or not option.measured.holds_tokens:
+        build["floor"] = _floor(own, share)
+        plan["rescore"] = {"channel": "multivector", "depth": option.depth}
     return {"models": {"encoder": encoder}, "build": build, "plans": {"late": plan}}
 
 

@@ -25,7 +25,8 @@ from indexing.kernels.lemur import (
     largest_products,
     train_features,
 )
-from indexing.scanned import RowScan, merge_rows, pack_rows
+from indexing.quantisers import STORAGES, Storage
+from indexing.scanned import RowScan, merge_rows
 
 _MAP = ("weight", "bias", "gain", "shift")
 _ARRAYS = (*_MAP, "tokens", "inverse", "standard")
@@ -112,26 +113,30 @@ class LemurFamily:
                     "the lemur channel has no codec: the sample that the collection learnt from had no token; "
                     "build it again with documents that have some"
                 )
-            return pack_rows(np.zeros((len(documents), self.config.dim), dtype=np.float32), self.config.storage)
+            return self._storage.pack(np.zeros((len(documents), self.config.dim), dtype=np.float32), {})
         if not np.isfinite(encoding.tokens.values).all():
             raise InvalidInput("a document's token vector is not finite")
         if self._documents is None:
             self._documents = DocumentFit(self._fit, self._device)
         values = self._documents(encoding.tokens.values, encoding.tokens.offsets)
-        return pack_rows(values, self.config.storage)
+        return self._storage.pack(values, {})
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
         return merge_rows(parts)
 
     def open(self, parts: Sequence[SegmentPart]) -> LemurRetriever:
-        return LemurRetriever(parts, None if self._fit is None else self._fit.features)
+        return LemurRetriever(parts, self._storage, None if self._fit is None else self._fit.features)
+
+    @property
+    def _storage(self) -> Storage:
+        return STORAGES[self.config.storage]
 
 
 class LemurRetriever:
     """Every row's inner product with the query's vector; scores estimate MaxSim up to one shift and scale a query."""
 
-    def __init__(self, parts: Sequence[SegmentPart], features: FeatureMap | None) -> None:
-        self._rows = RowScan(parts)
+    def __init__(self, parts: Sequence[SegmentPart], storage: Storage, features: FeatureMap | None) -> None:
+        self._rows = RowScan(parts, storage)
         self._features = features
 
     def __len__(self) -> int:

@@ -36,19 +36,21 @@ class MultivectorConfig:
 
     centroids    how many are learnt from the build's sample (an eighth of its tokens at most); 0: none. They narrow a
                  search to `candidates` documents before MaxSim, and codes hold what is left of a token after its own
-    candidates   how many documents a search by centroids scores by MaxSim (k of them at least)
+    candidates   how many documents a search by centroids scores by MaxSim at most (k of them at least)
+    margin       of those only the ones whose centroid score is at most this share below the k-th best; 1: all
     seed         of the centroids
     """
 
     storage: Literal["float16", "float32", "int8", "int4", "int2"] = "float16"
     centroids: int = 0
-    candidates: int = 400
+    candidates: int = 1600
+    margin: float = 0.1
     seed: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.centroids <= MOST_CENTROIDS:
             raise InvalidInput(f"multivector.centroids is {self.centroids}, expected 0 (none) to {MOST_CENTROIDS}")
-        _check_candidates(self.candidates)
+        _check_candidates(self.candidates, self.margin)
 
     @property
     def bits(self) -> int | None:
@@ -127,9 +129,8 @@ class MultivectorFamily(OnCpu):
 
     def open(self, parts: Sequence[SegmentPart]) -> MultivectorRetriever:
         mode: SearchMode = "centroids" if self.config.centroids else "exact"
-        return MultivectorRetriever(
-            parts, self._codec, self._centroids if self.config.centroids else None, mode, self.config.candidates
-        )
+        centroids = self._centroids if self.config.centroids else None
+        return MultivectorRetriever(parts, self._codec, centroids, mode, (self.config.candidates, self.config.margin))
 
     @property
     def _needs(self) -> set[str]:
@@ -149,13 +150,14 @@ class MultivectorRetriever:
         codec: TokenCodec | None = None,
         centroids: F32 | None = None,
         search_mode: SearchMode = "exact",
-        candidates: int = 400,
+        candidates: tuple[int, float] = (MultivectorConfig.candidates, MultivectorConfig.margin),
     ) -> None:
+        """candidates: how many at most, and the margin; see MultivectorConfig."""
         self._parts = parts
         self._codec = codec
         self._centroids = centroids
         self._mode: SearchMode = search_mode
-        self._n_candidates = candidates
+        self._n_candidates, self._margin = candidates
         self._starts = starts_of(parts)
         self._tokens = [StoredTokens(part.arrays, codec) for part in parts]
         self._sample: tuple[F32, I64] | None = None
@@ -171,7 +173,7 @@ class MultivectorRetriever:
         rows = np.arange(len(self), dtype=np.int64) if usable is None else np.flatnonzero(usable).astype(np.int64)
         ranked: list[tuple[Array, Array]] = []
         for query in _matrices(queries):
-            chosen = self._candidates(query, rows, max(k, self._n_candidates))
+            chosen = self._candidates(query, rows, k)
             near = chosen[near_best(self._score(query, chosen, StoredTokens.maxsim_fast), k, self._error(query))]
             scores = self._score(query, near, StoredTokens.maxsim_rows)
             places = best(scores, k)
@@ -232,23 +234,35 @@ class MultivectorRetriever:
         sample = self.vectors(rows[np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64))])
         return sample.values, sample.offsets[:-1][np.diff(sample.offsets) > 0]
 
-    def with_params(self, *, search_mode: str | None = None, candidates: int | None = None, **unknown: Any) -> Self:
-        """search_mode "exact" or "centroids"; candidates: see MultivectorConfig."""
+    def with_params(
+        self,
+        *,
+        search_mode: str | None = None,
+        candidates: int | None = None,
+        margin: float | None = None,
+        **unknown: Any,
+    ) -> Self:
+        """search_mode "exact" or "centroids"; candidates and margin: see MultivectorConfig."""
         if unknown:
-            raise InvalidInput(f"unknown parameters {sorted(unknown)}, known are search_mode and candidates")
+            raise InvalidInput(f"unknown parameters {sorted(unknown)}, known are search_mode, candidates and margin")
         mode = self._mode if search_mode is None else search_mode
         if mode != "exact" and (mode != "centroids" or self._centroids is None):
             known = "exact" if self._centroids is None else "exact or centroids"
             raise InvalidInput(f"search_mode is {mode!r}, expected {known} (multivector.centroids adds centroids)")
         count = self._n_candidates if candidates is None else candidates
-        _check_candidates(count)
-        return type(self)(self._parts, self._codec, self._centroids, "exact" if mode == "exact" else "centroids", count)
+        share = self._margin if margin is None else margin
+        _check_candidates(count, share)
+        chosen: SearchMode = "exact" if mode == "exact" else "centroids"
+        return type(self)(self._parts, self._codec, self._centroids, chosen, (count, share))
 
-    def _candidates(self, query: F32, rows: I64, count: int) -> I64:
-        """Those of the rows i64 [n] with the `count` highest centroid scores, ascending; all of them in exact mode."""
-        if self._mode == "exact" or self._centroids is None or len(rows) <= count or not len(query):
+    def _candidates(self, query: F32, rows: I64, k: int) -> I64:
+        """Those of the rows i64 [n] that centroid scores leave, ascending; all of them in exact mode."""
+        if self._mode == "exact" or self._centroids is None or len(rows) <= k or not len(query):
             return rows
-        return np.sort(rows[best(self._centroid_scores(query, self._centroids)[rows], count)])
+        scores = self._centroid_scores(query, self._centroids)[rows]
+        places = best(scores, max(k, self._n_candidates))
+        kept = scores[places]
+        return np.sort(rows[places[kept >= (1 - self._margin) * kept[k - 1]]])
 
     def _centroid_scores(self, query: F32, centroids: F32) -> F32:
         """f32 [N], whole numbers."""
@@ -279,9 +293,11 @@ def _check_query(query: F32, dim: int) -> None:
         raise InvalidInput("a query token vector is not finite")
 
 
-def _check_candidates(count: int) -> None:
+def _check_candidates(count: int, margin: float) -> None:
     if not isinstance(count, int) or count < 1:
         raise InvalidInput(f"multivector candidates is {count}, expected at least 1")
+    if not 0 <= margin <= 1:
+        raise InvalidInput(f"multivector margin is {margin}, expected 0 to 1 (1 keeps all candidates)")
 
 
 def _matrices(queries: TokenVectors) -> Iterator[F32]:

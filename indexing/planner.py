@@ -20,7 +20,7 @@ from chamfer.errors import InvalidInput
 from chamfer.types import I64, Bool, Candidates, Document, Encoding, Query, TokenVectors, VectorKind
 from indexing.family import SegmentPart
 from indexing.fde import FdeConfig
-from indexing.recall import growth, rank_by_maxsim, ranks_of_best, ranks_of_union
+from indexing.recall import growth, rank_by_maxsim, ranks_of_best, ranks_of_union, recall
 from indexing.registry import FAMILIES, make_family
 
 Pool = Callable[[TokenVectors, str], TokenVectors]
@@ -32,14 +32,17 @@ _TIMED_QUERIES = 20
 _TIMED_DEPTH = 100
 _FDE_SIZES = ((3, 8), (4, 8), (5, 8), (5, 16))  # k_sim and d_proj of the paper's four sizes, 20 repetitions
 _LEMUR_DIMS = (512, 1280)
-_UNIONS = ("lexical", "sparse", "fde 2560", "fde 10240")  # each beside dense
+_CENTROIDS = 4096
+_CODES = ("int8", "int4", "int2")
+_UNIONS = ("lexical", "sparse", "fde 2560", "fde 10240", f"centroids {_CENTROIDS}")  # each beside dense
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """A first stage to measure: a family with parameters, over token vectors pooled by `pooling` ("" for all).
 
-    A `direct` source answers itself, without a second step: MaxSim over all token vectors, or over pooled ones.
+    A `direct` source answers itself, without a second step: MaxSim over all token vectors, as floats, codes or pooled.
+    A multivector channel with centroids names candidates and then scores them by its own token vectors.
     """
 
     name: str
@@ -49,6 +52,11 @@ class Source:
 
     @property
     def direct(self) -> bool:
+        return self.holds_tokens and not self.parameters.get("centroids")
+
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether its bytes are those of the token vectors too."""
         return self.family == "multivector"
 
 
@@ -94,6 +102,9 @@ class Measured:
     found                all documents in each source's order
     ranks_10, ranks_100  i64 [Q, k]: rank of each of the exact top k (indexing.recall)
     exponent             how the candidates needed grow with the collection (indexing.recall.growth)
+    final                how all documents are ordered at last, where that is not by exact MaxSim; None: it is
+    kept                 share of the exact top 10 that is in the first 10 of `final`
+    rescore_ms           CPU of that order for 1,000 documents; None: as the sample's
     """
 
     name: str
@@ -103,10 +114,17 @@ class Measured:
     ranks_100: I64
     exponent: float
     costs: Costs
+    final: Candidates | None = None
+    kept: float = 1.0
+    rescore_ms: float | None = None
 
     @property
     def direct(self) -> bool:
         return self.sources[0].direct
+
+    @property
+    def holds_tokens(self) -> bool:
+        return any(source.holds_tokens for source in self.sources)
 
 
 EXACT = Source("exact MaxSim", "multivector")
@@ -120,7 +138,9 @@ def sources(kinds: Collection[VectorKind]) -> list[Source]:
     if VectorKind.SPARSE in kinds:
         # make_family reads the kind, which a family class may lack until it is made.
         out += [Source(name, name) for name in sorted(FAMILIES) if make_family(name).kind == VectorKind.SPARSE]
-    out += [Source(f"multivector {name}", "multivector", pooling=name) for name in ("w0x8", "w0x32")]
+    out += [Source(f"multivector {code}", "multivector", {"storage": code}) for code in _CODES]
+    out += [Source(f"multivector {name}", "multivector", pooling=name) for name in ("w0x8", "w0x32", "w0x64")]
+    out.append(Source(f"centroids {_CENTROIDS}", "multivector", {"centroids": _CENTROIDS}))
     for k_sim, d_proj in _FDE_SIZES:
         name, size = f"fde {20 * 2**k_sim * d_proj}", {"k_sim": k_sim, "d_proj": d_proj}
         out += [Source(name, "fde", size), Source(f"{name} centred", "fde", {**size, "centred": True})]
@@ -165,6 +185,8 @@ def measure_all(sample: Sample, pool: Pool, say: Say) -> list[Measured]:
         out.append(measure(source, sample, pool))
     say("done", len(wanted), len(wanted))
     named = {each.name: each for each in out}
+    by_centroids = named[f"centroids {_CENTROIDS}"]
+    out += [in_form(by_centroids, named[f"multivector {code}"], sample) for code in _CODES]
     if "dense" in named:
         out += [union([named["dense"], named[name]], sample) for name in _UNIONS if name in named]
     return out
@@ -188,14 +210,35 @@ def measure(source: Source, sample: Sample, pool: Pool) -> Measured:
     retriever, opened = _open(source, sample.documents, encoding)
     asked = _queries(source, retriever, sample)
     some = range(min(_TIMED_QUERIES, len(sample.queries)))
-    retriever.search(asked.take([0]), min(_TIMED_DEPTH, n))  # compiles
+    by_centroids = source.holds_tokens and not source.direct
+    search = retriever.centroid_candidates if by_centroids else retriever.search
+    search(asked.take([0]), min(_TIMED_DEPTH, n))  # compiles
     begin = time.process_time()
     for number in some:
-        retriever.search(asked.take([number]), min(_TIMED_DEPTH, n))
+        search(asked.take([number]), min(_TIMED_DEPTH, n))
     took = time.process_time() - begin
     costs = opened + Costs(0.0, 0.0, pooled * 1e3 / n, took * 1e3 / len(some))
-    found = rank_by_maxsim(retriever, asked) if source.direct else retriever.search(asked, n)
+    found = rank_by_maxsim(retriever, asked) if source.direct else search(asked, n)
     return _judged(source.name, (source,), (found,), sample, costs)
+
+
+def in_form(by_centroids: Measured, form: Measured, sample: Sample) -> Measured:
+    """The candidates of centroids scored by token vectors in another form, which a direct source has measured.
+
+    What either misses is missed; the misses are taken to be independent.
+    """
+    code = form.sources[0].parameters
+    name = f"{by_centroids.name}, {code['storage']}"
+    size = by_centroids.costs.bytes_per_document - sample.token_bytes + form.costs.bytes_per_document
+    return replace(
+        by_centroids,
+        name=name,
+        sources=(Source(name, "multivector", {**by_centroids.sources[0].parameters, **code}),),
+        costs=replace(by_centroids.costs, bytes_per_document=size),
+        final=form.found[0],
+        kept=recall(form.ranks_10, K),
+        rescore_ms=form.costs.query_ms * 1000 / len(sample.documents),
+    )
 
 
 def union(parts: Sequence[Measured], sample: Sample) -> Measured:
@@ -213,10 +256,10 @@ def candidates_at(measured: Measured, query: int, depth: int) -> I64:
 
 
 def final_order(measured: Measured, sample: Sample, query: int, depth: int) -> I64:
-    """The rows that are served: a direct source's own order, else its candidates as exact MaxSim orders them."""
+    """The rows that are served: a direct source's own order, else its candidates as MaxSim orders them."""
     if measured.direct:
         return measured.found[0].of(query)[0][:depth]
-    order = sample.exact.of(query)[0]
+    order = (sample.exact if measured.final is None else measured.final).of(query)[0]
     return order[np.isin(order, candidates_at(measured, query, depth))]
 
 

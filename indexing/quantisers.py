@@ -1,4 +1,4 @@
-"""How the rows of an `fde` channel are kept: one small class a storage, the same four functions each.
+"""How the rows of `fde` and `lemur` channels are kept: one small class a storage, the same four functions each.
 
 Arrays have a row a document, so that segments merge by laying rows end to end; what a storage learns is the codec's.
 """
@@ -69,7 +69,7 @@ class Float16:
         with np.errstate(over="ignore"):  # said below, with the setting that helps
             halves = values.astype(np.float16)
         if not np.isfinite(halves).all():
-            raise InvalidInput("an encoding is not finite as float16; set fde.storage to int8")
+            raise InvalidInput("a vector is not finite as float16; set the channel's storage to int8")
         return {"values": halves}
 
     def scanner(self, arrays: Mapping[str, Array], codec: Codec) -> Scan:

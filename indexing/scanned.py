@@ -1,31 +1,18 @@
-"""One vector a row, compressed and scanned whole: how such rows are packed, merged and searched."""
+"""One vector a row, stored as indexing.quantisers says and scanned whole: how such rows are merged and searched."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 
 from chamfer.artifact import ArrayStream
-from chamfer.errors import InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates
 from indexing.family import SegmentPart, allowed_rows, starts_of
-from indexing.kernels.scan import quantise_rows, scan_half, scan_int8
 from indexing.kernels.topk import as_candidates, best, check_depth
+from indexing.quantisers import Storage
 
 _BLOCK_BYTES = 32 << 20
-
-
-def pack_rows(values: F32, storage: Literal["int8", "float16"]) -> dict[str, Array]:
-    """values i8 [N, D] with scales f32 [N], or values f16 [N, D]. InvalidInput where f16 overflows."""
-    if storage == "int8":
-        codes, scales = quantise_rows(values)
-        return {"values": codes, "scales": scales}
-    halves = values.astype(np.float16)
-    if not np.isfinite(halves).all():
-        raise InvalidInput("a vector is not finite as float16; set the channel's storage to int8")
-    return {"values": halves}
 
 
 def merge_rows(parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
@@ -47,10 +34,11 @@ def merge_rows(parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
 class RowScan:
     """Packed rows of several parts, opened; every one is scored for every query."""
 
-    def __init__(self, parts: Sequence[SegmentPart]) -> None:
+    def __init__(self, parts: Sequence[SegmentPart], storage: Storage) -> None:
         self._parts = parts
         # Views, not copies: numba takes plain arrays.
-        self._arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
+        arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
+        self._scans = [storage.scanner(own, {}) for own in arrays]
 
     def __len__(self) -> int:
         return int(starts_of(self._parts)[-1])
@@ -63,15 +51,9 @@ class RowScan:
             return as_candidates([(np.empty(0, np.int64), np.empty(0, np.float32))] * n_queries, k)
         ranked: list[tuple[I64, F32]] = []
         for query in encoded:
-            scores = np.concatenate([_scan(arrays, query) for arrays in self._arrays])
+            scores = np.concatenate([scan(query) for scan in self._scans])
             if usable is not None:
                 scores[~usable] = -np.inf
             places = best(scores, k)
             ranked.append((places, scores[places]))
         return as_candidates(ranked, k)
-
-
-def _scan(arrays: dict[str, Array], query: F32) -> F32:
-    if "scales" in arrays:
-        return scan_int8(arrays["values"], arrays["scales"], query)
-    return scan_half(arrays["values"], query)

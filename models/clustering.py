@@ -14,7 +14,7 @@ tokens apart that decide a ranking. docs/experiments.md has what either is worth
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,8 +25,8 @@ from models import _numba
 
 MAX_ITERATIONS = 20
 _HOW = (
-    "expected cQxD (k-means to Q query and D document vectors, 0 leaves a side as it is), cP (k-means to P percent), "
-    "wQxD or wP (Ward's clusters), kN (every N-th vector) or tailQxD (the last ones)"
+    "expected cQxD (k-means to Q query and D document vectors, 0 leaves a side as it is), cQxPp (documents to P "
+    "percent), cP (both sides), w for c (Ward's clusters), kN (every N-th vector) or tailQxD (the last ones)"
 )
 Kind = Literal["cluster", "share", "spacing", "tail"]
 
@@ -52,20 +52,22 @@ class PoolingRules:
 
 
 def parse_pooling(name: str) -> PoolingRules:
-    """c4x8, c8x32, c25, c50, w0x32, w25, k2, tail8x32. InvalidInput otherwise.
+    """c4x8, c8x32, c25, c50, w0x32, w0x90p, k2, tail8x32. InvalidInput otherwise.
 
     Means of Ward's clusters (w) are normalised again, those of k-means (c) with an n at the end: c8x32n. Normalised is
     to have the mean length of what was averaged: 1 for unit vectors, the mean weight for tokens whose length is one.
     """
-    if match := re.fullmatch(r"(c|w|tail)(\d+)x(\d+)(n?)", name):
+    if match := re.fullmatch(r"(c|w|tail(?!.*p))(\d+)x(\d+)(p?)(n?)", name):
         kind: Kind = "tail" if match[1] == "tail" else "cluster"
-        sides = int(match[2]), int(match[3])
-    elif (match := re.fullmatch(r"([cwk])0*([1-9]\d*)(n?)", name)) and (match[1] == "k" or int(match[2]) <= 100):
-        kind = "spacing" if match[1] == "k" else "share"
-        sides = int(match[2]), int(match[2])
+        query, document = (Pooling(kind, int(size), match[1] == "w") for size in match.group(2, 3))
+        if match[4]:
+            document = replace(document, kind="share")
+    elif match := re.fullmatch(r"([cwk])0*([1-9]\d*)(n?)", name):
+        query = document = Pooling("spacing" if match[1] == "k" else "share", int(match[2]), match[1] == "w")
     else:
         raise InvalidInput(f"pooling {name!r} means nothing; {_HOW}")
-    query, document = (Pooling(kind, size, match[1] == "w") for size in sides)
+    if document.kind == "share" and not 1 <= document.size <= 100:
+        raise InvalidInput(f"pooling {name!r} means nothing; {_HOW}")
     return PoolingRules(name, query, document, match[1] == "w" or name.endswith("n"))
 
 

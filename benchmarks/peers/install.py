@@ -33,6 +33,7 @@ PEERS = {
     "pymuvera==0.4.2": ("--ignore-requires-python", "--no-deps"),  # asks for Python 3.12, runs on 3.11
     "muvera-fde==0.1.0": ("--no-build-isolation", "--no-deps", "--no-binary", "muvera-fde"),
 }
+UNPACKED = {"tachiom==0.4.0": "manylinux_2_39_x86_64"}  # tagged for a newer glibc than its code asks for
 SYSTEM_EIGEN = """find_package(Eigen3 CONFIG REQUIRED)
 set_target_properties(Eigen3::Eigen PROPERTIES IMPORTED_GLOBAL TRUE)
 """
@@ -59,6 +60,10 @@ def main() -> None:
     missing = [
         name for name, extra in PEERS.items() if subprocess.run([*pip, *extra, name], env=environment).returncode
     ]
+    for name, platform in UNPACKED.items():
+        place = ["--target", str(options.home / "unpacked"), "--platform", platform, "--only-binary", ":all:"]
+        if subprocess.run([*pip, *place, "--python-version", "3.11", "--no-deps", "--upgrade", name]).returncode:
+            missing.append(name)
     sys.exit(f"not installed: {', '.join(missing)}" if missing else 0)
 
 

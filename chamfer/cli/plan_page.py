@@ -34,7 +34,8 @@ def table(advice: Advice, ndcg: Mapping[str, float]) -> tuple[list[str], list[li
     rows = []
     for each in advice.measured:
         needs = needed_at(each, advice.sample, advice.n_documents)
-        row = [each.name, *(f"{recall(each.ranks_10, d):.3f}" for d in depths), f"{recall(each.ranks_100, 500):.3f}"]
+        row = [each.name, *(f"{each.kept * recall(each.ranks_10, d):.3f}" for d in depths)]
+        row.append(f"{recall(each.ranks_100, 500):.3f}")
         row += [f"{each.exponent:.2f}", *("-" if n is None else f"{n:,}" for n in needs.values())]
         row += [
             f"{each.costs.bytes_per_document:,.0f}",

@@ -26,8 +26,6 @@ def library() -> Any | None:
         return None
     loaded.chamfer_maxsim_half.argtypes = [_POINTER, _COUNT, _COUNT, *[_POINTER] * 3, _COUNT, _POINTER, _POINTER]
     loaded.chamfer_maxsim_half.restype = None
-    loaded.chamfer_maxsim_int8.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, *[_POINTER] * 4, _COUNT, _POINTER, _POINTER]
-    loaded.chamfer_maxsim_int8.restype = None
     loaded.chamfer_scan_int8.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, _POINTER]
     loaded.chamfer_scan_int8.restype = None
     loaded.chamfer_fde_space.argtypes = [_POINTER, _POINTER, _COUNT]
@@ -52,27 +50,6 @@ def maxsim_half(query: F32, values: Array, offsets: I64, rows: I64) -> F32 | Non
     arrays = [packed, values, offsets, rows, scratch, out]
     at = [array.ctypes.data for array in arrays]
     fast.chamfer_maxsim_half(at[0], len(query), values.shape[1], at[1], at[2], at[3], len(rows), at[4], at[5])
-    return out
-
-
-def maxsim_int8(query: Array, weights: F32, codes: Array, scales: F32, offsets: I64, rows: I64) -> F32 | None:
-    """As _numba.maxsim_int8; None where it cannot be had (D no multiple of 64)."""
-    fast = library()
-    if fast is None or codes.shape[1] % 64 or not codes.flags.c_contiguous:
-        return None
-    n_query, dim = query.shape
-    wide = -(-n_query // 16) * 16
-    padded = np.zeros((wide, dim), dtype=np.int8)
-    padded[:n_query] = query
-    quads = np.ascontiguousarray(padded.view(np.int32).T)
-    shifts = -128 * padded.sum(axis=1, dtype=np.int32)
-    padded_weights = np.zeros(wide, dtype=np.float32)
-    padded_weights[:n_query] = weights
-    longest = int((offsets[rows + 1] - offsets[rows]).max(initial=0))
-    scratch = np.empty(max(longest, 1) * dim, dtype=np.uint8)
-    out = np.empty(len(rows), dtype=np.float32)
-    at = [array.ctypes.data for array in (quads, shifts, padded_weights, codes, scales, offsets, rows, scratch, out)]
-    fast.chamfer_maxsim_int8(*at[:3], n_query, dim, *at[3:7], len(rows), *at[7:])
     return out
 
 

@@ -88,25 +88,6 @@ def maxsim_half(columns: Any, halves: Any, offsets: Any, rows: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def maxsim_int8(query: Any, weights: Any, codes: Any, scales: Any, offsets: Any, rows: Any) -> Any:
-    """f32 [K]: MaxSim of query i8 [Tq, D] times weights f32 [Tq] with codes i8 [T, D] times scales f32 [T]."""
-    out = np.empty(len(rows), np.float32)
-    for i in range(len(rows)):
-        total = np.float32(0.0)
-        for q in range(len(query)):
-            best = np.float32(-3.4e38)
-            for t in range(offsets[rows[i]], offsets[rows[i] + 1]):
-                product = np.int32(0)
-                for d in range(codes.shape[1]):
-                    product += np.int32(query[q, d]) * np.int32(codes[t, d])
-                best = max(best, np.float32(product) * scales[t])
-            if offsets[rows[i] + 1] > offsets[rows[i]]:
-                total += weights[q] * best
-        out[i] = total
-    return out
-
-
-@njit(nogil=True, cache=True)
 def _sum_of_best(products: Any) -> float:
     """Sum over columns of products f32 [Td, Tq] of their maximum, in float64."""
     best = products[0].copy()

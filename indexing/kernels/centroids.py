@@ -15,6 +15,7 @@ from indexing.kernels import _native_late, _numba_late
 
 MOST_CENTROIDS = 65_536
 _TOKENS_PER_CENTROID = 8  # fewer say nothing about what comes later
+_ENOUGH_PER_CENTROID = 32
 _ITERATIONS = 8
 _BLOCK_BYTES = 16 << 20
 _GROUP = 32
@@ -23,7 +24,8 @@ _GROUP = 32
 def train(tokens: F32, k: int, seed: int) -> F32:
     """At most k centroids f32 [K, D] of tokens f32 [T, D] by Lloyd's iterations from k random tokens, T/8 at most.
 
-    A centroid that loses all its tokens keeps its place. Cost T K D an iteration.
+    A centroid that loses all its tokens keeps its place. Of more than 32 tokens a centroid, so many are drawn: T is
+    32 K at most in the cost of T K D an iteration.
     """
     if not 1 <= k <= MOST_CENTROIDS:
         raise InvalidInput(f"{k} centroids, expected 1..{MOST_CENTROIDS}")
@@ -31,7 +33,10 @@ def train(tokens: F32, k: int, seed: int) -> F32:
     if k == 1:
         mean: F32 = tokens.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
         return mean
-    chosen = np.sort(np.random.default_rng(seed).choice(len(tokens), k, replace=False))
+    draw = np.random.default_rng(seed)
+    if len(tokens) > _ENOUGH_PER_CENTROID * k:
+        tokens = tokens[np.sort(draw.choice(len(tokens), _ENOUGH_PER_CENTROID * k, replace=False))]
+    chosen = np.sort(draw.choice(len(tokens), k, replace=False))
     centroids: F32 = tokens[chosen].astype(np.float32)
     for _ in range(_ITERATIONS):
         ids = assign(tokens, centroids)
@@ -62,12 +67,14 @@ def score_table(query: F32, centroids: F32) -> Array:
     All tokens share one step, and each is counted from its own lowest product: what that shifts is the same for every
     document that has tokens. Columns beyond the query's tokens are 0 and add nothing.
     """
-    products = centroids @ np.ascontiguousarray(query.T, dtype=np.float32)
-    lowest = products.min(axis=0)
-    step = float((products.max(axis=0) - lowest).max(initial=0.0)) / 255
+    products = np.ascontiguousarray(query, dtype=np.float32) @ centroids.T
+    lowest = products.min(axis=1, keepdims=True)
+    products -= lowest
+    products *= 255 / (products.max(initial=0.0) or 1.0)
+    products += 0.5
+    bytes_ = products.astype(np.uint8).T
     groups = -(-len(query) // _GROUP)
     out = np.zeros((groups, len(centroids), _GROUP), dtype=np.uint8)
-    bytes_ = np.rint((products - lowest) / (step or 1.0)).astype(np.uint8)
     for group in range(groups):
         own = bytes_[:, group * _GROUP : (group + 1) * _GROUP]
         out[group, :, : own.shape[1]] = own

@@ -9,7 +9,6 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,f16c")))
-#define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 #define INLINE BF16 static inline __attribute__((always_inline))
 #define MOST 16 /* document tokens whose products with 16 query tokens fill 16 of the 32 vector registers */
 
@@ -119,61 +118,6 @@ BF16 void chamfer_maxsim_half(const uint32_t *query, int64_t n_query, int64_t di
             half_to_bf16(values + start * dim, scratch, count * dim);
             for (int64_t q = 0; q < n_query; q += 32)
                 total += sum_of_best(query + q, stride, n_query - q, scratch, dim / 2, count, ahead);
-        }
-        out[i] = total;
-    }
-}
-
-/* As best_of_block for int8 codes, 16 query tokens with 16 document tokens: the query lies in quads, document tokens are
- * codes + 128, `shifts` -128 times the sum of each query token's codes. A product counts times its token's scale. */
-VNNI static inline __m512 best_of_codes(const int32_t *query, int64_t stride, const int32_t *shifts,
-                                        const int32_t *tokens, const float *scales, int64_t quads, int64_t count,
-                                        const char *ahead) {
-    __m512 best = _mm512_set1_ps(-3.4e38f);
-    for (int64_t first = 0; first < count; first += MOST) {
-        const int32_t *row[MOST];
-        __m512i sum[MOST];
-#pragma GCC unroll 16
-        for (int t = 0; t < MOST; t++) {
-            row[t] = tokens + (first + t < count ? first + t : count - 1) * quads;
-            sum[t] = _mm512_loadu_si512(shifts);
-        }
-        for (int64_t p = 0; p < quads; p++) {
-            _mm_prefetch(ahead + first * quads * 4 + p * 64, _MM_HINT_T1); /* the same tokens of the next document */
-            __m512i a = _mm512_loadu_si512(query + p * stride);
-#pragma GCC unroll 16
-            for (int t = 0; t < MOST; t++) sum[t] = _mm512_dpbusd_epi32(sum[t], _mm512_set1_epi32(row[t][p]), a);
-        }
-#pragma GCC unroll 16
-        for (int t = 0; t < MOST; t++) {
-            __m512 scale = _mm512_set1_ps(scales[first + t < count ? first + t : count - 1]);
-            best = _mm512_max_ps(best, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sum[t])));
-        }
-    }
-    return best;
-}
-
-/* MaxSim of one query with documents `rows` of int8 codes [T, dim] with a scale a token, dim a multiple of 64.
- *
- * query     int8 quads i32 [dim / 4, n_query rounded up to 16]; shifts i32 and weights f32 (the query's scales; 0 beyond
- *           the query) as wide
- * scratch   u8 [longest document * dim]
- */
-VNNI void chamfer_maxsim_int8(const int32_t *query, const int32_t *shifts, const float *weights, int64_t n_query,
-                              int64_t dim, const int8_t *codes, const float *scales, const int64_t *offsets,
-                              const int64_t *rows, int64_t n_rows, uint8_t *scratch, float *out) {
-    int64_t stride = (n_query + 15) & ~15;
-    for (int64_t i = 0; i < n_rows; i++) {
-        int64_t start = offsets[rows[i]], count = offsets[rows[i] + 1] - start;
-        const char *ahead = (const char *)(codes + offsets[rows[i + 1 < n_rows ? i + 1 : i]] * dim);
-        float total = 0.0f;
-        for (int64_t b = 0; b < count * dim; b += 64)
-            _mm512_storeu_si512(scratch + b, _mm512_xor_si512(_mm512_loadu_si512(codes + start * dim + b),
-                                                              _mm512_set1_epi8((char)0x80)));
-        for (int64_t q = 0; q < n_query && count > 0; q += 16) {
-            __m512 best = best_of_codes(query + q, stride, shifts + q, (const int32_t *)scratch, scales + start, dim / 4,
-                                        count, ahead);
-            total += _mm512_reduce_add_ps(_mm512_mul_ps(best, _mm512_loadu_ps(weights + q)));
         }
         out[i] = total;
     }

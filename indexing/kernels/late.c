@@ -98,6 +98,7 @@ VNNI void chamfer_maxsim_codes(const int8_t *query, const float *units, const fl
     for (int64_t i = 0; i < n_rows; i++) {
         int64_t start = offsets[rows[i]], count = offsets[rows[i] + 1] - start;
         const uint8_t *bytes = codes + start * width;
+        const char *next = (const char *)(codes + (i + 1 < n_rows ? offsets[rows[i + 1]] : start) * width);
         float total = 0.0f;
         if (bits < 8) {
             unpack(bytes, count, width, bits, scratch);
@@ -106,6 +107,9 @@ VNNI void chamfer_maxsim_codes(const int8_t *query, const float *units, const fl
         for (int64_t g = 0; g < groups && count > 0; g++) {
             __m512 best = _mm512_set1_ps(-3.4e38f), unit = _mm512_loadu_ps(units + 16 * g);
             for (int64_t first = 0; first < count; first += TOKENS) {
+                if (g == 0) /* rows are far apart: the next one comes in while this one is read */
+                    for (int64_t at = first * width; at < (first + TOKENS) * width; at += 64)
+                        _mm_prefetch(next + at, _MM_HINT_T1);
                 const int32_t *token[TOKENS];
                 __m512i sum[TOKENS];
 #pragma GCC unroll 12

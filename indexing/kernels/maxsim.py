@@ -11,7 +11,6 @@ import numpy as np
 from chamfer.errors import InvalidInput
 from chamfer.types import F32, I64, Array
 from indexing.kernels import _native, _numba
-from indexing.kernels.scan import quantise_rows
 
 _BF16_ERROR = 2.0**-9 * (2 / 3) ** 0.5  # standard deviation of the rounding of both factors of a product
 
@@ -51,22 +50,6 @@ def maxsim_rows(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
         out: F32 = _numba.maxsim_half(columns, values.view(np.uint16), offsets, rows)
         return out
     out = _numba.maxsim_float(columns, np.asarray(values, dtype=np.float32), offsets, rows)
-    return out
-
-
-def maxsim_int8(query: F32, codes: Array, scales: F32, offsets: I64, rows: I64) -> F32:
-    """MaxSim f32 [K] of query f32 [Tq, D] with token vectors scales f32 [T] times codes i8 [T, D].
-
-    The query is rounded to int8 too, a scale a token; sums are integers, a pair's bits depend on the pair alone. D is
-    at most 130,000, where 32 bits hold every sum.
-    """
-    _check(query, codes)
-    if len(query) == 0 or len(rows) == 0:
-        return np.zeros(len(rows), dtype=np.float32)
-    rounded, weights = quantise_rows(query)
-    arrays = [np.ascontiguousarray(array) for array in (codes, scales, offsets, rows)]
-    found = _native.maxsim_int8(rounded, weights, *arrays)
-    out: F32 = _numba.maxsim_int8(rounded, weights, *arrays) if found is None else found
     return out
 
 

@@ -58,6 +58,32 @@ def test_exact_maxsim_stays_exact_and_carries_no_second_copy_of_the_tokens() -> 
     assert direct.query_ms == pytest.approx(500)
 
 
+def test_centroids_count_their_token_vectors_once_and_codes_what_they_lose() -> None:
+    source = Source("centroids 64, int4", "multivector", {"centroids": 64, "storage": "int4"})
+    table = np.array([list(range(1, 11))])
+    coded = Measured("c", (source,), (EMPTY,), table, table, 0.0, Costs(700.0, query_ms=0.5), EMPTY, 0.9, 2.0)
+    found = {o.depth: o for o in options([coded], SAMPLE, N)}
+    assert found[100].recall == pytest.approx(0.9)
+    assert found[100].bytes_per_document == 700
+    assert found[100].query_ms == pytest.approx(0.5 + 2.0 * 0.1)
+    tree = settings_of(found[200], "mini")
+    assert tree["build"]["channels"] == ["multivector"]
+    assert tree["build"]["parameters"] == {
+        "multivector": {"centroids": 64, "storage": "int4", "candidates": 200, "margin": 1.0}
+    }
+    assert tree["plans"]["late"] == {"channels": {"multivector": {"depth": 100}}}
+
+
+def test_a_union_with_centroids_rescores_what_both_found() -> None:
+    own = Source("dense", "dense"), Source("centroids 64", "multivector", {"centroids": 64})
+    both = Measured("x", own, (EMPTY, EMPTY), *[np.zeros((1, 1), int)] * 2, 0.0, Costs(1.0))
+    assert options([both], SAMPLE, N)[0].bytes_per_document == 1.0
+    tree = settings_of(Option(both, 200, 1.0, 1.0, 1.0, 1.0), "mini")
+    assert tree["build"]["parameters"]["multivector"] == {"centroids": 64, "candidates": 100, "margin": 1.0}
+    assert tree["plans"]["late"]["channels"] == {"dense": {"depth": 100}, "multivector": {"depth": 100}}
+    assert tree["plans"]["late"]["rescore"] == {"channel": "multivector", "depth": 200}
+
+
 def test_the_fastest_that_reaches_the_floor_is_recommended() -> None:
     choices = options([PERFECT, GOOD, QUICK], SAMPLE, N)
     best, reason = recommend(choices, Budgets(0.99))

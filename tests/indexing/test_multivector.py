@@ -62,8 +62,19 @@ def test_a_search_by_centroids_scores_its_candidates_as_the_exact_search_does(st
 def test_as_many_candidates_as_rows_give_the_exact_search() -> None:
     retriever = opened(centroids=40)
     exact = retriever.with_params(search_mode="exact").search(QUERIES, 20)
-    np.testing.assert_array_equal(retriever.with_params(candidates=N).search(QUERIES, 20).rows, exact.rows)
+    np.testing.assert_array_equal(retriever.with_params(candidates=N, margin=1).search(QUERIES, 20).rows, exact.rows)
     np.testing.assert_array_equal(retriever.with_params(candidates=1).search(QUERIES, N).rows[:, :20], exact.rows)
+
+
+def test_a_margin_scores_what_is_near_the_kth_centroid_score_and_no_fewer_than_k() -> None:
+    retriever = opened(storage="float32", centroids=40, candidates=N, margin=0.05)
+    found = retriever.search(QUERIES, 10)
+    for q in range(len(QUERIES)):
+        rows, scores = retriever.centroid_candidates(QUERIES, N).of(q)
+        near = rows[scores >= 0.95 * scores[9]]
+        assert 10 <= len(near) < N
+        exact = retriever.with_params(search_mode="exact").score(QUERIES.take([q]), near[None])[0]
+        np.testing.assert_array_equal(found.of(q)[0], near[np.lexsort((near, -exact))[:10]])
 
 
 def test_centroid_candidates_keep_to_the_filter() -> None:
@@ -95,6 +106,8 @@ def test_what_cannot_be_is_refused() -> None:
         MultivectorConfig(centroids=-1)
     with pytest.raises(InvalidInput, match="at least 1"):
         MultivectorConfig(candidates=0)
+    with pytest.raises(InvalidInput, match=r"margin is 1\.5, expected 0 to 1"):
+        opened(centroids=40).with_params(margin=1.5)
     with pytest.raises(InvalidInput, match=r"multivector\.centroids"):
         opened().with_params(search_mode="centroids")
     with pytest.raises(InvalidInput, match="no centroids"):

@@ -14,6 +14,7 @@ from indexing.planner import (
     candidates_at,
     exact_itself,
     final_order,
+    in_form,
     make_sample,
     measure,
     sources,
@@ -84,6 +85,23 @@ def test_a_pooled_source_is_smaller_and_the_lexical_one_needs_no_vectors(sample:
     assert 0 < recall(lexical.ranks_10, 100) <= 1
 
 
+def test_centroids_name_candidates_and_codes_order_them(sample: Sample) -> None:
+    by_centroids = measure(Source("centroids 64", "multivector", {"centroids": 64}), sample, every_second)
+    assert not by_centroids.direct
+    n_tokens = len(sample.encoding.tokens.values)
+    assert by_centroids.costs.bytes_per_document == pytest.approx(sample.token_bytes + 2 * n_tokens / len(DOCUMENTS))
+    form = measure(Source("multivector int2", "multivector", {"storage": "int2"}), sample, every_second)
+    coded = in_form(by_centroids, form, sample)
+    assert coded.costs.bytes_per_document < by_centroids.costs.bytes_per_document / 2
+    assert coded.sources[0].parameters == {"centroids": 64, "storage": "int2"}
+    kept = [np.isin(sample.exact.of(q)[0][:10], form.found[0].of(q)[0][:10]).mean() for q in range(len(QUERIES))]
+    assert coded.kept == pytest.approx(np.mean(kept))
+    order = final_order(coded, sample, 0, 30)
+    assert set(order.tolist()) == set(by_centroids.found[0].of(0)[0][:30].tolist())
+    places = [form.found[0].of(0)[0].tolist().index(row) for row in order]
+    assert places == sorted(places)
+
+
 def test_a_union_takes_equal_shares_and_adds_costs(sample: Sample) -> None:
     parts = [measure(Source(name, name), sample, every_second) for name in ("dense", "lexical")]
     both = union(parts, sample)
@@ -100,7 +118,16 @@ def test_a_union_takes_equal_shares_and_adds_costs(sample: Sample) -> None:
 
 def test_what_is_measured_follows_from_the_kinds_of_the_encoder() -> None:
     names = {source.name for source in sources(KINDS)}
-    assert {"dense", "lexical", "multivector w0x32", "fde 10240 centred", "fde 2560 unfilled", "lemur 1280"} <= names
+    assert {
+        "dense",
+        "lexical",
+        "multivector w0x32",
+        "multivector int4",
+        "centroids 4096",
+        "fde 10240 centred",
+        "fde 2560 unfilled",
+        "lemur 1280",
+    } <= names
     assert "dense" not in {source.name for source in sources([VectorKind.TOKENS])}
 
 

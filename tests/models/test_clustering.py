@@ -129,7 +129,9 @@ def test_normalised_means_of_weighted_tokens_keep_the_mean_weight_of_their_clust
     np.testing.assert_allclose(np.linalg.norm(turned, axis=1), [3, 2], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["c4x8", "c8x32", "c25", "c50", "k2", "k4", "tail4x8", "c0x3", "c25n", "w4x8", "w25"])
+@pytest.mark.parametrize(
+    "name", ["c4x8", "c8x32", "c25", "c50", "k2", "k4", "tail4x8", "c0x3", "c25n", "w4x8", "w25", "w0x90p"]
+)
 def test_no_rule_gives_more_vectors_than_tokens_nor_none(name: str) -> None:
     rules = parse_pooling(name)
     for n in (0, 1, 2, 3, 7, 60):
@@ -148,6 +150,8 @@ def test_rules_do_what_their_names_say() -> None:
     assert len(pool_one(tokens, parse_pooling("c0x3").document)) == 3
     assert len(pool_one(tokens, parse_pooling("c25").document)) == 2  # floor of a quarter
     assert len(pool_one(tokens[:3], parse_pooling("c25").document)) == 1
+    assert len(pool_one(tokens, parse_pooling("w0x90p").document)) == 9
+    np.testing.assert_array_equal(pool_one(tokens, parse_pooling("w0x90p").query), tokens)
 
 
 def test_a_text_pooled_among_others_has_the_bits_of_the_text_alone() -> None:
@@ -160,7 +164,7 @@ def test_a_text_pooled_among_others_has_the_bits_of_the_text_alone() -> None:
         np.testing.assert_array_equal(part, pool_one(own, rule))
 
 
-@pytest.mark.parametrize("name", ["c", "c4x", "x8", "k0", "c101", "c4x8x2", "mean"])
+@pytest.mark.parametrize("name", ["c", "c4x", "x8", "k0", "c101", "c4x8x2", "mean", "w0x101p", "w0x0p", "tail8x8p"])
 def test_an_unknown_pooling_is_refused_with_the_grammar(name: str) -> None:
     with pytest.raises(InvalidInput, match="expected cQxD"):
         parse_pooling(name)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from indexing.kernels import _native, _numba
-from indexing.kernels.maxsim import fast_error, maxsim_fast, maxsim_int8, maxsim_plain, maxsim_rows
+from indexing.kernels.maxsim import fast_error, maxsim_fast, maxsim_rows
 from indexing.kernels.scan import quantise_rows, scan_half, scan_int8
 
 needs_library = pytest.mark.skipif(
@@ -39,23 +39,6 @@ def test_fast_maxsim_is_within_the_stated_error_and_has_bits_of_its_own(n_query:
     assert np.abs(exact - fast).max() <= 0.012 * np.sqrt(n_query / dim)
     for place, row in enumerate(rows):
         np.testing.assert_array_equal(maxsim_fast(query, values, offsets, np.array([row])), fast[place : place + 1])
-
-
-@pytest.mark.parametrize("n_query", [1, 8, 16, 17, 32, 40])
-@pytest.mark.parametrize("dim", [64, 128, 48])
-def test_int8_maxsim_is_the_maxsim_of_what_the_codes_stand_for(
-    n_query: int, dim: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(n_query * dim)
-    values, offsets = ragged(rng, dim)
-    codes, scales = quantise_rows(values.astype(np.float32))
-    query, weights = quantise_rows(unit(rng, n_query, dim))
-    rows = np.array([8, 0, 1, 9, 4, 4, 2, 3, 5, 6, 7, 10, 11])
-    rounded, stored = query * weights[:, None], codes * scales[:, None]
-    expected = maxsim_plain(rounded, stored, offsets, rows)
-    np.testing.assert_allclose(maxsim_int8(rounded, codes, scales, offsets, rows), expected, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(_native, "library", lambda: None)
-    np.testing.assert_allclose(maxsim_int8(rounded, codes, scales, offsets, rows), expected, rtol=1e-4, atol=1e-4)
 
 
 @needs_library

@@ -1,0 +1,138 @@
+"""What late interaction costs as a collection grows: building, bytes, memory, a search by centroids and an exact one.
+
+    python -m benchmarks.growth [FOLDER ...] [--encoded DIR] [--sizes N ...] [--quick] [--json]
+
+Documents are synthetic (benchmarks/synthetic.py: stretches of two real ones of 20 tokens each, with noise), made from
+the collections in FOLDER; queries are their real ones of at most 32 tokens. int8 codes, 4,096 centroids learnt from the
+first 2,048 documents, segments of 8,192. Building is learning and packing, without encoding. Recall counts the exact
+top 10 over the same codes. CPU time of one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.encoded import load
+from benchmarks.harness import Row, demo_corpus, emit, parser
+from benchmarks.late import encoding_of, split, together
+from benchmarks.synthetic import mixed
+from chamfer.types import Array, TokenVectors
+from indexing.family import SegmentPart
+from indexing.registry import make_family
+
+SIZES = (5_000, 20_000, 80_000, 320_000)
+TOKENS = 40
+SAMPLE = 2048
+SETTING: Mapping[str, Any] = {"storage": "int8", "centroids": 4096}
+MEASURES = ("build", "bytes a document", "memory", "p50", "p99", "exact p50", "recall@10")
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folders", type=Path, nargs="*")
+    arguments.add_argument("--encoded", type=Path)
+    arguments.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    arguments.add_argument("--queries", type=int, default=60, help="at most so many in all")
+    options = arguments.parse_args()
+    sizes, n_queries = ((500, 2000), 10) if options.quick else (options.sizes, options.queries)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
+        folders = options.folders or [demo_corpus()]
+        sets = [load(folder, options.encoded or Path(work), -(-n_queries // len(folders))) for folder in folders]
+        tokens, _, queries = together(sets, None)
+        for size in sizes:
+            rows += grown(tokens, size, queries)
+    emit(rows, options.json)
+
+
+def grown(real: TokenVectors, n: int, queries: list[Array]) -> list[Row]:
+    """The rows of one size."""
+    memory = _resident()
+    retriever, build_s, n_bytes = built(real, n)
+    exact = retriever.with_params(search_mode="exact")
+    seconds: dict[str, list[float]] = {"by centroids": [], "exact": []}
+    hits = []
+    for query in queries[:1] + queries:  # the first one compiles
+        found = {}
+        for name, way in (("by centroids", retriever), ("exact", exact)):
+            begin = time.process_time()
+            found[name] = way.search(split(query), 10).rows[0]
+            seconds[name].append(time.process_time() - begin)
+        hits.append(np.isin(found["exact"], found["by centroids"]).mean())
+    own, whole = (np.array(seconds[name][1:]) * 1e3 for name in ("by centroids", "exact"))
+    values = (
+        (build_s, "s"),
+        (n_bytes / n, "B"),
+        ((_resident() - memory) / 2**20, "MiB"),
+        (float(np.median(own)), "ms"),
+        (float(np.quantile(own, 0.99)), "ms"),
+        (float(np.median(whole)), "ms"),
+        (float(np.mean(hits[1:])), "share"),
+    )
+    return [Row(f"{n} documents: {what}", *value) for what, value in zip(MEASURES, values, strict=True)]
+
+
+def built(real: TokenVectors, n: int) -> tuple[Any, float, int]:
+    """(retriever, CPU seconds of learning and packing, bytes) of n synthetic documents."""
+    plain = make_family("multivector", SETTING)
+    spent = 0.0
+    parts: list[SegmentPart] = []
+    family = plain
+    for block in mixed(real, n, TOKENS):
+        begin = time.process_time()
+        if not parts:
+            family = plain.with_codec(plain.learn(encoding_of(block.take(range(min(SAMPLE, len(block)))))))
+        arrays = {name: np.asarray(array) for name, array in family.pack([], encoding_of(block)).items()}
+        spent += time.process_time() - begin
+        parts.append(SegmentPart(arrays, None, len(block)))
+    n_bytes = sum(array.nbytes for part in parts for array in part.arrays.values())
+    return family.open(parts), spent, n_bytes
+
+
+def plot(axes: Any, rows: list[Row]) -> bool:
+    """Milliseconds, build seconds and bytes against the number of documents, both on logarithmic scales."""
+    cells = _cells(rows)
+    for measure, unit in (("p50", "ms"), ("p99", "ms"), ("exact p50", "ms"), ("build", "s"), ("memory", "MiB")):
+        axes.plot(list(cells), [cell[measure] for cell in cells.values()], marker="o", label=f"{measure}, {unit}")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(list(cells), [f"{size:,}" for size in cells])
+    axes.minorticks_off()
+    axes.set_xlabel("synthetic documents of at most 40 tokens")
+    axes.legend(fontsize=8)
+    return bool(cells)
+
+
+def table(rows: list[Row]) -> str:
+    """One line a size."""
+    units = {row.what.partition(": ")[2]: row.unit for row in rows}
+    head = " | ".join(f"{measure}, {units[measure]}" for measure in MEASURES)
+    lines = [f"| documents | {head} |", "| --- |" + " --- |" * len(MEASURES)]
+    for size, cell in _cells(rows).items():
+        lines.append(f"| {size:,} | {' | '.join(f'{cell[m]:,.3g}' for m in MEASURES)} |")
+    return "\n".join([*lines, ""])
+
+
+def _cells(rows: list[Row]) -> dict[int, dict[str, float]]:
+    out: dict[int, dict[str, float]] = {}
+    for row in rows:
+        size, _, measure = row.what.partition(" documents: ")
+        out.setdefault(int(size), {})[measure] = row.value
+    return out
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()

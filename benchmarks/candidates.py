@@ -45,8 +45,10 @@ CODES: Mapping[str, Mapping[str, Any]] = {
     "int2": {"storage": "int2"},
     "int2, 4096 centroids": {"storage": "int2", "centroids": 4096},
 }
-POOLINGS = ("c8x32", "c8x32n", "w8x32", "w4x8", "c0x32", "c0x32n", "w0x32", "w0x64", "w0x50p", "w0x75p", "w0x90p")
-POOLINGS += ("c25", "c50", "w25", "w50", "k6", "tail8x32")
+POOLINGS = (
+    *("c8x32", "c8x32n", "w8x32", "w4x8", "c0x32", "c0x32n", "w0x32", "w0x64", "w0x50p", "w0x75p", "w0x90p"),
+    *("c25", "c50", "w25", "w50", "k6", "tail8x32"),
+)
 POOLED_CODES = ("float16", "int8", "int4")
 FLOAT_BYTES = 4
 REFINED = 800  # candidates by centroids that codes put in order

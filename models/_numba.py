@@ -98,10 +98,10 @@ def ward(products: Any, k: int) -> Any:
     for a in range(n):
         partner[a], cost[a] = _cheapest(products, sizes, a)
     for left in range(n, 1, -1):
-        a = np.argmin(cost)
-        if left <= k and cost[a] > 1e-9:
+        cheapest = np.argmin(cost)
+        if left <= k and cost[cheapest] > 1e-9:
             break
-        b = partner[a]
+        a, b = int(cheapest), int(partner[cheapest])
         products[a] += products[b]
         products[:, a] += products[:, b]
         sizes[a] += sizes[b]

@@ -38,4 +38,5 @@ def _membership(tokens: np.ndarray, rule: Pooling) -> np.ndarray:
     if labels is None:
         return np.eye(len(tokens), dtype=np.float32)
     member: np.ndarray = np.equal.outer(np.arange(labels.max() + 1), labels).astype(np.float32)
-    return member / member.sum(axis=1, keepdims=True)
+    member /= member.sum(axis=1, keepdims=True)
+    return member

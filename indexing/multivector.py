@@ -44,7 +44,7 @@ class MultivectorConfig:
     storage: Literal["float16", "float32", "int8", "int4", "int2"] = "float16"
     centroids: int = 0
     candidates: int = 1600
-    margin: float = 0.1
+    margin: float = 0.12
     seed: int = 1
 
     def __post_init__(self) -> None:

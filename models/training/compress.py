@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from models.training.adapters import linear_layers
 from models.training.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
 from models.training.dense import DenseRecipe, DenseStudent
 from models.training.fisher import importances, rank_of, weighted_error, weighted_svd
+from models.training.groups import Group
 from models.training.recipe import TARGETS, AdapterConfig, Recipe
 from models.training.student import Draw, Draws, Learner, Student
 
@@ -97,8 +98,8 @@ class CompressStudent(Learner):
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
         return self.inner.losses(draws, step)
 
-    def score(self, query: str, texts: Sequence[str]) -> Tensor:
-        return self.inner.score(query, texts)
+    def score_group(self, group: Group, documents: Mapping[str, str]) -> Tensor:
+        return self.inner.score_group(group, documents)
 
     def save(self, folder: Path) -> None:
         """The whole model: config.json, tokenizer.json and model.safetensors of the backbone, head and description."""

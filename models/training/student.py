@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -87,7 +88,7 @@ def draw(group: Group, documents: Mapping[str, str], places: Sequence[int], teac
     )
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """What the loop trains. Jobs give `losses`, `score` and `save`; the rest has defaults."""
 
     needs_positive = True  # whether groups without a relevant candidate are refused
@@ -131,21 +132,17 @@ class Learner(nn.Module):
         del draws
         return False
 
+    @abstractmethod
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
         """The parts of the loss of one batch; their sum is minimised."""
-        raise NotImplementedError
 
-    def score(self, query: str, texts: Sequence[str]) -> Tensor:
-        """Scores f32 [n] of texts for a query, as the finished model gives them."""
-        raise NotImplementedError
-
+    @abstractmethod
     def score_group(self, group: Group, documents: Mapping[str, str]) -> Tensor:
-        """Scores f32 [n] of a group's candidates."""
-        return self.score(group.query, [documents[doc_id] for doc_id in group.doc_ids])
+        """Scores f32 [n] of a group's candidates, as the finished model gives them."""
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the finished model."""
-        raise NotImplementedError
 
     def forward(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
         """See `losses`; a module's call, so that data-parallel wrappers see it."""
@@ -167,6 +164,13 @@ class Student(Learner):
         if recipe.adapter.rank:
             adapt(self.tower.transformer, recipe.adapter)
         self.tokenizer = Tokenizer(folder_of(recipe.backbone) / "tokenizer.json")
+
+    @abstractmethod
+    def score(self, query: str, texts: Sequence[str]) -> Tensor:
+        """Scores f32 [n] of texts for a query, as the finished model gives them."""
+
+    def score_group(self, group: Group, documents: Mapping[str, str]) -> Tensor:
+        return self.score(group.query, [documents[doc_id] for doc_id in group.doc_ids])
 
     def begin(self, folder: Path) -> None:
         """Head and adapter of a finished model. InvalidInput where its shape is not this recipe's."""

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
+from chamfer.analysis import AnalysisConfig, Analyzer
 from chamfer.types import Document
 from indexing.corpus import read_corpus, read_queries
 from indexing.family import SegmentPart
 from indexing.registry import make_family
-from indexing.sparse.analysis import AnalysisConfig, Analyzer
 
 PEER = "bm25s"
 

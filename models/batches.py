@@ -57,6 +57,12 @@ class Tokenizer:
         kept = [i or [self.pad_id] for i in kept]  # a tokenizer without a frame: an empty text still has a vector
         return Tokens(kept, n_tokens, n_tokens > limit)
 
+    def starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of a text, not cut, and the place of each one's first character, -1 for those that frame it."""
+        encoding = self._tokenizer.encode(clean(text))
+        frames = encoding.special_tokens_mask
+        return encoding.ids, [-1 if f else o[0] for o, f in zip(encoding.offsets, frames, strict=True)]
+
 
 def clean(text: str) -> str:
     """The text without lone surrogates, which no tokenizer takes."""

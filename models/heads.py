@@ -88,53 +88,64 @@ class CrossHead(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class SparseHeadConfig:
-    """double_log: log(1 + log(1 + relu)) rather than log(1 + relu)."""
+    """double_log: log(1 + log(1 + relu)) rather than log(1 + relu). scale and bias: where the logits start."""
 
     double_log: bool = True
+    scale: float = 8.0
+    bias: float = -3.6
 
 
 class SparseHead(nn.Module):
-    """Hidden states [B, L, W] -> term weights [B, V >= 0]: the maximum over positions of the logits, activated.
+    """Hidden states [B, L, W] -> weights of terms (models.vocabulary), in two parts that are added.
 
-    The logit of term t at position p is scale * transform(h_p) . E_t + b_t, with the backbone's word embeddings E at
-    unit length, plus presence(h_p) >= 0 if the token at p is t. Where the features begin with `words`, transform starts
-    as the token's own embedding: terms with like embeddings (other forms of a word) then start near a weight above 0,
-    where they get a gradient, all others below, and a backbone without a language model head need not start from noise.
-    `idf` f32 [V] is the weight of a query's terms, fixed before training.
+    A word that stands there: BM25's saturation of its count times presence(h) >= 0, the largest among its places; the
+    presence is 1 before training, so an untrained head gives BM25. Any known term: the largest over places p of the
+    logits scale * transform(h_p) . E_t + b_t, activated (double log, arXiv 2504.14839); E_t is the vector of the word
+    on its own, which makes terms of like meaning start near a weight above 0, where they get a gradient.
+    `idf` f32 [V + 1] weighs a query's terms (arXiv 2411.04403), fixed before training; the last is for unknown ones.
     """
 
     embeddings: Tensor
+    names: Tensor
     idf: Tensor
 
-    def __init__(self, width: int, vocabulary: Tensor, config: SparseHeadConfig) -> None:
+    def __init__(self, width: int, vocabulary: int, dim: int, config: SparseHeadConfig) -> None:
         super().__init__()
-        size, hidden = vocabulary.shape
-        self.transform = nn.Linear(width, hidden)
+        self.transform = nn.Linear(width, dim)
         nn.init.zeros_(self.transform.bias)
         with torch.no_grad():
             self.transform.weight.mul_(0.1)
-            self.transform.weight[:, :hidden] += torch.eye(hidden, min(width, hidden))
-        self.register_buffer("embeddings", F.normalize(vocabulary.detach(), dim=-1), persistent=False)
-        self.register_buffer("idf", torch.ones(size))
-        self.bias = nn.Parameter(torch.full((size,), -6.0))
-        self.scale = nn.Parameter(torch.tensor(10.0))
-        last = nn.Linear(128, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, 1.0)
-        self.presence = nn.Sequential(nn.Linear(width, 128), nn.GELU(), last, nn.Softplus())
+            self.transform.weight[:, width - dim :] += torch.eye(dim)
+        self.register_buffer("embeddings", torch.zeros(vocabulary, dim))
+        self.register_buffer("names", torch.zeros(vocabulary, dtype=torch.int64))
+        self.register_buffer("idf", torch.ones(vocabulary + 1))
+        self.bias = nn.Parameter(torch.full((vocabulary,), config.bias))
+        self.scale = nn.Parameter(torch.tensor(config.scale))
+        self.presence = nn.Linear(width, 1)
+        nn.init.zeros_(self.presence.weight)
+        nn.init.constant_(self.presence.bias, 0.5413)  # softplus(0.5413) = 1
         self.double_log = config.double_log
 
-    def forward(self, hidden: Tensor, ids: Tensor, mask: Tensor, terms: Tensor | None = None) -> Tensor:
-        """Weights [B, V], or [B, n] of ascending terms i64 [n] alone. Positions with mask 0 count nothing."""
+    def forward(self, hidden: Tensor, mask: Tensor, terms: Tensor | None = None) -> Tensor:
+        """Weights [B, V] of the known terms' logits, or [B, n] of these terms i64 [n], 0 for unknown ones."""
+        known = len(self.bias)
+        own = slice(None) if terms is None else terms.clamp(max=max(known - 1, 0))
+        table, bias = self.embeddings[own], self.bias[own]
         states = self.scale * self.transform(hidden)
-        table, bias = (self.embeddings, self.bias) if terms is None else (self.embeddings[terms], self.bias[terms])
         lowest = torch.finfo(states.dtype).min
         best = (states @ table.T).masked_fill(mask[:, :, None] == 0, lowest).amax(dim=1) + bias
-        own = (states * self.embeddings[ids]).sum(dim=-1) + self.bias[ids] + self.presence(hidden).squeeze(-1)
-        places, asked = ids, mask > 0
-        if terms is not None:
-            places = torch.searchsorted(terms, ids).clamp(max=len(terms) - 1)
-            asked = asked & (terms[places] == ids)
-        own = own.to(best.dtype).masked_fill(~asked, lowest)
-        activated = torch.log1p(torch.relu(best.scatter_reduce(1, places, own, "amax")))
-        return torch.log1p(activated) if self.double_log else activated
+        weights = torch.log1p(torch.relu(best))
+        weights = torch.log1p(weights) if self.double_log else weights
+        return weights if terms is None else weights * (terms < known)
+
+    def standing(self, hidden: Tensor, at: Tensor, saturation: Tensor, terms: Tensor) -> Tensor:
+        """Weights [B, n] of terms i64 [n], ascending, by the words that stand there: at i64 [B, L] names the term that
+        a token begins (-1: none), saturation f32 [B, L] its own."""
+        weights = saturation * F.softplus(self.presence(hidden)).squeeze(-1)
+        places = torch.searchsorted(terms, at).clamp(max=len(terms) - 1)
+        weights = weights.masked_fill((at < 0) | (terms[places] != at), 0.0)
+        return weights.new_zeros((len(at), len(terms))).scatter_reduce(1, places, weights, "amax")
+
+    def asked(self, terms: Tensor) -> Tensor:
+        """What a query's terms i64 [n] weigh, each once."""
+        return self.idf[terms.clamp(max=len(self.bias))]

@@ -44,14 +44,14 @@ class Description:
 
 
 def save(folder: Path, description: Description, head: Mapping[str, Any], adapter: Mapping[str, Fold]) -> None:
-    """Writes description and weights; tensors are kept as f16."""
-    import torch
+    """Writes description and weights; tensors of real numbers are kept as f16."""
     from safetensors.torch import save as serialised
 
     tensors = {f"head.{name}": tensor for name, tensor in head.items()}
     for name, change in adapter.items():
         tensors |= {f"adapter.{name}.down": change.down, f"adapter.{name}.up": change.up}
-    halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in tensors.items()}
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(serialised(halves))  # with the permissions of any other file
     plain = {name: getattr(description, name) for name in description.__dataclass_fields__}
@@ -96,7 +96,8 @@ def parts_of(folder: Path, description: Description) -> tuple[dict[str, Any], di
         )
         for name in sorted(names)
     }
-    return {name.removeprefix("head."): t.float() for name, t in tensors.items() if name.startswith("head.")}, changes
+    head = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
+    return {name: t.float() if t.is_floating_point() else t for name, t in head.items()}, changes
 
 
 def open_trained_tower(description: Description, changes: Mapping[str, Fold]) -> Tower:

@@ -14,10 +14,11 @@ from chamfer.errors import InvalidInput
 from chamfer.protocols import EncoderSpec
 from chamfer.types import F32, I64, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
 from models.backbone import Backbone, DeviceConfig, load_backbone
-from models.batches import Batch, Tokenizer, Tokens, token_batches
+from models.batches import Batch, Tokenizer, token_batches
 from models.mini import normalised
 from models.tower import folder_of
 from models.trained import Description, describe, fingerprint, open_trained_tower, parts_of, weights_digest
+from models.vocabulary import PlacedTerms, TermConfig, Terms
 
 if TYPE_CHECKING:
     import torch
@@ -51,27 +52,27 @@ class TrainedEncoder:
         for query in queries:
             if query.image is not None:
                 raise InvalidInput(f"encoder {self.spec.name} reads text only, query {query.query_id!r} has an image")
-        tokens = self._tokenizer([query.text for query in queries], self.spec.query_tokens)
-        sparse = self._heads.sparse_queries(tokens, self._tokenizer) if VectorKind.SPARSE in kinds else None
+        texts = [query.text for query in queries]
+        sparse = self._heads.sparse_queries(texts) if VectorKind.SPARSE in kinds else None
         rest = [kind for kind in kinds if kind != VectorKind.SPARSE]
-        return self._encode(tokens, rest, sparse, query=True)
+        return self._encode(texts, rest, sparse, query=True)
 
     def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
         """See chamfer.protocols.Encoder. An image beside the text is not looked at."""
-        tokens = self._tokenizer([document.content for document in documents], self.spec.document_tokens)
-        return self._encode(tokens, kinds, None, query=False)
+        return self._encode([document.content for document in documents], kinds, None, query=False)
 
     def _encode(
-        self, tokens: Tokens, kinds: Collection[VectorKind], sparse: SparseVectors | None, *, query: bool
+        self, texts: Sequence[str], kinds: Collection[VectorKind], sparse: SparseVectors | None, *, query: bool
     ) -> Encoding:
         if unknown := set(kinds) - set(self.spec.dims):
             raise InvalidInput(f"encoder {self.spec.name} gives {sorted(self.spec.dims)}, not {sorted(unknown)}")
-        n = len(tokens.ids)
+        limit = self.spec.query_tokens if query else self.spec.document_tokens
+        tokens = self._tokenizer(texts, limit)
+        n = len(texts)
         dense = np.zeros((n, self.spec.dims.get(VectorKind.DENSE, 0)), dtype=np.float32)
         matrices: list[F32] = [np.empty(0, dtype=np.float32)] * n
         rows: list[tuple[I64, F32]] = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * n
         tower = self._query_tower if query else self._document_tower
-        limit = self.spec.query_tokens if query else self.spec.document_tokens
         batches = token_batches(tokens, limit=limit, budget=self._batch_tokens, pad_id=self._tokenizer.pad_id)
         for batch in batches if kinds else ():
             hidden = tower(batch.ids, batch.mask)
@@ -84,7 +85,8 @@ class TrainedEncoder:
                     ids = batch.ids[place, : batch.lengths[place]]
                     matrices[row] = self._heads.token_vectors(own, ids, query=query)
             if VectorKind.SPARSE in kinds:
-                for row, terms in zip(batch.rows, self._heads.sparse_rows(hidden, batch), strict=True):
+                placed = [self._heads.placed(texts[row], tokens.ids[row], self._tokenizer) for row in batch.rows]
+                for row, terms in zip(batch.rows, self._heads.sparse_rows(hidden, batch, placed), strict=True):
                     rows[row] = terms
         return Encoding(
             tokens.n_tokens,
@@ -98,12 +100,11 @@ class TrainedEncoder:
 class Heads:
     """The trained heads, as arrays and (for the sparse one, whose logits are the work) as a graph."""
 
-    def __init__(self, states: dict[str, dict[str, F32]], sparse: Backbone | None, special_ids: Sequence[int]) -> None:
+    def __init__(self, states: dict[str, dict[str, F32]], sparse: Backbone | None, terms: Terms | None) -> None:
         self._tokens = states.get("tokens", {})
-        self._idf = states.get("sparse", {}).get("idf", np.empty(0, dtype=np.float32))
+        self._of_sparse = states.get("sparse", {})
         self._sparse = sparse
-        self._sparse_width = states["sparse"]["transform.weight"].shape[1] if "sparse" in states else 0
-        self._special_ids = list(special_ids)
+        self._terms = terms
 
     def token_vectors(self, hidden: F32, ids: I64, *, query: bool) -> F32:
         """f32 [L, dim] of hidden states f32 [L, W] and ids i64 [L]: models.heads.TokenHead."""
@@ -116,26 +117,48 @@ class Heads:
             vectors = vectors * self._tokens["terms"][ids, None]
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
-    def sparse_rows(self, hidden: F32, batch: Batch) -> list[tuple[I64, F32]]:
-        """(terms i64, weights f32) of every row of a batch, frame tokens left out."""
-        if self._sparse is None:
-            raise InvalidInput("this encoder has no sparse head")
+    def placed(self, text: str, ids: Sequence[int], tokenizer: Tokenizer) -> PlacedTerms:
+        """The terms of a document and where they stand."""
+        return self._known_terms().document(text, ids, tokenizer)
+
+    def sparse_rows(self, hidden: F32, batch: Batch, placed: Sequence[PlacedTerms]) -> list[tuple[I64, F32]]:
+        """(terms i64, weights f32) of every row of a batch: models.heads.SparseHead."""
+        assert self._sparse is not None
+        width = self._of_sparse["transform.weight"].shape[1]
         step = max(1, _SPARSE_TOKENS // batch.ids.shape[1])
         out = []
         for start in range(0, len(batch.rows), step):
             part = slice(start, start + step)
-            weights = self._sparse(
-                np.ascontiguousarray(hidden[part, :, : self._sparse_width]), batch.ids[part], batch.mask[part]
-            )
-            weights[:, self._special_ids] = 0
-            out += [(np.flatnonzero(row > 0), row[row > 0]) for row in weights]
+            own = np.ascontiguousarray(hidden[part, :, :width])
+            for states, others, terms in zip(own, self._sparse(own, batch.mask[part]), placed[part], strict=True):
+                weights = np.zeros(len(self._known_terms()), dtype=np.float32)
+                weights[: len(others)] = others
+                weights[terms.terms] += self._standing(states, terms)
+                found = np.flatnonzero(weights > 0)
+                out.append((found, weights[found]))
         return out
 
-    def sparse_queries(self, tokens: Tokens, tokenizer: Tokenizer) -> SparseVectors:
-        """Every distinct term of a query with its weight from the table."""
-        special = set(tokenizer.special_ids)
-        terms = [np.array(sorted(set(ids) - special), dtype=np.int64) for ids in tokens.ids]
-        return _sparse([(own, self._idf[own]) for own in terms], len(self._idf))
+    def sparse_queries(self, texts: Sequence[str]) -> SparseVectors:
+        """Every distinct term of a query: how often it stands there, times its weight from the table."""
+        idf, terms = self._of_sparse["idf"], self._known_terms()
+        asked = [terms.query(text) for text in texts]
+        return _sparse([(own, counts * idf[own.clip(max=len(idf) - 1)]) for own, counts in asked], len(terms))
+
+    def _standing(self, hidden: F32, terms: PlacedTerms) -> F32:
+        """The weights of the terms that stand in a text, f32 [n]."""
+        head = self._of_sparse
+        presence = np.logaddexp(np.float32(0), hidden @ head["presence.weight"][0] + head["presence.bias"][0])
+        best = np.zeros(len(terms.terms), dtype=np.float32)
+        best[terms.unread] = 1.0
+        begins = np.flatnonzero(terms.at >= 0)
+        np.maximum.at(best, terms.at[begins], presence[begins].astype(np.float32))
+        out: F32 = terms.saturation * best
+        return out
+
+    def _known_terms(self) -> Terms:
+        if self._terms is None:
+            raise InvalidInput("this encoder has no sparse head")
+        return self._terms
 
 
 def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfig) -> TrainedEncoder:
@@ -166,13 +189,12 @@ def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfi
         documents = load_backbone(lambda: open_trained_tower(first, {}), frozen, config)
     tokenizer = Tokenizer(folder_of(first.backbone) / "tokenizer.json")
     states = {kind: {n: t.numpy() for n, t in head.items()} for kind, (head, _) in parts.items()}
-    sparse = None
+    sparse = terms = None
     if "sparse" in parts:
         place = kinds.index("sparse")
         sparse = _sparse_graph(descriptions[place], parts["sparse"][0], digests[place], config)
-    return TrainedEncoder(
-        spec, (tower, documents), tokenizer, Heads(states, sparse, tokenizer.special_ids), config.batch_tokens
-    )
+        terms = Terms(parts["sparse"][0]["names"].numpy(), TermConfig(**descriptions[place].head["terms"]))
+    return TrainedEncoder(spec, (tower, documents), tokenizer, Heads(states, sparse, terms), config.batch_tokens)
 
 
 def _served(description: Description, *, dense: bool) -> Description:
@@ -193,7 +215,8 @@ def _dims(descriptions: Sequence[Description], heads: dict[str, dict[str, Any]])
     if "tokens" in heads:
         dims[VectorKind.TOKENS] = int(heads["tokens"]["project.weight"].shape[0])
     if "sparse" in heads:
-        dims[VectorKind.SPARSE] = int(heads["sparse"]["idf"].shape[0])
+        buckets = next(d.head["terms"]["buckets"] for d in descriptions if d.kind == "sparse")
+        dims[VectorKind.SPARSE] = len(heads["sparse"]["names"]) + int(buckets)
     return dims
 
 
@@ -203,13 +226,14 @@ def _sparse_graph(
     def load() -> torch.nn.Module:
         from models.heads import SparseHead, SparseHeadConfig
 
-        tower = open_trained_tower(description, {})
-        head = SparseHead(sum(tower.widths), tower.vocabulary, SparseHeadConfig(**description.head))
-        head.load_state_dict(state, strict=False)
+        settings = {name: value for name, value in description.head.items() if name != "terms"}
+        vocabulary, dim = state["embeddings"].shape
+        head = SparseHead(width, vocabulary, dim, SparseHeadConfig(**settings))
+        head.load_state_dict(state)
         return head.eval()
 
     width = state["transform.weight"].shape[1]
-    example = (((2, 8, width), "float32"), ((2, 8), "int64"), ((2, 8), "int64"))
+    example = (((2, 8, width), "float32"), ((2, 8), "int64"))
     return load_backbone(load, digest_of("sparse head", digest), config, example)
 
 

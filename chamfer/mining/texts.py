@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from chamfer.analysis import AnalysisConfig, Analyzer
 from chamfer.types import Document
-from indexing.sparse.analysis import AnalysisConfig, Analyzer
 
 SHINGLE = 3
 Shingles = frozenset[tuple[str, ...]]

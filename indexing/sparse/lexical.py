@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from chamfer.analysis import AnalysisConfig, Analyzer, term_hashes
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
 from chamfer.types import I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
 from indexing.family import SegmentPart, WithoutCodec
 from indexing.kernels.impacts import Impacts
-from indexing.sparse.analysis import AnalysisConfig, Analyzer, term_hashes
 from indexing.sparse.index import (
     ImpactIndex,
     Postings,

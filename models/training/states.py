@@ -40,9 +40,9 @@ class StateReader:
 
     def store(self, vectors: Mapping[str, Tensor]) -> None:
         """Token vectors of `mini` by text, to be read instead of computed."""
-        if self._tower.features != ("words", MINI) or not self._frozen:
+        if self._tower.features not in ((MINI,), ("words", MINI)) or not self._frozen:
             raise InvalidInput(
-                "stored states serve heads over a frozen mini; set features = ['words', 'mini'], no adapter"
+                "stored states serve heads over a frozen mini; set features = ['mini'] or ['words', 'mini'], no adapter"
             )
         self._stored.update(vectors)
 

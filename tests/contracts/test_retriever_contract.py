@@ -13,6 +13,7 @@ import torch
 from support_encoders import HashEncoder, make_documents
 from torch.nn import functional
 
+from chamfer.analysis import AnalysisConfig, Analyzer
 from chamfer.artifact import ArrayStream
 from chamfer.errors import InvalidInput
 from chamfer.types import DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
@@ -20,7 +21,6 @@ from indexing.family import Family, SegmentPart
 from indexing.kernels.fde import FdeMatrices, encode_queries
 from indexing.quantisers import STORAGES
 from indexing.registry import FAMILIES, make_family
-from indexing.sparse.analysis import AnalysisConfig, Analyzer
 
 ENCODER = HashEncoder(dim=12)
 KINDS = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE, VectorKind.ANCHORS)

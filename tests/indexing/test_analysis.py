@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from chamfer.analysis import AnalysisConfig, Analyzer
 from chamfer.errors import InvalidInput
-from indexing.sparse.analysis import AnalysisConfig, Analyzer
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,16 @@ class Analyzer:
                 terms.append(term)
         return terms
 
+    def placed(self, text: str) -> list[tuple[str, int]]:
+        """The same terms, each with the place of its word's first character in the lower-cased text."""
+        found = ((self(match.group()), match.start()) for match in _WORD.finditer(text.lower()))
+        return [(terms[0], start) for terms, start in found if terms]
+
+    def words(self, text: str) -> list[tuple[str, str]]:
+        """The same terms, each with the word that it comes from."""
+        found = ((self(word), word) for word in _WORD.findall(text.lower()))
+        return [(terms[0], word) for terms, word in found if terms]
+
     def _term(self, word: str) -> str | None:
         if word in self._stop_words:
             return None

@@ -21,38 +21,60 @@ def states() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.fixture
 def sparse() -> SparseHead:
     torch.manual_seed(0)
-    head = SparseHead(8, torch.randn(20, 6), SparseHeadConfig())
+    head = SparseHead(8, 20, 6, SparseHeadConfig())
+    head.embeddings.copy_(torch.nn.functional.normalize(torch.randn(20, 6), dim=-1))
     torch.nn.init.normal_(head.bias)
-    torch.nn.init.normal_(head.presence[2].weight)
+    torch.nn.init.normal_(head.presence.weight)
     return head
 
 
-def test_sparse_weights_are_the_activated_maximum_of_all_logits(
+def test_weights_of_other_terms_are_the_activated_maximum_of_all_logits(
     sparse: SparseHead, states: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> None:
-    hidden, ids, mask = states
+    hidden, _, mask = states
     logits = (sparse.scale * sparse.transform(hidden)) @ sparse.embeddings.T + sparse.bias
-    logits = logits + sparse.presence(hidden) * (ids[:, :, None] == torch.arange(20))
     best = logits.masked_fill(mask[:, :, None] == 0, -1e9).amax(dim=1)
-    torch.testing.assert_close(sparse(hidden, ids, mask), torch.log1p(torch.log1p(torch.relu(best))))
+    torch.testing.assert_close(sparse(hidden, mask), torch.log1p(torch.log1p(torch.relu(best))))
 
 
-def test_weights_of_some_terms_are_those_among_all(
+def test_weights_of_some_terms_are_those_among_all_and_unknown_ones_have_none(
     sparse: SparseHead, states: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> None:
-    terms = torch.tensor([0, 3, 4, 9, 17])
-    torch.testing.assert_close(sparse(*states, terms), sparse(*states)[:, terms])
+    hidden, _, mask = states
+    terms = torch.tensor([0, 3, 4, 9, 17, 20, 25])
+    found = sparse(hidden, mask, terms)
+    torch.testing.assert_close(found[:, :5], sparse(hidden, mask)[:, terms[:5]])
+    assert not found[:, 5:].any()
 
 
-def test_an_untrained_sparse_head_gives_weight_to_the_terms_that_stand_there_and_to_terms_like_them() -> None:
-    torch.manual_seed(0)
+def test_a_word_that_stands_there_weighs_its_saturation_times_its_largest_presence(
+    sparse: SparseHead, states: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
+    hidden = states[0]
+    at = torch.tensor([[4, -1, 4, 30, -1], [-1, -1, -1, -1, -1], [7, 4, -1, -1, -1]])
+    saturation = torch.rand(3, 5)
+    terms = torch.tensor([4, 7, 9, 30])
+    found = sparse.standing(hidden, at, saturation, terms).detach()
+    presence = torch.nn.functional.softplus(sparse.presence(hidden)).squeeze(-1).detach()
+    for row in range(3):
+        for column, term in enumerate(terms):
+            own = [float(saturation[row, p] * presence[row, p]) for p in range(5) if at[row, p] == term]
+            assert float(found[row, column]) == pytest.approx(max(own, default=0.0), abs=1e-6)
+
+
+def test_an_untrained_sparse_head_gives_standing_words_their_saturation_and_weight_to_words_like_them() -> None:
+    head = SparseHead(20, 20, 20, SparseHeadConfig())
     vocabulary = torch.eye(20)
     vocabulary[8, 7] = 2.0  # term 8 is like term 7: cosine 0.89
-    ids = torch.tensor([[3, 7, 3, 1]])
-    words = torch.nn.functional.normalize(vocabulary, dim=-1)[ids]
-    weights = SparseHead(20, vocabulary, SparseHeadConfig())(words, ids, torch.tensor([[1, 1, 1, 0]]))
+    head.embeddings.copy_(torch.nn.functional.normalize(vocabulary, dim=-1))
+    hidden = torch.eye(20)[torch.tensor([[3, 7, 3, 1]])]
+    weights = head(hidden, torch.tensor([[1, 1, 1, 0]]))
     assert weights.nonzero()[:, 1].tolist() == [3, 7, 8]
     assert 0 < weights[0, 8] < weights[0, 7]
+    standing = head.standing(
+        hidden, torch.tensor([[3, 7, 3, -1]]), torch.tensor([[1.5, 1.0, 1.5, 0.0]]), torch.arange(20)
+    )
+    torch.testing.assert_close(standing[0, [3, 7]], torch.tensor([1.5, 1.0]), atol=1e-4, rtol=0)
 
 
 def test_document_vectors_have_unit_length_and_query_lengths_are_weights(

@@ -31,3 +31,11 @@ def test_a_language_without_stop_words_is_refused_by_name() -> None:
     with pytest.raises(InvalidInput, match=r"no stop words for 'lithuanian'.*none or one of arabic"):
         Analyzer(AnalysisConfig(language="lithuanian"))
     assert Analyzer(AnalysisConfig(language="lithuanian", stop_words="none"))("namas")
+
+
+def test_terms_know_their_words_and_where_they_begin() -> None:
+    analyzer = Analyzer(AnalysisConfig())
+    text = "The Foxes, the running dog's"
+    assert analyzer.placed(text) == [("fox", 4), ("run", 15), ("dog", 23)]
+    assert analyzer.words(text) == [("fox", "foxes"), ("run", "running"), ("dog", "dog")]
+    assert [term for term, _ in analyzer.placed(text)] == analyzer(text)

@@ -87,7 +87,7 @@ def built(real: TokenVectors, n: int) -> tuple[Any, float, int]:
     spent = 0.0
     parts: list[SegmentPart] = []
     family = plain
-    for block in mixed(real, n, TOKENS):
+    for block, _ in mixed(real, n, TOKENS):
         begin = time.process_time()
         if not parts:
             family = plain.with_codec(plain.learn(encoding_of(block.take(range(min(SAMPLE, len(block)))))))

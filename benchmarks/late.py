@@ -66,9 +66,10 @@ def main() -> None:
         sets = [load(folder, options.encoded or Path(work), share) for folder in folders]
         tokens, ids, queries = together(sets, n_documents)
         if options.synthetic:
-            tokens = TokenVectors.concatenate(list(mixed(tokens, options.synthetic, SYNTHETIC_TOKENS)))
+            blocks, places = zip(*mixed(tokens, options.synthetic, SYNTHETIC_TOKENS), strict=True)
+            tokens, ids = TokenVectors.concatenate(blocks), ids[np.concatenate(places)]
         exact, contenders = chamfer(tokens)
-        if (options.tachiom / "tachiom").is_dir() and not options.synthetic:
+        if (options.tachiom / "tachiom").is_dir():
             index = options.index or Path(work) / "tachiom.bin"
             contenders |= tachiom(options.tachiom, index, tokens, ids, Path(work))
         emit(compared(exact, contenders, queries, len(tokens)), options.json)

@@ -10,14 +10,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from chamfer.types import TokenVectors
+from chamfer.types import I64, TokenVectors
 
 NOISE = 0.3  # length of the noise on a unit vector
 BLOCK = 8192
 
 
-def mixed(real: TokenVectors, n: int, most_tokens: int, seed: int = 1) -> Iterator[TokenVectors]:
-    """n documents of at most `most_tokens` vectors f16, half of them from each of two documents; in blocks."""
+def mixed(real: TokenVectors, n: int, most_tokens: int, seed: int = 1) -> Iterator[tuple[TokenVectors, I64]]:
+    """n documents of at most `most_tokens` vectors f16, half of them from each of two documents; in blocks.
+
+    Beside each block the place among the real vectors i64 that every vector of it comes from.
+    """
     half = most_tokens // 2
     for start in range(0, n, BLOCK):
         draw = np.random.default_rng((seed, start))
@@ -32,4 +35,4 @@ def mixed(real: TokenVectors, n: int, most_tokens: int, seed: int = 1) -> Iterat
         values = real.values[at].astype(np.float32)
         values += draw.standard_normal(values.shape, dtype=np.float32) * np.float32(NOISE / values.shape[1] ** 0.5)
         values /= np.linalg.norm(values, axis=1, keepdims=True)
-        yield TokenVectors(values.astype(np.float16), np.ascontiguousarray(ends[::2]))
+        yield TokenVectors(values.astype(np.float16), np.ascontiguousarray(ends[::2])), at

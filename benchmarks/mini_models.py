@@ -1,13 +1,12 @@
 """The `mini` models beside what there was without training: nDCG@10 on held-out tests and on sets never trained on.
 
-    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,cross] [--sparse MODEL]
+    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,sparse,cross]
 
 Per set, and as the mean over the sets: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw
 384-dimensional token vectors, of the untrained projection and of the trained head, each at every pooling (the
-untrained ones are pooled post hoc, by k-means and by Ward's clusters); learned sparse (of a folder that
-recipes/mini-sparse.toml gave); the cross-encoder over the fusion's first 50, alone and interpolated with it. p is of a
-paired test against the peer. --queries bounds the judged queries of a set, chosen by the hash of their ids; --keep
-keeps document vectors and scores of pairs between runs.
+untrained ones are pooled post hoc, by k-means and by Ward's clusters); mini-sparse; the cross-encoder over the fusion's
+first 50, alone and interpolated with it. p is of a paired test against the peer. --queries bounds the judged queries of
+a set, chosen by the hash of their ids; --keep keeps document vectors and scores of pairs between runs.
 """
 
 from __future__ import annotations
@@ -89,21 +88,19 @@ def main() -> None:
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--queries", type=int, default=0)
     arguments.add_argument("--keep", type=Path)
-    arguments.add_argument("--parts", default="late,cross")
-    arguments.add_argument("--sparse", type=Path)
+    arguments.add_argument("--parts", default="late,sparse,cross")
     options = arguments.parse_args()
     most = 10 if options.quick else options.queries
     found: dict[str, Systems] = {}
     for folder in options.folders or [demo_corpus()]:
         collection = _read(folder, most, 300 if options.quick else 0)
-        found[f"{collection.name} ({len(collection.queries)})"] = measured(
-            collection, options.keep, options.parts.split(","), options.sparse
-        )
+        name = f"{collection.name} ({len(collection.queries)})"
+        found[name] = measured(collection, options.keep, options.parts.split(","))
     rows = [row for name, systems in found.items() for row in _rows(name, systems)]
     emit(rows + (_means(list(found.values())) if len(found) > 1 else []), options.json)
 
 
-def measured(collection: Set, keep: Path | None, parts: Sequence[str], sparse: Path | None) -> Systems:
+def measured(collection: Set, keep: Path | None, parts: Sequence[str]) -> Systems:
     """nDCG@10 by query of all systems on one set, and the peer of each that has one."""
     raw, asked = _encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
     assert raw.dense is not None
@@ -115,8 +112,8 @@ def measured(collection: Set, keep: Path | None, parts: Sequence[str], sparse: P
     if "late" in parts:
         late, peers = _late(collection, raw, asked, keep)
         runs |= late
-    if sparse is not None:
-        runs["learned sparse"], peers["learned sparse"] = _sparse(collection, sparse, keep), "BM25"
+    if "sparse" in parts:
+        runs["mini-sparse"], peers["mini-sparse"] = _sparse(collection, keep), "BM25"
     if "cross" in parts:
         runs |= _cross(collection, runs["hybrid"], keep)
         peers |= {"mini-cross alone": "hybrid", f"mini-cross {SHARE} + hybrid": "hybrid"}
@@ -224,8 +221,8 @@ def _dense(queries: DenseVectors, documents: DenseVectors) -> Candidates:
     return _ranked((query @ documents.values.T for query in queries.values), DEPTH)
 
 
-def _sparse(collection: Set, folder: Path, keep: Path | None) -> Candidates:
-    documents, queries = _encoded(collection, f"trained:{folder}", (VectorKind.SPARSE,), keep)
+def _sparse(collection: Set, keep: Path | None) -> Candidates:
+    documents, queries = _encoded(collection, "mini-sparse", (VectorKind.SPARSE,), keep)
     assert documents.sparse is not None
     assert queries.sparse is not None
     table, asked = _matrix(documents.sparse), _matrix(queries.sparse)

@@ -63,6 +63,12 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         "Apache-2.0",
         _trained("mini-late", "mini-late"),
     ),
+    "mini-sparse": CatalogueEntry(
+        "all-MiniLM-L6-v2, dense 384 and learned sparse vectors over stems; queries without a forward pass",
+        (VectorKind.DENSE, VectorKind.SPARSE),
+        "Apache-2.0",
+        _trained("mini-sparse", "mini-sparse"),
+    ),
 }
 RERANKERS = ("mini-cross",)
 FAMILIES = {"dense": VectorKind.DENSE, "multivector": VectorKind.TOKENS, "sparse": VectorKind.SPARSE}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chamfer.types import Document, Query, VectorKind
+from chamfer.types import Document, Query, SparseVectors, VectorKind
 from models.backbone import DeviceConfig
 from models.registry import RERANKERS, WEIGHTS, load_encoder, load_reranker
 
@@ -36,6 +36,28 @@ def test_mini_late_gives_the_dense_vectors_of_mini_and_unit_document_tokens(tmp_
     assert late.tokens is not None
     np.testing.assert_array_equal(late.dense.values, mini.dense.values)
     np.testing.assert_allclose(np.linalg.norm(late.tokens.values, axis=1), 1, atol=1e-5)
+
+
+def test_mini_sparse_gives_the_dense_vectors_of_mini_and_finds_words_of_like_meaning(tmp_path: Path) -> None:
+    config = DeviceConfig(cache_dir=tmp_path)
+    sparse, mini = (load_encoder(name, config) for name in ("mini-sparse", "mini"))
+    found = sparse.encode_documents(DOCUMENTS, (VectorKind.DENSE, VectorKind.SPARSE))
+    own = mini.encode_documents(DOCUMENTS, (VectorKind.DENSE,))
+    assert found.dense is not None
+    assert own.dense is not None
+    np.testing.assert_array_equal(found.dense.values, own.dense.values)
+    for query, best in (("foxes", 0), ("slipstreams", 2), ("royal", 1)):  # no document says royal
+        scores = _scores(sparse.encode_queries([Query("q", query)], (VectorKind.SPARSE,)).sparse, found.sparse)
+        assert int(np.argmax(scores)) == best
+        assert scores[best] > 0
+
+
+def _scores(query: SparseVectors | None, documents: SparseVectors | None) -> np.ndarray:
+    assert query is not None
+    assert documents is not None
+    weights = dict(zip(query.terms.tolist(), query.weights.tolist(), strict=True))
+    shares = np.array([weights.get(term, 0.0) for term in documents.terms.tolist()]) * documents.weights
+    return np.array([shares[a:b].sum() for a, b in zip(documents.offsets[:-1], documents.offsets[1:], strict=True)])
 
 
 def test_all_shipped_weights_together_stay_below_25_megabytes() -> None:

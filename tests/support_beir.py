@@ -11,38 +11,7 @@ import numpy as np
 
 NAMES = ("fairytaleqa", "scifact", "nl2bash", "medquad")
 SPLITS = ("train", "dev", "test")
-_WORDS = [
-    "fox",
-    "tail",
-    "king",
-    "castle",
-    "river",
-    "gold",
-    "bird",
-    "winter",
-    "mother",
-    "stone",
-    "cell",
-    "protein",
-    "gene",
-    "drug",
-    "mouse",
-    "dose",
-    "risk",
-    "cancer",
-    "file",
-    "list",
-    "print",
-    "copy",
-    "search",
-    "line",
-    "fever",
-    "pain",
-    "heart",
-    "treat",
-    "cause",
-    "sleep",
-]
+_WORDS = [a + b for a in ("fox", "king", "stone", "cell", "gene", "drug") for b in ("", "like", "wise", "ness", "less")]
 
 
 def write_sets(data: Path, *, documents: int = 12, questions: int = 4, seed: int = 0) -> Path:

@@ -55,11 +55,22 @@ def _check_alike(folder: Path, description: Description, other: Path, found: Des
 def _mean(
     folders: Sequence[Path], heads: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
 ) -> dict[str, Tensor]:
-    shapes = [{name: tuple(tensor.shape) for name, tensor in head.items()} for head in heads]
-    for folder, own in zip(folders, shapes, strict=True):
-        if own != shapes[0]:
-            raise InvalidInput(f"heads cannot be mixed: {own} in {folder}, {shapes[0]} in {folders[0]}")
-    return {name: sum(w * head[name] for w, head in zip(weights, heads, strict=True)) for name in heads[0]}  # type: ignore[misc]  # never empty
+    for folder, head in zip(folders, heads, strict=True):
+        if unlike := sorted(name for name in {*heads[0], *head} if not _fit(heads[0].get(name), head.get(name))):
+            raise InvalidInput(f"heads cannot be mixed: {', '.join(unlike)} differ in {folder} and {folders[0]}")
+    return {
+        name: torch.stack([w * head[name] for w, head in zip(weights, heads, strict=True)]).sum(dim=0)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in heads[0].items()
+    }
+
+
+def _fit(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both can be averaged: of one shape, and where they are names and not numbers, the same."""
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    return one.is_floating_point() or torch.equal(one, other)
 
 
 def _mean_change(adapters: Sequence[Mapping[str, Fold]], weights: Sequence[float], scale: float) -> dict[str, Fold]:

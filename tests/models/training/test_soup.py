@@ -64,6 +64,16 @@ def test_a_layer_that_one_model_leaves_alone_changes_by_the_share_of_the_other(t
         torch.testing.assert_close(change_of(out, "lower"), 0.5 * change_of(b, "lower"), atol=1e-2, rtol=1e-2)
 
 
+def test_names_in_a_head_are_kept_where_they_agree_and_refused_where_they_do_not(tmp_path: Path) -> None:
+    description = Description(kind="sparse", backbone="mini", features=("last",), query_tokens=8, document_tokens=8)
+    for folder, names in (("a", [3, 5]), ("b", [3, 5]), ("c", [3, 6])):
+        save(tmp_path / folder, description, {"names": torch.tensor(names), "w": torch.ones(2)}, {})
+    soup([tmp_path / "a", tmp_path / "b"], tmp_path / "soup")
+    assert torch.equal(parts_of(tmp_path / "soup", description)[0]["names"], torch.tensor([3, 5]))
+    with pytest.raises(InvalidInput, match="names differ in .*c"):
+        soup([tmp_path / "a", tmp_path / "c"], tmp_path / "no")
+
+
 def test_what_differs_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     a, out = model(tmp_path / "a", 1), tmp_path / "no"
     with pytest.raises(InvalidInput, match=r"cannot be mixed: adapter_scale is 1\.0 in .*c, 2\.0 in .*a"):

@@ -70,7 +70,7 @@ def test_names_in_a_head_are_kept_where_they_agree_and_refused_where_they_do_not
         save(tmp_path / folder, description, {"names": torch.tensor(names), "w": torch.ones(2)}, {})
     soup([tmp_path / "a", tmp_path / "b"], tmp_path / "soup")
     assert torch.equal(parts_of(tmp_path / "soup", description)[0]["names"], torch.tensor([3, 5]))
-    with pytest.raises(InvalidInput, match="names differ in .*c"):
+    with pytest.raises(InvalidInput, match=r"names differ in .*c"):
         soup([tmp_path / "a", tmp_path / "c"], tmp_path / "no")
 
 

@@ -8,6 +8,10 @@ DEMO := var/demo
 PORT ?= 8000
 FAISS ?= cpu
 DATA ?= data
+MODELS := mini-cross-first mini-cross mini-sparse mini-late
+INTO ?= .
+SCALE ?= 1
+SET ?=
 
 .PHONY: demo test test-slow check lint types layers bench models clean
 
@@ -53,9 +57,13 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 # DATA holds BEIR folders: fairytaleqa, scifact, nl2bash, medquad. Hours on two cores; goes on where it was stopped.
+# All is written below INTO, which belongs to one SCALE and one SET. A small try that leaves the shipped models alone:
+#   make models DATA=/data INTO=/tmp/small SCALE=0.01 SET="--set data.limit=32 --set fit.save_every=1"
 models: $(VENV)/.dev
-	$(BIN)/python -m recipes.prepare $(DATA) --out var/mini
-	for name in mini-cross-first mini-cross mini-sparse mini-late; do $(BIN)/chamfer train recipes/$$name.toml --work var/mini/$$name || exit 1; done
+	mkdir -p $(INTO)
+	cd $(INTO) && $(abspath $(BIN))/python -m recipes.prepare $(abspath $(DATA)) --out var/mini --scale $(SCALE)
+	cd $(INTO) && for name in $(MODELS); do \
+	  $(abspath $(BIN))/chamfer train $(CURDIR)/recipes/$$name.toml --work var/mini/$$name $(SET) || exit 1; done
 
 clean:
 	rm -rf $(VENV) var build dist *.egg-info

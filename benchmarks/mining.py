@@ -40,8 +40,11 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--corpus", type=Path, default=demo_corpus())
     arguments.add_argument("--split", default="test")
+    arguments.add_argument("--documents", type=int, default=2000)
+    arguments.add_argument("--queries", type=int, default=1000)
     options = arguments.parse_args()
-    documents, questions = read(options.corpus, options.split, *((300, 200) if options.quick else (2000, 1000)))
+    most = (300, 200) if options.quick else (options.documents, options.queries)
+    documents, questions = read(options.corpus, options.split, *most)
     with tempfile.TemporaryDirectory() as folder:
         contenders, same = prepare(Path(folder), documents, questions)
         seconds = interleave(contenders, 1 if options.quick else 3)

@@ -64,13 +64,19 @@ class Searcher:
         plan: str | Plan | Mapping[str, Any] = DEFAULT_PRESET,
         filter: Mapping[str, Any] | None = None,
         explain: bool = False,
+        pool: int = 0,
     ) -> list[SearchResult]:
-        """One result a query, with timings; the queries are encoded in one batch. Raises the first error met."""
+        """One result a query, with timings; the queries are encoded in one batch. Raises the first error met.
+
+        `pool` hands over the first so many candidates with the ranks and scores of every stage, as arrays.
+        """
         if k < 1:
             raise InvalidInput(f"k is {k}, expected at least 1")
         asked = plan if isinstance(plan, str | Plan) else parse_plan(plan)
         condition = None if filter is None else parse_condition(filter)
-        requests = [SearchRequest(query=q, k=k, plan=asked, filter=condition, explain=explain) for q in queries]
+        requests = [
+            SearchRequest(query=q, k=k, plan=asked, filter=condition, explain=explain, pool=pool) for q in queries
+        ]
         results: list[SearchResult] = []
         for outcome in self.pipeline.run(requests):
             if isinstance(outcome, ChamferError):

@@ -47,12 +47,14 @@ class DocumentTable:
         return int(self._table.num_rows)
 
     def documents(self, rows: Sequence[int] | I64) -> list[Document]:
-        """The documents of rows, in order."""
-        picked = self._table.take(pa.array(np.asarray(rows, dtype=np.int64))).to_pydict()
+        """The documents of rows, in order; a row that comes twice is read once."""
+        distinct, places = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        picked = self._table.take(pa.array(distinct)).to_pydict()
         columns = (picked[name] for name in ("doc_id", "text", "title", "metadata"))
-        return [
+        read = [
             Document(i, text, title, json.loads(metadata)) for i, text, title, metadata in zip(*columns, strict=True)
         ]
+        return [read[place] for place in places.tolist()]
 
     def doc_ids(self, rows: Sequence[int] | I64) -> list[str]:
         ids: list[str] = self._table.column("doc_id").take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()

@@ -4,33 +4,40 @@
 
 DATA holds BEIR folders (fairytaleqa, scifact, nl2bash, medquad). Only their train splits are read, their dev splits
 for choosing; never a test query, a test judgement or anything made from one. Writes documents.parquet and
-groups.parquet as models.training.groups reads them, and the vectors of `mini` as OUT/SET.npz, where they are found
-again: by the next run, and by the heads that learn from token vectors.
+groups.parquet as models.training.groups reads them, and the vectors of `mini` as OUT/SOURCE.npz for the heads that
+learn from token vectors. Teachers are `bm25`, `dense`, and `maxsim` over the untrained 384-dimensional token vectors.
+Killed, it goes on with the first block of texts that is missing; a source that is done is found again.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
+from chamfer.artifact import MANIFEST, digest_of, discard_temporaries, write_artifact
+from chamfer.errors import InvalidInput
 from chamfer.protocols import Encoder
-from chamfer.types import F32, Candidates, Document, Query, VectorKind
+from chamfer.types import F32, Candidates, Document, Query
 from indexing.corpus import read_corpus, read_qrels, read_queries
 from indexing.family import SegmentPart
 from indexing.sparse.lexical import LexicalConfig, LexicalFamily
 from models.backbone import DeviceConfig
 from models.registry import load_encoder
-from models.training.groups import Group, write_documents, write_groups
+from models.training.groups import Group, read_documents, read_groups, write_documents, write_groups
+from recipes.vectors import Encoded, encoded
 from service.fusion import interpolate
 from service.plans import FIRST_STAGE_WEIGHTS
 
 DEPTH = 100
 KEPT = 50
+TEACHERS = ("bm25", "dense", "maxsim")
+GROUPS, DOCUMENTS = "groups.parquet", "documents.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,34 +74,62 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("var/mini"))
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of training queries")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    encoder = load_encoder("mini-384", DeviceConfig())
     groups: list[Group] = []
     documents: dict[str, str] = {}
     for source in SOURCES:
-        scaled = replace(source, train=int(source.train * options.scale))
-        for group, texts in mine(scaled, options.data / source.folder, options.out):
-            groups.append(group)
-            documents |= texts
+        scaled = replace(source, train=max(1, round(source.train * options.scale)))
+        own, texts = mined(scaled, options.data / source.folder, options.out, encoder)
+        groups += own
+        documents |= texts
         print(f"{source.name}: {len(groups):,} groups, {len(documents):,} documents so far", flush=True)
-    write_documents(options.out / "documents.parquet", [(list(documents), list(documents.values()))])
-    write_groups(options.out / "groups.parquet", groups)
+    write_documents(options.out / DOCUMENTS, [(list(documents), list(documents.values()))])
+    write_groups(options.out / GROUPS, groups)
 
 
-def mine(source: Source, folder: Path, out: Path) -> Iterator[tuple[Group, dict[str, str]]]:
-    """Every group of a source, and the texts that it names."""
-    documents = [d for d in read_corpus(str(folder)) if _place(d.title or d.doc_id) < source.share]
-    if source.titles:
-        documents = [d for d in documents if d.title and d.text]
-    queries, relevant, split_of = _questions(source, folder, documents)
-    vectors, query_vectors = _dense(folder, documents, queries, out)
-    if source.titles:
-        documents = [replace(d, title="") for d in documents]
+def mined(source: Source, folder: Path, out: Path, encoder: Encoder) -> tuple[list[Group], dict[str, str]]:
+    """The groups of a source and the texts that they name, found in `out` or made and kept there.
+
+    OUT/SOURCE.npz gets the vectors that heads learn from; the raw ones are deleted when the source is done.
+    """
+    asked = _questions(source, folder)
+    if not asked.queries:
+        raise InvalidInput(f"{folder} has no query in its train split with a relevant document in its corpus")
+    vectors, raw = out / f"{source.name}.npz", out / ".raw" / source.name
+    kept = out / ".sources" / f"{source.name}-{_identity(source, asked, encoder)[:40]}"
+    if not (kept / MANIFEST).exists() or not vectors.exists():
+        for left in (raw, kept.parent):
+            discard_temporaries(left)
+        shutil.rmtree(kept, ignore_errors=True)
+        documents = encoded(encoder, [d.content for d in asked.documents], raw)
+        queries = encoded(encoder, [q.text for q in asked.queries], raw)
+        _keep(vectors, asked, documents, queries)
+        with write_artifact(kept, "mined-source", {}) as writer:
+            groups = list(_groups(source, asked, documents, queries))
+            named = {doc_id for group in groups for doc_id in group.doc_ids}
+            texts = {key: d.content for d in asked.documents if (key := f"{source.name}/{d.doc_id}") in named}
+            write_documents(writer.path(DOCUMENTS), [(list(texts), list(texts.values()))])
+            write_groups(writer.path(GROUPS), groups)
+    shutil.rmtree(raw, ignore_errors=True)
+    return read_groups(kept / GROUPS), read_documents(kept / DOCUMENTS)
+
+
+def _identity(source: Source, asked: Asked, encoder: Encoder) -> str:
+    """A digest of all that the groups of a source depend on."""
+    texts = [[d.doc_id, d.title, d.text] for d in asked.documents], [[q.query_id, q.text] for q in asked.queries]
+    relevant = {query_id: sorted(own) for query_id, own in asked.relevant.items()}
+    return digest_of(asdict(source), DEPTH, KEPT, TEACHERS, encoder.spec.fingerprint, *texts, relevant)
+
+
+def _groups(source: Source, asked: Asked, vectors: Encoded, query_vectors: Encoded) -> Iterator[Group]:
+    """A group for every query: candidates of the first stage, and its positives behind them."""
+    documents = asked.documents
     title_of = [d.title for d in documents]
     row_of = {d.doc_id: row for row, d in enumerate(documents)}
-    bm25 = _bm25(documents, [q.text for q in queries])
-    similarity = query_vectors @ vectors.T
-    for number, query in enumerate(queries):
-        own = [row_of[doc_id] for doc_id in sorted(relevant[query.query_id])]
+    bm25 = _bm25(documents, [q.text for q in asked.queries])
+    similarity = query_vectors.dense @ vectors.dense.T
+    for number, query in enumerate(asked.queries):
+        own = [row_of[doc_id] for doc_id in sorted(asked.relevant[query.query_id])]
         lexical = dict(zip(*(a.tolist() for a in bm25.of(number)), strict=True))
         rows = _first_stage(lexical, similarity[number])
         if source.titles:
@@ -104,31 +139,43 @@ def mine(source: Source, folder: Path, out: Path) -> Iterator[tuple[Group, dict[
             rows = [row for row in rows if row in own or title_of[row] not in topics]
         rows = rows[:KEPT]
         rows += [row for row in own if row not in rows]
-        ids = [f"{source.name}/{documents[row].doc_id}" for row in rows]
-        group = Group(
+        yield Group(
             query_id=f"{source.name}/{query.query_id}",
             query=query.text,
             source=source.name,
-            split=split_of[query.query_id],
-            doc_ids=ids,
+            split=asked.split_of[query.query_id],
+            doc_ids=[f"{source.name}/{documents[row].doc_id}" for row in rows],
             labels=[float(row in own) for row in rows],
             teachers={
                 "bm25": [float(lexical.get(row, 0.0)) for row in rows],
                 "dense": [float(similarity[number, row]) for row in rows],
+                "maxsim": vectors.maxsim(query_vectors.tokens(number), rows).tolist(),
             },
         )
-        yield group, {key: documents[row].content for key, row in zip(ids, rows, strict=True)}
 
 
-def _questions(
-    source: Source, folder: Path, documents: Sequence[Document]
-) -> tuple[list[Query], dict[str, set[str]], dict[str, str]]:
-    """Queries in order of the hash of their ids, what is relevant to each, and train or dev."""
-    there = {d.doc_id for d in documents}
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The documents of a source, its queries, and by query_id what is relevant to each, and train or dev."""
+
+    documents: Sequence[Document]
+    queries: Sequence[Query]
+    relevant: dict[str, set[str]]
+    split_of: dict[str, str]
+
+
+def _questions(source: Source, folder: Path) -> Asked:
+    """Queries in order of the hash of their ids; where titles ask, documents are left without theirs."""
+    documents = [d for d in read_corpus(str(folder)) if _place(d.title or d.doc_id) < source.share]
     if source.titles:
+        documents = [d for d in documents if d.title and d.text]
         chosen = sorted(documents, key=lambda d: _place(d.doc_id))[: source.train]
         queries = [Query(d.doc_id, d.title) for d in chosen]
-        return queries, {d.doc_id: {d.doc_id} for d in chosen}, {d.doc_id: "train" for d in chosen}
+        bodies = [replace(d, title="") for d in documents]
+        return Asked(
+            bodies, queries, {q.query_id: {q.query_id} for q in queries}, {q.query_id: "train" for q in queries}
+        )
+    there = {d.doc_id for d in documents}
     texts = {q.query_id: q for q in read_queries(folder)}
     relevant: dict[str, set[str]] = {}
     splits: dict[str, str] = {}
@@ -142,38 +189,18 @@ def _questions(
         for query_id in sorted(judged, key=_place)[:most]:
             relevant[query_id] = judged[query_id]
             splits[query_id] = split
-    return [texts[query_id] for query_id in relevant], relevant, splits
+    return Asked(documents, [texts[query_id] for query_id in relevant], relevant, splits)
 
 
-def _dense(folder: Path, documents: Sequence[Document], queries: Sequence[Query], out: Path) -> tuple[F32, F32]:
-    """Unit vectors f32 of both. OUT/FOLDER.npz keeps them, and the token vectors that heads learn from."""
-    encoder = load_encoder("mini", DeviceConfig())
-    kept = out / f"{folder.name}.npz"
-    if not kept.exists():
-        _keep(kept, encoder, documents, queries)
-    with np.load(kept) as file:
-        found = dict(zip(file["doc_ids"].tolist(), file["dense"], strict=True))
-        asked = dict(zip(file["query_ids"].tolist(), file["q_dense"], strict=True))
-    missing = [query for query in queries if query.query_id not in asked]
-    dense = encoder.encode_queries(missing, [VectorKind.DENSE]).dense
-    assert dense is not None
-    asked |= {query.query_id: vector for query, vector in zip(missing, dense.values, strict=True)}
-    return np.stack([found[d.doc_id] for d in documents]), np.stack([asked[q.query_id] for q in queries])
-
-
-def _keep(path: Path, encoder: Encoder, documents: Sequence[Document], queries: Sequence[Query]) -> None:
-    """Writes dense and token vectors of both sides."""
-    kinds = (VectorKind.DENSE, VectorKind.TOKENS)
-    own, asked = encoder.encode_documents(documents, kinds), encoder.encode_queries(queries, kinds)
-    arrays = {"doc_ids": np.array([d.doc_id for d in documents]), "query_ids": np.array([q.query_id for q in queries])}
-    for prefix, encoding in (("", own), ("q_", asked)):
-        assert encoding.dense is not None
-        assert encoding.tokens is not None
-        arrays |= {
-            f"{prefix}dense": encoding.dense.values,
-            f"{prefix}tokens": encoding.tokens.values.astype(np.float16),
-            f"{prefix}offsets": encoding.tokens.offsets,
-        }
+def _keep(path: Path, asked: Asked, documents: Encoded, queries: Encoded) -> None:
+    """Writes dense vectors and the token vectors of `mini`, both of both sides."""
+    arrays = {
+        "doc_ids": np.array([d.doc_id for d in asked.documents]),
+        "query_ids": np.array([q.query_id for q in asked.queries]),
+    }
+    for prefix, vectors in (("", documents), ("q_", queries)):
+        arrays[f"{prefix}dense"] = vectors.dense
+        arrays[f"{prefix}tokens"], arrays[f"{prefix}offsets"] = vectors.projected()
     written = path.with_name(f".{path.name}")  # renamed, so that a link is replaced and not followed
     np.savez(written, **arrays)  # type: ignore[arg-type]  # the stubs take names for flags
     written.rename(path)

@@ -239,7 +239,7 @@ class Pipeline:
         if not search.request.pool:
             return None
         rows = search.current.of(0)[0][: search.request.pool]
-        return RetrievedPool(tuple(self.collection.doc_ids(rows)), partial(pool_features, search, rows.tolist()))
+        return RetrievedPool(tuple(self.collection.doc_ids(rows)), partial(pool_features, search, rows))
 
 
 def _features(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from chamfer.types import I64, Bool, Document, Hit
+from chamfer.types import F32, I64, Bool, Document, Hit
 from service.plans import DEFAULT_PRESET, Plan, ResolvedPlan
 
 
@@ -78,10 +78,10 @@ class SearchRequest:
 @dataclass(frozen=True, slots=True)
 class RetrievedPool:
     """The first candidates of a search in rank order. `features` computes, on whatever thread asks, every stage's rank
-    and score by name (`service.stages.features_of`): lists aligned with doc_ids, None where a stage did not see it."""
+    and score by name (`service.stages.pool_features`): f32 aligned with doc_ids, NaN where a stage did not see it."""
 
     doc_ids: tuple[str, ...]
-    features: Callable[[], dict[str, list[float | None]]]
+    features: Callable[[], dict[str, F32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

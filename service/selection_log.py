@@ -25,6 +25,7 @@ from time import monotonic, time, time_ns
 from typing import Any
 
 from chamfer.errors import InvalidInput
+from chamfer.types import F32
 from service.problems import to_json
 from service.records import SearchResult
 from service.telemetry import Telemetry
@@ -122,7 +123,7 @@ class SelectionLog:
                 **({"query": query} if self._config.text else {}),
                 "doc_ids": pool.doc_ids,
                 "shown": len(result.hits),
-                "features": pool.features(),
+                "features": {name: _or_none(values) for name, values in pool.features().items()},
             }
 
         self._put(line)
@@ -222,6 +223,10 @@ class RotatingFiles:
             os.ftruncate(self._descriptor, self._size)
         except OSError:
             self.close()
+
+
+def _or_none(values: F32) -> list[float | None]:
+    return [None if value != value else value for value in values.tolist()]
 
 
 def query_digest(text: str) -> str:

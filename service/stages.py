@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
+
+import numpy as np
 
 from chamfer.errors import ChamferError, Internal
 from chamfer.types import F32, I64, Bool, Candidates, Encoding, Query, Vectors
@@ -155,9 +156,7 @@ def explanation(search: Search, row: int, names: Mapping[int, str]) -> dict[str,
     A stage that did not see the document has rank and score None. `names` gives the doc_ids of feedback documents.
     """
     stages = _round(search, row, search.runs, search.fused, "fuse")
-    feedback = search.plan.plan.feedback
-    expanded = [name for name in (feedback.channels if feedback else ()) if name in search.expansions]
-    stages += [_feedback(name, search.expansions[name], row, names) for name in expanded]
+    stages += [_feedback(name, search.expansions[name], row, names) for name in _expanded(search)]
     if search.runs_again:
         stages += _round(search, row, second_runs(search), search.fused_again, "fuse_again")
     for judgement in search.judgements:
@@ -165,26 +164,68 @@ def explanation(search: Search, row: int, names: Mapping[int, str]) -> dict[str,
     return {"stages": stages}
 
 
-def features_of(explained: Mapping[str, Any]) -> dict[str, float]:
-    """An explanation as flat features: rank and score of CHANNEL, of CHANNEL.again (after feedback), of each STAGE."""
-    out: dict[str, float] = {}
-    for stage in explained["stages"]:
-        named = {"retrieve": stage["name"], "retrieve_again": f"{stage['name']}.again"}
-        name = named.get(stage["stage"], stage["stage"])
-        for value in ("rank", "score"):
-            if stage[value] is not None:
-                out[f"{name}.{value}"] = float(stage[value])
-    return out
+def _expanded(search: Search) -> list[str]:
+    feedback = search.plan.plan.feedback
+    return [name for name in (feedback.channels if feedback else ()) if name in search.expansions]
 
 
-def pool_features(search: Search, rows: Sequence[int]) -> dict[str, list[float | None]]:
-    """The features of rows as columns; None where a stage did not see the row."""
-    unnamed: Mapping[int, str] = defaultdict(str)  # features do not name the documents that feedback learnt from
-    columns: dict[str, list[float | None]] = {}
-    for place, row in enumerate(rows):
-        for name, value in features_of(explanation(search, row, unnamed)).items():
-            columns.setdefault(name, [None] * len(rows))[place] = value
+def pool_features(search: Search, rows: I64) -> dict[str, F32]:
+    """What `explanation` says of rows i64 [n], as columns f32 [n]: rank and score in CHANNEL, in CHANNEL.again (after
+    feedback) and in each STAGE. NaN where it did not see the row; a column that would hold nothing else is left out.
+    """
+    columns: dict[str, F32] = {}
+    for name, ranks, scores in _seen(search, rows):
+        for column, values in ((f"{name}.rank", ranks), (f"{name}.score", scores)):
+            seen = ~np.isnan(values)
+            if seen.any():
+                out = columns.setdefault(column, np.full(len(rows), np.nan, dtype=np.float32))
+                out[seen] = values[seen]
     return columns
+
+
+def _seen(search: Search, rows: I64) -> Iterator[tuple[str, F32, F32]]:
+    """(name, ranks f32 [n], scores f32 [n]) of every stage, in order; NaN where it did not see the row."""
+    nothing = np.full(len(rows), np.nan, dtype=np.float32)
+    yield from _seen_in_round(search, rows, search.runs, search.fused, "fuse")
+    for name in _expanded(search):
+        yield "feedback", _at(_places(search.expansions[name].rows, rows)), nothing
+    if search.runs_again:
+        yield from _seen_in_round(search, rows, second_runs(search), search.fused_again, "fuse_again")
+    for judgement in search.judgements:
+        ranks = _at(_places(judgement.ranked.rows[0], rows))
+        yield judgement.stage, ranks, _at(_places(judgement.rows, rows), judgement.scores)
+
+
+def _seen_in_round(
+    search: Search, rows: I64, runs: Mapping[str, Candidates], fused: Fused | None, fusing: str
+) -> Iterator[tuple[str, F32, F32]]:
+    named = {n: f"{n}.again" if run is search.runs_again.get(n) else n for n, run in runs.items()}
+    if fused is None:
+        for name, run in runs.items():
+            places = _places(run.rows[0], rows)
+            yield named[name], _at(places), _at(places, run.scores[0])
+        return
+    places = _places(fused.candidates.rows[0], rows)
+    for name, share in fused.channels.items():
+        ranks = _at(places, share.ranks[0].astype(np.float32))
+        found = ranks > 0
+        yield named[name], np.where(found, ranks, np.nan), np.where(found, _at(places, share.scores[0]), np.nan)
+    yield fusing, _at(places), _at(places, fused.candidates.scores[0])
+
+
+def _places(order: I64, rows: I64) -> I64:
+    """The first place of each of rows i64 [n] in `order` i64 [K], -1 where it does not stand there."""
+    if not len(order):
+        return np.full(len(rows), -1, dtype=np.int64)
+    sorter = np.argsort(order, kind="stable")
+    near = sorter[np.minimum(np.searchsorted(order, rows, sorter=sorter), len(order) - 1)]
+    return np.where(order[near] == rows, near, -1)
+
+
+def _at(places: I64, values: F32 | None = None) -> F32:
+    """values f32 [K] at places i64 [n], without values their ranks from 1; NaN at -1."""
+    found = places + 1.0 if values is None else values[places]
+    return np.where(places >= 0, found, np.nan).astype(np.float32)
 
 
 def _judgement(judgement: Judgement, row: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`chamfer train`: a recipe to a model."""
+"""`chamfer train`: a recipe to a model. `chamfer soup`: several models to their mean."""
 
 from __future__ import annotations
 
@@ -43,5 +43,25 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _soup(
+    models: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders that chamfer train wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the mean.")],
+    weights: Annotated[str, typer.Option(metavar="W,W,...", help="How much each counts; default: all alike.")] = "",
+) -> None:
+    """Average trained models of the same kind, backbone and head: checkpoints, seeds, or mixes of data."""
+    from models.training.soup import soup
+
+    soup(models, out, [_weight(text) for text in weights.split(",")] if weights else [])
+    printing.messages.print(f"{out}: the mean of {len(models)} models")
+
+
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidInput(f"--weights has {text!r}, expected numbers with commas, for example 3,1") from None
+
+
 def register(app: typer.Typer) -> None:
     app.command("train")(_train)
+    app.command("soup")(_soup)

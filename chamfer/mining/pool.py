@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from chamfer.types import F32, Bool, Document, Hit, Query
-from service.stages import features_of
+from chamfer.types import F32, Bool, Document, Query
+from service.records import SearchResult
 
 
 @dataclass(slots=True)
@@ -42,24 +42,15 @@ class Pool:
         return float(found.max()) if len(found) else float("nan")
 
 
-def pool_of(query: Query, hits: Sequence[Hit], relevant: Iterable[Document]) -> Pool:
-    """The pool of one search, made with `explain`; `relevant` are the query's positives, retrieved or not."""
+def pool_of(query: Query, result: SearchResult, relevant: Iterable[Document]) -> Pool:
+    """The pool of one search, whose result has one; `relevant` are the query's positives, retrieved or not."""
     positives = {document.doc_id: document for document in relevant}
-    found = {hit.doc_id for hit in hits}
-    documents = [*(hit.document for hit in hits), *(d for i, d in positives.items() if i not in found)]
-    pool = Pool(query, documents, np.array([d.doc_id in positives for d in documents], dtype=bool))
-    columns: dict[str, F32] = {}
-    for place, hit in enumerate(hits):
-        for name, value in _features(hit).items():
-            if name not in columns:
-                columns[name] = np.full(len(documents), np.nan, dtype=np.float32)
-            columns[name][place] = value
-    for name in ("rank", "score"):  # also where nothing was retrieved
-        columns.setdefault(name, np.full(len(documents), np.nan, dtype=np.float32))
-    pool.features = columns
-    return pool
-
-
-def _features(hit: Hit) -> dict[str, float]:
-    out = {"rank": float(hit.rank), "score": hit.score}
-    return out | features_of(hit.explanation or {"stages": ()})
+    found = {hit.doc_id for hit in result.hits}
+    documents = [*(hit.document for hit in result.hits), *(d for i, d in positives.items() if i not in found)]
+    n, retrieved = len(documents), len(result.hits)
+    columns = {"rank": np.arange(1, retrieved + 1), "score": np.array([hit.score for hit in result.hits])}
+    columns |= result.pool.features() if result.pool else {}
+    features = {name: np.full(n, np.nan, dtype=np.float32) for name in columns}
+    for name, values in columns.items():
+        features[name][:retrieved] = values
+    return Pool(query, documents, np.array([d.doc_id in positives for d in documents], dtype=bool), features)

@@ -112,15 +112,16 @@ class Miner:
         """The pools of a block, every feature and fate in place; `labels` are their source and split."""
         config, collection = self._config, self._searcher.collection
         texts = [q.query.text for q in block]
-        results = self._searcher.search_many(texts, config.depth, plan=config.plan, explain=True)
+        results = self._searcher.search_many(texts, config.depth, plan=config.plan, pool=config.depth)
         relevant = self._relevant(block)
-        pools = [pool_of(q.query, r.hits, d) for q, r, d in zip(block, results, relevant, strict=True)]
+        pools = [pool_of(q.query, r, d) for q, r, d in zip(block, results, relevant, strict=True)]
         scoring.add_text_features(pools, self._terms)
         if self._vectors is not None:
-            scoring.add_dense_features(pools, collection, self._vectors)
-        if self._clusters is not None and self._vectors is not None:
-            asked = scoring.query_vectors(self._searcher.pipeline.encoder, [q.query for q in block])
-            self._clusters.add_to(pools, collection, self._vectors, asked)
+            stored = scoring.stored_vectors(pools, collection, self._vectors)
+            scoring.add_twins(pools, stored)
+            if self._clusters is not None:
+                asked = scoring.query_vectors(self._searcher.pipeline.encoder, [q.query for q in block])
+                self._clusters.add_to(pools, stored, asked)
         if config.modality:
             scoring.add_modality(pools, config.modality)
         if self._judge is not None:

@@ -33,10 +33,17 @@ def add_text_features(pools: Sequence[Pool], cache: TermCache) -> None:
         )
 
 
-def add_dense_features(pools: Sequence[Pool], collection: Collection, vectors: DenseRetriever) -> None:
+def stored_vectors(pools: Sequence[Pool], collection: Collection, vectors: DenseRetriever) -> list[F32]:
+    """The stored dense vectors of every pool's candidates, f32 [n, D] of unit length; each is read once."""
+    places: dict[str, int] = {}
+    own = [[places.setdefault(d.doc_id, len(places)) for d in pool.documents] for pool in pools]
+    distinct = unit(vectors.vectors(collection.rows(list(places))).values)
+    return [distinct[rows] for rows in own]
+
+
+def add_twins(pools: Sequence[Pool], stored: Sequence[F32]) -> None:
     """`twin`: the highest cosine of the candidate with a positive, by the stored vectors."""
-    for pool in pools:
-        own = unit(vectors.vectors(collection.rows([d.doc_id for d in pool.documents])).values)
+    for pool, own in zip(pools, stored, strict=True):
         near = own @ own[pool.positive].T
         pool.features["twin"] = near.max(axis=1, initial=-1.0).astype(np.float32)
 
@@ -97,10 +104,9 @@ class Clusters:
         centres, _ = kmeans2(values, min(count, len(values)), minit="++", rng=rng, missing="warn")
         return cls(unit(np.asarray(centres, dtype=np.float32)))
 
-    def add_to(self, pools: Sequence[Pool], collection: Collection, vectors: DenseRetriever, queries: F32) -> None:
+    def add_to(self, pools: Sequence[Pool], stored: Sequence[F32], queries: F32) -> None:
         """`cluster`: the place of the candidate's cluster by nearness to the query, from 1."""
-        for pool, query in zip(pools, unit(queries), strict=True):
-            own = unit(vectors.vectors(collection.rows([d.doc_id for d in pool.documents])).values)
+        for pool, own, query in zip(pools, stored, unit(queries), strict=True):
             cluster, places = filters.nearest_clusters(own, query[None], self.centres)
             pool.features["cluster"] = places[0, cluster].astype(np.float32)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from chamfer.analysis import AnalysisConfig, Analyzer
 from chamfer.types import Document
@@ -18,7 +19,7 @@ def shingles(terms: Sequence[str], size: int = SHINGLE) -> Shingles:
     return frozenset(zip(*(terms[start:] for start in range(size)), strict=False))
 
 
-def jaccard(a: Shingles, b: Shingles) -> float:
+def jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
     """|a and b| / |a or b|; 0 for two empty sets."""
     common = len(a & b)
     return common / (len(a) + len(b) - common) if common else 0.0
@@ -39,7 +40,7 @@ class TermCache:
         self._most = most
         self._analyse = Analyzer(AnalysisConfig())
         self._terms: dict[str, frozenset[str]] = {}
-        self._shingles: dict[str, Shingles] = {}
+        self._shingles: dict[str, frozenset[int]] = {}
 
     def query(self, text: str) -> frozenset[str]:
         """The distinct terms of a text."""
@@ -50,8 +51,8 @@ class TermCache:
         self._read(document)
         return self._terms[document.doc_id]
 
-    def shingles(self, document: Document) -> Shingles:
-        """The shingles of a document."""
+    def shingles(self, document: Document) -> frozenset[int]:
+        """The shingles of a document by their hashes: a set of tuples would compute them in every comparison."""
         self._read(document)
         return self._shingles[document.doc_id]
 
@@ -62,4 +63,4 @@ class TermCache:
                 self._shingles.clear()
             terms = self._analyse(document.content)
             self._terms[document.doc_id] = frozenset(terms)
-            self._shingles[document.doc_id] = shingles(terms)
+            self._shingles[document.doc_id] = frozenset(map(hash, shingles(terms)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support_service import ManualClock, collection, pipeline
+from support_service import LengthReranker, ManualClock, collection, pipeline
 
 from chamfer.errors import ChamferError
 from chamfer.types import VectorKind
@@ -231,3 +231,22 @@ def test_feedback_gives_the_same_bits_alone_and_in_a_batch() -> None:
         assert [np.float32(h.score).tobytes() for h in answer.hits] == [
             np.float32(h.score).tobytes() for h in alone.hits
         ]
+
+
+def test_the_features_of_a_pool_are_the_numbers_of_the_explanations() -> None:
+    searching = pipeline(rerankers={"length": LengthReranker()})
+    for plan in [*some_plans(), "best"]:
+        result = run_one(plan, searching, pool=8)
+        assert result.pool is not None
+        wanted: dict[str, list[float]] = {}
+        for place in range(len(result.hits)):
+            for stage in stages(result, place):
+                again = {"retrieve": stage["name"], "retrieve_again": f"{stage['name']}.again"}
+                for value in ("rank", "score"):
+                    if stage[value] is not None:
+                        name = f"{again.get(stage['stage'], stage['stage'])}.{value}"
+                        wanted.setdefault(name, [np.nan] * len(result.hits))[place] = stage[value]
+        found = result.pool.features()
+        assert found.keys() == wanted.keys()
+        for name, values in wanted.items():
+            np.testing.assert_array_equal(found[name], np.array(values, dtype=np.float32), err_msg=f"{plan} {name}")

@@ -1,4 +1,4 @@
-"""What the dense job adds: cached gradients, a frozen bank, soups."""
+"""What the dense job adds: cached gradients, a frozen bank."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from chamfer.settings import load_recipe
 from chamfer.types import Document, Query, VectorKind
 from models.backbone import DeviceConfig
 from models.registry import load_encoder
-from models.tower import Fold
-from models.trained import Description, parts_of, save
 from models.training.cached import cached
 from models.training.dense import DenseStudent
 from models.training.jobs import run
 from models.training.losses.contrastive import infonce, unit
-from models.training.soup import soup
 from models.training.student import Draws
 
 ADAPTER = {"rank": 4, "alpha": 8}
@@ -131,32 +128,3 @@ def test_a_model_trained_against_a_bank_leaves_documents_where_they_were(recipe_
     assert query is not None
     np.testing.assert_allclose(document.values[0], before, atol=1e-4)
     assert np.abs(query.values[0] - before).max() > 1e-2
-
-
-def model(folder: Path, seed: int, scale: float = 2.0) -> Path:
-    rng = torch.Generator().manual_seed(seed)
-    description = Description(
-        kind="tokens", backbone="mini", features=("last",), query_tokens=8, document_tokens=8, adapter_scale=scale
-    )
-    change = Fold(torch.randn((2, 3), generator=rng), torch.randn((4, 2), generator=rng), scale)
-    save(folder, description, {"w": torch.randn((2, 2), generator=rng)}, {"layer": change})
-    return folder
-
-
-def change_of(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    from models.trained import describe
-
-    head, changes = parts_of(folder, describe(folder))
-    return head["w"], changes["layer"].scale * changes["layer"].up @ changes["layer"].down
-
-
-def test_a_soup_averages_heads_and_changes_exactly_and_of_equals_is_the_identity(tmp_path: Path) -> None:
-    a, b = model(tmp_path / "a", 1), model(tmp_path / "b", 2)
-    soup([a, b], tmp_path / "soup", [3.0, 1.0])
-    for mixed, own, other in zip(change_of(tmp_path / "soup"), change_of(a), change_of(b), strict=True):
-        torch.testing.assert_close(mixed, 0.75 * own + 0.25 * other, atol=2e-2, rtol=1e-2)
-    soup([a, a, a], tmp_path / "same")
-    for mixed, own in zip(change_of(tmp_path / "same"), change_of(a), strict=True):
-        torch.testing.assert_close(mixed, own, atol=1e-2, rtol=1e-2)
-    with pytest.raises(InvalidInput, match="cannot be mixed"):
-        soup([a, model(tmp_path / "c", 3, scale=1.0)], tmp_path / "no")

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -51,8 +52,9 @@ def main() -> None:
         agreement = same()
     rows = []
     for name, own in seconds.items():
-        best, peer = min(own), min(seconds[PEER])
-        rows.append(Row(name, len(questions) / best, "queries/s", PEER, None if name == PEER else peer / best))
+        rate, peer = len(questions) / median(own), median(seconds[PEER])
+        spread = f"{name} [{len(questions) / max(own):.0f}-{len(questions) / min(own):.0f}]"
+        rows.append(Row(spread, rate, "queries/s", PEER, None if name == PEER else peer / median(own)))
     emit([*rows, Row("share of the same negatives (torch fp32)", agreement, "of 1")], options.json)
 
 

@@ -329,7 +329,8 @@ def most_candidates(n_live: int) -> int:
     6,600 of 80,000 and 10,600 of 160,000. The limit keeps a query that is near everything from taking them all; at
     0.12 it costs 0.001 of recall@10 (docs/experiments.md, "The limit of candidates grows with the collection").
     """
-    return max(LEAST_CANDIDATES, round(LEAST_CANDIDATES * (n_live / FEW_DOCUMENTS) ** (2 / 3)))
+    most: float = LEAST_CANDIDATES * (n_live / FEW_DOCUMENTS) ** (2 / 3)
+    return max(LEAST_CANDIDATES, round(most))
 
 
 def _check_candidates(count: int | None, margin: float) -> None:

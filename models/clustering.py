@@ -75,7 +75,7 @@ def pool(tokens: TokenVectors, rule: Pooling, *, normalised: bool = False) -> To
     """The token vectors f32 [T, D] of N texts, each pooled by the rule. A text's bits depend on the text alone."""
     if not (finite := np.isfinite(tokens.values).all(axis=1)).all():
         raise InvalidInput(
-            f"token vector {int(np.argmin(finite))} is not finite, of {len(finite)} to pool; the encoder gave it "
+            f"token vector {int(np.argmin(finite))} is not finite, of {len(tokens.values)} to pool; the encoder gave it "
             "(models.encoder, models.device)"
         )
     matrices = [

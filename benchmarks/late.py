@@ -1,4 +1,4 @@
-"""Late interaction end to end: recall of the exact MaxSim top 10, milliseconds and bytes, beside tachiom.
+"""Late interaction end to end: recall of the exact MaxSim top 10, milliseconds and bytes, beside tachiom and muvera-rs.
 
     python -m benchmarks.late [FOLDER ...] [--encoded DIR] [--documents N] [--synthetic N] [--index FILE] [--quick]
 
@@ -7,7 +7,8 @@ them, --synthetic makes so many up from them instead (benchmarks/synthetic.py, a
 over float16 token vectors. CPU time of one thread; every query runs through all contenders in turn. tachiom is where
 benchmarks.peers.install put it; its index (defaults, all of its own construction) is kept in --index, since building
 takes minutes. Its answers are taken as they are, and after exact MaxSim over its 100 best by our own kernel, whose
-token vectors then count as its bytes too. Queries of at most 32 tokens.
+token vectors then count as its bytes too. muvera-rs likewise, with --muvera, up to some thousand documents: 40 KB each.
+Queries of at most 32 tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def main() -> None:
     arguments.add_argument("--synthetic", type=int)
     arguments.add_argument("--tachiom", type=Path, default=HOME / "unpacked")
     arguments.add_argument("--index", type=Path)
+    arguments.add_argument("--muvera", action="store_true")
     options = arguments.parse_args()
     n_documents, n_queries = (400, 20) if options.quick else (options.documents, options.queries)
     with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
@@ -72,6 +74,8 @@ def main() -> None:
         if (options.tachiom / "tachiom").is_dir():
             index = options.index or Path(work) / "tachiom.bin"
             contenders |= tachiom(options.tachiom, index, tokens, ids, Path(work))
+        if options.muvera and (options.tachiom / "muvera").is_dir():
+            contenders |= muvera_rs(options.tachiom, tokens)
         emit(compared(exact, contenders, queries, len(tokens)), options.json)
 
 
@@ -134,6 +138,27 @@ def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Pa
         out[name] = partial(_ask_tachiom, index, params, None), size
         out[f"{name} + exact"] = partial(_ask_tachiom, index, params, judge), size + exact_size
     return out
+
+
+def muvera_rs(folder: Path, tokens: TokenVectors) -> dict[str, Contender]:
+    """The peer at the paper's 10,240 dimensions, f32, after exact MaxSim over its best; ids of it begin at 1."""
+    sys.path.insert(0, str(folder))
+    module = importlib.import_module("muvera")
+    texts = [tokens.values[a:b] for a, b in pairwise(tokens.offsets)]
+    index = module.MuveraRetriever(tokens.dim, len(texts), 16, 10_240, 5, 20, 1)
+    index.index_dataset([texts[0].tolist()], [1])
+    for number, text in enumerate(texts[1:], 2):  # one at a time: nested lists of all take 32 bytes a number
+        index.add_document(text.tolist(), number)
+    plain = make_family("multivector")
+    judge: Any = plain.open([SegmentPart(plain.pack([], encoding_of(tokens)), None, len(tokens))])
+    size = 4.0 * index.embedding_dim + tokens.values.nbytes / len(tokens)
+    return {f"muvera-rs, {n} + exact": (partial(_ask_muvera, index, n, judge), size) for n in (100, 500)}
+
+
+def _ask_muvera(index: Any, n: int, judge: Any, query: Array) -> Array:
+    rows = np.array(index.get_top_k(query.tolist(), n), dtype=np.int64) - 1
+    chosen: Array = rows[np.argsort(-judge.score(split(query), rows[None])[0], kind="stable")[:10]]
+    return chosen
 
 
 def compared(exact: Contender, contenders: Mapping[str, Contender], queries: Sequence[Array], n: int) -> list[Row]:

@@ -58,7 +58,7 @@ def fde_documents(shape: tuple[int, int, int], n: int, rounds: int, home: Path) 
         drawn = FdeShape(*shape, projection)
         own[f"chamfer {projection}"] = partial(encode_documents, values, offsets, draw_matrices(drawn, DIM, 1), drawn)
     arrays = {"tokens": values, "offsets": offsets, "shape": np.array(shape)}
-    names = ["muvera-fde documents", "muvfde documents", "pymuvera documents"]
+    names = ["muvera-fde documents", "muvfde documents", "pymuvera documents", "muvera-rs documents"]
     seconds = _in_turn(own, names, arrays, rounds, home)
     title = f"FDE of {_dim(shape):,} dimensions, a document of {TOKENS} tokens x {DIM}"
     rows = titled(title, compare(seconds, n, "us", _peer(seconds)))

@@ -118,6 +118,25 @@ class WithoutCodec(OnCpu):
         return self
 
 
+def check_finite(tokens: Array, whose: str) -> None:
+    """InvalidInput naming the first token vector [T, D] of a document's or a query's that holds NaN or infinity."""
+    if not (finite := np.isfinite(tokens).all(axis=-1)).all():
+        raise InvalidInput(
+            f"token vector {int(np.argmin(finite))} is not finite, of {len(tokens)} of a {whose}; the encoder gave it "
+            "(models.encoder, models.device)"
+        )
+
+
+def check_tokens(tokens: Array, dim: int, channel: str, whose: str) -> None:
+    """InvalidInput unless token vectors [T, D] are finite and have the dimensions that the channel reads."""
+    if tokens.shape[1] != dim:
+        raise InvalidInput(
+            f"token vectors of a {whose} have {tokens.shape[1]} dimensions, the {channel} channel reads {dim}; use the "
+            "encoder that the collection was built with (models.encoder), or build it again"
+        )
+    check_finite(tokens, whose)
+
+
 def starts_of(parts: Sequence[SegmentPart]) -> I64:
     """First row of each part and, last, the number of rows: i64 [P+1]."""
     out = np.zeros(len(parts) + 1, dtype=np.int64)

@@ -28,7 +28,7 @@ from chamfer.types import (
     TokenVectors,
     VectorKind,
 )
-from indexing.family import Codec, SegmentPart, allowed_rows, locate, starts_of
+from indexing.family import Codec, SegmentPart, allowed_rows, check_finite, check_tokens, locate, starts_of
 from indexing.kernels.fde import FdeMatrices, FdeShape, Projection, draw_matrices, encode_documents, encode_queries
 from indexing.kernels.product import WIDTH
 from indexing.kernels.topk import as_candidates, best, check_depth
@@ -40,6 +40,7 @@ _SAMPLE_BYTES = 512 << 20
 _SAMPLE_ROWS = 100_000  # the paper's
 _DRAWN = ("planes", "projections", "final_slots", "final_signs", "centre")
 _INDEX = "index"
+_SOME = np.ones(1, dtype=bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +115,16 @@ class FdeFamily:
         if encoding is None or encoding.tokens is None:
             return {}  # an empty collection: there is nothing to encode
         tokens, config = encoding.tokens, self.config
+        check_finite(tokens.values, "document")
         matrices = draw_matrices(config.shape(), tokens.dim, config.seed)
         centre = np.zeros(tokens.dim, dtype=np.float32)
         if config.centred and len(tokens.values):
             centre = tokens.values.astype(np.float64).mean(axis=0).astype(np.float32)
         encoder = Encoder(matrices, centre, config, self._device)
         most = min(len(tokens), _SAMPLE_ROWS, max(1, _SAMPLE_BYTES // (4 * config.shape().dim)))
-        sample = encoder.documents(tokens.take(np.linspace(0, len(tokens) - 1, most).astype(np.int64)))
+        sample = np.zeros((1, config.shape().dim), dtype=np.float32)
+        if len(tokens):
+            sample = encoder.documents(tokens.take(np.linspace(0, len(tokens) - 1, most).astype(np.int64)))
         return {
             "planes": matrices.planes,
             "projections": matrices.projections,
@@ -145,6 +149,11 @@ class FdeFamily:
             raise InvalidInput("the fde channel needs token vectors from the encoder")
         if self._encoder is None:
             raise InvalidInput("the fde channel has no codec yet; a collection learns it from its sample")
+        if len(encoding.tokens.values) and not self._codec.get("centroids", _SOME).any():
+            raise InvalidInput(
+                f"the fde channel's {self.config.storage} codebooks were learnt from a sample without a token; build "
+                "the collection again with documents that have some, or set fde.storage to int8"
+            )
         tokens, step = encoding.tokens, max(1, _BLOCK_BYTES // (4 * self.config.shape().dim))
         blocks = [
             self._storage.pack(
@@ -317,7 +326,7 @@ class Encoder:
 
     def documents(self, tokens: TokenVectors) -> F32:
         """f32 [N, D]."""
-        values, shape, fill = self._centred(tokens), self.config.shape(), self.config.fill
+        values, shape, fill = self._centred(tokens, "document"), self.config.shape(), self.config.fill
         if self.device == "cpu":
             return encode_documents(values, tokens.offsets, self.matrices, shape, fill=fill)
         import torch
@@ -330,11 +339,10 @@ class Encoder:
 
     def queries(self, tokens: TokenVectors) -> F32:
         """f32 [Q, D]."""
-        return encode_queries(self._centred(tokens), tokens.offsets, self.matrices, self.config.shape())
+        return encode_queries(self._centred(tokens, "query"), tokens.offsets, self.matrices, self.config.shape())
 
-    def _centred(self, tokens: TokenVectors) -> F32:
-        if tokens.dim != len(self.centre):
-            raise InvalidInput(f"token vectors have {tokens.dim} dimensions, the fde channel reads {len(self.centre)}")
+    def _centred(self, tokens: TokenVectors, whose: str) -> F32:
+        check_tokens(tokens.values, len(self.centre), FdeFamily.name, whose)
         values = np.asarray(tokens.values, dtype=np.float32)
         return values - self.centre if self.centre.any() else values
 

@@ -15,7 +15,7 @@ import numpy as np
 from chamfer.artifact import ArrayStream
 from chamfer.errors import Incompatible, InvalidInput
 from chamfer.types import F32, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
-from indexing.family import Codec, SegmentPart
+from indexing.family import Codec, SegmentPart, check_finite, check_tokens
 from indexing.kernels.lemur import (
     DocumentFit,
     FeatureMap,
@@ -114,8 +114,7 @@ class LemurFamily:
                     "build it again with documents that have some"
                 )
             return self._storage.pack(np.zeros((len(documents), self.config.dim), dtype=np.float32), {})
-        if not np.isfinite(encoding.tokens.values).all():
-            raise InvalidInput("a document's token vector is not finite")
+        check_tokens(encoding.tokens.values, len(self._fit.features.weight), self.name, "document")
         if self._documents is None:
             self._documents = DocumentFit(self._fit, self._device)
         values = self._documents(encoding.tokens.values, encoding.tokens.offsets)
@@ -155,10 +154,7 @@ class LemurRetriever:
         if self._features is None:
             return None
         values = np.asarray(queries.values, dtype=np.float32)
-        if values.shape[1] != len(self._features.weight):
-            raise InvalidInput(f"query tokens have {values.shape[1]} dimensions, expected {len(self._features.weight)}")
-        if not np.isfinite(values).all():
-            raise InvalidInput("a query token vector is not finite")
+        check_tokens(values, len(self._features.weight), LemurFamily.name, "query")
         return encode_queries(values, queries.offsets, self._features)
 
 
@@ -167,8 +163,7 @@ def _learn(tokens: TokenVectors, config: LemurConfig, device: str) -> Fit:
 
     draw = np.random.default_rng(config.seed)
     values = np.ascontiguousarray(tokens.values, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise InvalidInput("a document's token vector is not finite")
+    check_finite(values, "document")
     inputs = values[_draw(draw, len(values), config.training_tokens)]
     fitted = values[_draw(draw, len(values), config.fit_tokens)]
     filled = np.flatnonzero(np.diff(tokens.offsets))

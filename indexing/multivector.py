@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from chamfer.artifact import ArrayStream
 from chamfer.errors import Incompatible, InvalidInput
 from chamfer.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
-from indexing.family import Codec, OnCpu, SegmentPart, allowed_rows, locate, starts_of
+from indexing.family import Codec, OnCpu, SegmentPart, allowed_rows, check_finite, check_tokens, locate, starts_of
 from indexing.kernels.centroids import MOST_CENTROIDS, assign, score_table, train
 from indexing.kernels.codes import TokenCodec, encode, learn_step, maxsim_codes_error
 from indexing.kernels.maxsim import fast_error
@@ -25,6 +25,7 @@ from indexing.tokens import StoredTokens, merge_tokens
 
 F64 = NDArray[np.float64]
 SAMPLE = 32
+LEAST_CANDIDATES, FEW_DOCUMENTS = 1600, 20_000
 SearchMode = Literal["exact", "centroids"]
 _BITS = {"int8": 8, "int4": 4, "int2": 2}
 _LONGER_AS_CODE = 1.002  # at most, by the rounding of the scale and of the decoded values
@@ -36,14 +37,15 @@ class MultivectorConfig:
 
     centroids    how many are learnt from the build's sample (an eighth of its tokens at most); 0: none. They narrow a
                  search to `candidates` documents before MaxSim, and codes hold what is left of a token after its own
-    candidates   how many documents a search by centroids scores by MaxSim at most (k of them at least)
+    candidates   how many documents a search by centroids scores by MaxSim at most (k of them at least); None: as
+                 many as `most_candidates` gives for the live documents
     margin       of those only the ones whose centroid score is at most this share below the k-th best; 1: all
     seed         of the centroids
     """
 
     storage: Literal["float16", "float32", "int8", "int4", "int2"] = "float16"
     centroids: int = 0
-    candidates: int = 1600
+    candidates: int | None = None
     margin: float = 0.12
     seed: int = 1
 
@@ -80,6 +82,7 @@ class MultivectorFamily(OnCpu):
         """Centroids and steps from the token vectors of the sample."""
         if encoding is None or encoding.tokens is None or not self._needs:
             return {}
+        check_finite(encoding.tokens.values, "document")
         tokens = encoding.tokens.values.astype(np.float32)
         if not len(tokens):
             tokens = np.zeros((1, encoding.tokens.dim), dtype=np.float32)
@@ -108,8 +111,7 @@ class MultivectorFamily(OnCpu):
         if self._needs and self._centroids is None:
             raise InvalidInput("the multivector channel has no codec yet; a collection learns it from its sample")
         tokens = encoding.tokens.values
-        if not np.isfinite(tokens.astype("float32" if self.config.storage == "float32" else "float16")).all():
-            raise InvalidInput(f"a token vector is not finite as {self.config.storage}")
+        self._check(tokens)
         norms = np.linalg.norm(tokens.astype(np.float32), axis=1)
         out = {
             "offsets": encoding.tokens.offsets,
@@ -123,6 +125,22 @@ class MultivectorFamily(OnCpu):
         out["values"], ids, out["scales"] = encode(tokens, self._codec)
         out["largest_norm"] *= _LONGER_AS_CODE
         return out | ({"centroid_ids": ids} if self.config.centroids else {})
+
+    def _check(self, tokens: Array) -> None:
+        """InvalidInput for token vectors [T, D] that the channel cannot keep."""
+        dim = tokens.shape[1] if self._centroids is None else self._centroids.shape[1]
+        check_tokens(tokens, dim, self.name, "document")
+        if len(tokens) and self._centroids is not None and not self._centroids.any():
+            raise InvalidInput(
+                "the multivector channel's centroids were learnt from a sample without a token; build the collection "
+                "again with documents that have some, or with multivector.storage float16 and multivector.centroids 0"
+            )
+        largest = np.abs(tokens).max(initial=0)
+        if self.config.storage != "float32" and largest > np.finfo(np.float16).max:
+            raise InvalidInput(
+                f"a token vector holds {largest:.3g}, which {self.config.storage} storage cannot keep; encode vectors "
+                "of unit length, or set multivector.storage to float32"
+            )
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
         return merge_tokens(parts)
@@ -150,21 +168,36 @@ class MultivectorRetriever:
         codec: TokenCodec | None = None,
         centroids: F32 | None = None,
         search_mode: SearchMode = "exact",
-        candidates: tuple[int, float] = (MultivectorConfig.candidates, MultivectorConfig.margin),
+        candidates: tuple[int | None, float] = (MultivectorConfig.candidates, MultivectorConfig.margin),
     ) -> None:
-        """candidates: how many at most, and the margin; see MultivectorConfig."""
+        """candidates: how many at most, and the margin; see MultivectorConfig.
+
+        Incompatible if the parts' token vectors differ in their dimensions.
+        """
         self._parts = parts
         self._codec = codec
         self._centroids = centroids
         self._mode: SearchMode = search_mode
-        self._n_candidates, self._margin = candidates
+        self._asked, self._margin = candidates
+        n_live = sum(part.n_live for part in parts)
+        self._most_candidates = most_candidates(n_live) if self._asked is None else self._asked
         self._starts = starts_of(parts)
         self._tokens = [StoredTokens(part.arrays, codec) for part in parts]
+        if len(dims := {tokens.dim for tokens in self._tokens}) > 1:
+            raise Incompatible(f"segments hold token vectors of {sorted(dims)} dimensions; build the collection again")
+        self._dim = dims.pop() if dims else None
         self._sample: tuple[F32, I64] | None = None
         self._largest_norm = max((float(p.arrays["largest_norm"][0]) for p in parts), default=0.0)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What a search goes by; `candidates` and `margin` stand by centroids alone."""
+        if self._mode == "exact":
+            return {"search_mode": self._mode}
+        return {"search_mode": self._mode, "candidates": self._most_candidates, "margin": self._margin}
 
     def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
         """The k rows of highest MaxSim a query, of all live and allowed rows or, by centroids, of the candidates."""
@@ -172,7 +205,7 @@ class MultivectorRetriever:
         usable = allowed_rows(self._parts, allowed)
         rows = np.arange(len(self), dtype=np.int64) if usable is None else np.flatnonzero(usable).astype(np.int64)
         ranked: list[tuple[Array, Array]] = []
-        for query in _matrices(queries):
+        for query in self._matrices(queries):
             chosen = self._candidates(query, rows, k)
             near = chosen[near_best(self._score(query, chosen, StoredTokens.maxsim_fast), k, self._error(query))]
             scores = self._score(query, near, StoredTokens.maxsim_rows)
@@ -187,7 +220,7 @@ class MultivectorRetriever:
             raise InvalidInput("the multivector channel has no centroids; build it with multivector.centroids")
         usable = allowed_rows(self._parts, allowed)
         ranked: list[tuple[Array, Array]] = []
-        for query in _matrices(queries):
+        for query in self._matrices(queries):
             scores = self._centroid_scores(query, self._centroids)
             if usable is not None:
                 scores[~usable] = -np.inf
@@ -198,7 +231,7 @@ class MultivectorRetriever:
     def score(self, queries: TokenVectors, rows: I64) -> F32:
         """MaxSim f32 [Q, K] of rows i64 [Q, K], the quickest way; padding rows (-1) score -inf."""
         out = np.full(rows.shape, -np.inf, dtype=np.float32)
-        for q, query in enumerate(_matrices(queries)):
+        for q, query in enumerate(self._matrices(queries)):
             real = rows[q] >= 0
             out[q, real] = self._score(query, rows[q, real], StoredTokens.maxsim_fast)
         return out
@@ -249,7 +282,7 @@ class MultivectorRetriever:
         if mode != "exact" and (mode != "centroids" or self._centroids is None):
             known = "exact" if self._centroids is None else "exact or centroids"
             raise InvalidInput(f"search_mode is {mode!r}, expected {known} (multivector.centroids adds centroids)")
-        count = self._n_candidates if candidates is None else candidates
+        count = self._asked if candidates is None else candidates
         share = self._margin if margin is None else margin
         _check_candidates(count, share)
         chosen: SearchMode = "exact" if mode == "exact" else "centroids"
@@ -260,19 +293,17 @@ class MultivectorRetriever:
         if self._mode == "exact" or self._centroids is None or len(rows) <= k or not len(query):
             return rows
         scores = self._centroid_scores(query, self._centroids)[rows]
-        places = best(scores, max(k, self._n_candidates))
+        places = best(scores, max(k, self._most_candidates))
         kept = scores[places]
         return np.sort(rows[places[kept >= (1 - self._margin) * kept[k - 1]]])
 
     def _centroid_scores(self, query: F32, centroids: F32) -> F32:
         """f32 [N], whole numbers."""
-        _check_query(query, centroids.shape[1])
         table = score_table(query, centroids)
         parts = [tokens.centroid_scores(table) for tokens in self._tokens]
         return np.concatenate([np.empty(0, np.int32), *parts]).astype(np.float32)
 
     def _score(self, query: F32, rows: I64, how: Callable[[StoredTokens, F32, I64], F32]) -> F32:
-        _check_query(query, query.shape[1])
         part_of, local = locate(self._starts, rows)
         out = np.empty(len(rows), dtype=np.float32)
         for number in np.unique(part_of):
@@ -280,26 +311,30 @@ class MultivectorRetriever:
             out[here] = how(self._tokens[number], query, local[here])
         return out
 
+    def _matrices(self, queries: TokenVectors) -> Iterator[F32]:
+        check_tokens(queries.values, self._dim or queries.dim, MultivectorFamily.name, "query")
+        for start, stop in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):
+            yield np.asarray(queries.values[start:stop], dtype=np.float32)
+
     def _error(self, query: F32) -> float:
         """How far the quickest MaxSim may be from the one that decides."""
         coded = 0.0 if self._codec is None else maxsim_codes_error(query, self._codec, self._largest_norm)
         return max(coded, fast_error(query, self._largest_norm))
 
 
-def _check_query(query: F32, dim: int) -> None:
-    if query.shape[1] != dim:
-        raise InvalidInput(f"query tokens have {query.shape[1]} dimensions, the index has {dim}")
-    if not np.isfinite(query).all():
-        raise InvalidInput("a query token vector is not finite")
+def most_candidates(n_live: int) -> int:
+    """The most candidates of a search over n_live documents: 1,600 up to 20,000 of them, then x (n / 20,000)^(2/3).
+
+    What lies within the margin of a query grows so: the last query in a hundred has 2,500 documents there of 20,000,
+    6,600 of 80,000 and 10,600 of 160,000. The limit keeps a query that is near everything from taking them all; at
+    0.12 it costs 0.001 of recall@10 (docs/experiments.md, "The limit of candidates grows with the collection").
+    """
+    most: float = LEAST_CANDIDATES * (n_live / FEW_DOCUMENTS) ** (2 / 3)
+    return max(LEAST_CANDIDATES, round(most))
 
 
-def _check_candidates(count: int, margin: float) -> None:
-    if not isinstance(count, int) or count < 1:
+def _check_candidates(count: int | None, margin: float) -> None:
+    if count is not None and (not isinstance(count, int) or count < 1):
         raise InvalidInput(f"multivector candidates is {count}, expected at least 1")
     if not 0 <= margin <= 1:
         raise InvalidInput(f"multivector margin is {margin}, expected 0 to 1 (1 keeps all candidates)")
-
-
-def _matrices(queries: TokenVectors) -> Iterator[F32]:
-    for start, stop in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):
-        yield np.asarray(queries.values[start:stop], dtype=np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from types import NoneType, UnionType
 from typing import Any, get_type_hints
 
 from chamfer.errors import InvalidInput
@@ -50,6 +51,9 @@ def _config(cls: type[Any], params: Mapping[str, Any], place: str) -> Any:
 
 
 def _checked(hint: Any, value: Any, place: str) -> Any:
+    if isinstance(hint, UnionType):  # X | None
+        inner = next(each for each in hint.__args__ if each is not NoneType)
+        return None if value is None else _checked(inner, value, place)
     choices = getattr(hint, "__args__", None)
     if choices and value not in choices:
         raise InvalidInput(f"{place} is {value!r}, expected one of {', '.join(map(repr, choices))}")

@@ -73,6 +73,11 @@ def parse_pooling(name: str) -> PoolingRules:
 
 def pool(tokens: TokenVectors, rule: Pooling, *, normalised: bool = False) -> TokenVectors:
     """The token vectors f32 [T, D] of N texts, each pooled by the rule. A text's bits depend on the text alone."""
+    if not (finite := np.isfinite(tokens.values).all(axis=1)).all():
+        raise InvalidInput(
+            f"token vector {int(np.argmin(finite))} is not finite, of {len(tokens.values)} to pool; the encoder gave "
+            "it (models.encoder, models.device)"
+        )
     matrices = [
         pool_one(np.ascontiguousarray(tokens.values[start:stop], dtype=np.float32), rule, normalised=normalised)
         for start, stop in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)

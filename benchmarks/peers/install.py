@@ -1,4 +1,4 @@
-"""Installs the peers of `benchmarks.multivector` into var/peers, versions pinned.
+"""Installs the peers of `benchmarks.multivector` and `benchmarks.late` into var/peers, versions pinned.
 
     python -m benchmarks.peers.install [--home DIR] [--abseil SOURCES]
 
@@ -30,10 +30,14 @@ PEERS = {
     "muvfde==0.0.9": (),
     "fast-maxsim==0.2.0": (),
     "maxsim-cpu==0.1.0": (),
+    "muvera-rs==0.1.0": ("--no-deps",),
     "pymuvera==0.4.2": ("--ignore-requires-python", "--no-deps"),  # asks for Python 3.12, runs on 3.11
     "muvera-fde==0.1.0": ("--no-build-isolation", "--no-deps", "--no-binary", "muvera-fde"),
 }
-UNPACKED = {"tachiom==0.4.0": "manylinux_2_39_x86_64"}  # tagged for a newer glibc than its code asks for
+UNPACKED = {  # imported by benchmarks.late itself
+    "tachiom==0.4.0": "manylinux_2_39_x86_64",  # tagged for a newer glibc than its code asks for
+    "muvera-rs==0.1.0": "manylinux_2_34_x86_64",
+}
 SYSTEM_EIGEN = """find_package(Eigen3 CONFIG REQUIRED)
 set_target_properties(Eigen3::Eigen PROPERTIES IMPORTED_GLOBAL TRUE)
 """

@@ -62,6 +62,18 @@ def pymuvera(data: dict[str, Any], texts: list[Any], *, average: bool) -> Callab
     return lambda: [encode(text) for text in texts]
 
 
+def muvera_rs(data: dict[str, Any], texts: list[Any], *, average: bool) -> Callable[[], object]:
+    """Nothing of it encodes without storing: each run fills a new index, from the nested lists that it reads."""
+    if not average:
+        raise ValueError("muvera-rs encodes no query without searching")
+    from muvera import MuveraRetriever
+
+    repetitions, k, p = map(int, data["shape"])
+    lists, ids = [text.tolist() for text in texts], list(range(1, len(texts) + 1))
+    sizes = texts[0].shape[1], len(texts), p, repetitions * 2**k * p, k, repetitions, 1
+    return lambda: MuveraRetriever(*sizes).index_dataset(lists, ids)
+
+
 def maxsim(name: str) -> Task:
     def made(data: dict[str, Any]) -> Callable[[], object]:
         peer, texts, query = __import__(name), documents(data), data["query"]
@@ -83,6 +95,7 @@ ENCODERS: dict[str, Callable[..., Callable[[], object]]] = {
     "muvera-fde": muvera_fde,
     "muvfde": muvfde,
     "pymuvera": pymuvera,
+    "muvera-rs": muvera_rs,
 }
 
 

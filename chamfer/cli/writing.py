@@ -174,6 +174,10 @@ def _inspect(
         return
     parts = facts.pop("bytes")
     del facts["recall"]  # said in words below
+    facts["searches"] = "; ".join(
+        f"{name}: {', '.join(f'{key} {value}' for key, value in params.items())}"
+        for name, params in facts["searches"].items()
+    )
     facts |= {"channels": ", ".join(facts["channels"]), "metadata_fields": ", ".join(facts["metadata_fields"])}
     printing.table(str(collection), ["", ""], [[key.replace("_", " "), value] for key, value in facts.items()])
     for channel, found in recall.items():
@@ -188,7 +192,9 @@ def _inspect(
 
 
 def describe(collection: Collection) -> dict[str, Any]:
-    """The facts of an opened collection as plain values."""
+    """The facts of an opened collection as plain values; `searches`: what is in force where the size decides it."""
+    from indexing.multivector import MultivectorRetriever
+
     return {
         "snapshot": collection.snapshot,
         "documents": len(collection),
@@ -196,6 +202,11 @@ def describe(collection: Collection) -> dict[str, Any]:
         "truncated_documents": collection.n_truncated,
         "segments": len(collection.segments),
         "channels": {name: asdict(channel.family.config) for name, channel in collection.channels.items()},
+        "searches": {
+            name: channel.retriever.params
+            for name, channel in collection.channels.items()
+            if isinstance(channel.retriever, MultivectorRetriever)
+        },
         "encoder": collection.encoder_name,
         "encoder_fingerprint": collection.encoder_fingerprint,
         "metadata_fields": collection.field_names(),

@@ -13,9 +13,9 @@ _LOWEST = np.float32(-np.inf)
 
 
 def check_depth(k: int) -> None:
-    """InvalidInput unless k is at least 1."""
-    if k < 1:
-        raise InvalidInput(f"k is {k}, expected at least 1")
+    """InvalidInput unless k is a whole number and at least 1."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InvalidInput(f"k is {k!r}, expected a whole number, at least 1")
 
 
 def best(scores: F32, k: int) -> I64:

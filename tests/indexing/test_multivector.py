@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from support_encoders import HashEncoder, make_documents
 
+from chamfer.cli.writing import describe
 from chamfer.errors import Incompatible, InvalidInput
 from chamfer.types import Encoding, Query, TokenVectors, VectorKind
+from indexing import multivector
 from indexing.build import BuildConfig, build
 from indexing.collection import Collection
 from indexing.family import SegmentPart
-from indexing.multivector import MultivectorConfig, MultivectorFamily
+from indexing.multivector import MultivectorConfig, MultivectorFamily, most_candidates
+from indexing.registry import make_family
 
 N = 300
 
@@ -77,6 +80,47 @@ def test_a_margin_scores_what_is_near_the_kth_centroid_score_and_no_fewer_than_k
         np.testing.assert_array_equal(found.of(q)[0], near[np.lexsort((near, -exact))[:10]])
 
 
+def test_the_limit_of_candidates_is_that_of_the_live_documents_unless_a_number_is_given() -> None:
+    assert [most_candidates(n) for n in (0, 20_000, 160_000, 540_000)] == [1600, 1600, 6400, 14_400]
+    parts = [part_of(n) for n in (60_000, 100_000)]
+    half = SegmentPart(parts[0].arrays, np.arange(60_000) < 1, 60_000)
+    family = MultivectorFamily(MultivectorConfig(centroids=1)).with_codec({"centroids": np.ones((1, 4), np.float32)})
+    whole, holed = family.open(parts), family.open([half, part_of(19_999)])
+    assert whole.params == {"search_mode": "centroids", "candidates": 6400, "margin": 0.12}
+    assert holed.params["candidates"] == 1600  # 20,000 are live of 79,999
+    given = whole.with_params(candidates=1700)
+    assert given.params["candidates"] == given.with_params(margin=0.2).params["candidates"] == 1700
+    assert whole.with_params(margin=0.2).params["candidates"] == 6400
+    assert whole.with_params(search_mode="exact").params == {"search_mode": "exact"}
+    read = make_family("multivector", {"centroids": 1, "candidates": 50}).config.candidates
+    assert (read, make_family("multivector", {"candidates": None}).config.candidates) == (50, None)
+    with pytest.raises(InvalidInput, match="candidates is 'many', expected int"):
+        make_family("multivector", {"candidates": "many"})
+
+
+def part_of(n: int) -> SegmentPart:
+    """n documents without a token."""
+    arrays = {
+        "values": np.empty((0, 4), np.float16),
+        "offsets": np.zeros(n + 1, np.int64),
+        "centroid_ids": np.empty(0, np.uint16),
+        "largest_norm": np.zeros(1),
+    }
+    return SegmentPart(arrays, None, n)
+
+
+def test_the_limit_of_the_size_is_what_a_search_keeps_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multivector, "LEAST_CANDIDATES", 20)
+    monkeypatch.setattr(multivector, "FEW_DOCUMENTS", 37)
+    retriever = opened(centroids=40, margin=1)
+    assert retriever.params["candidates"] == 81  # 20 x (300 / 37)^(2/3)
+    found = retriever.search(QUERIES, 40)
+    np.testing.assert_array_equal(found.rows, retriever.with_params(candidates=81).search(QUERIES, 40).rows)
+    for most, held in ((81, True), (60, False)):
+        named = retriever.centroid_candidates(QUERIES, most).rows
+        assert all(np.isin(*rows).all() for rows in zip(found.rows, named, strict=True)) is held
+
+
 def test_centroid_candidates_keep_to_the_filter() -> None:
     allowed = np.random.default_rng(5).random(N) < 0.3
     retriever = opened(centroids=40, candidates=20)
@@ -134,3 +178,4 @@ def test_a_build_learns_codes_keeps_them_and_searches_by_them(tmp_path: Path) ->
         found = channel.retriever.search(queries, 5)
         assert collection.doc_ids(found.rows[0][:1]) == [documents[50].doc_id]
         assert collection.bytes_by_part()["multivector"] > 0
+        assert describe(collection)["searches"]["multivector"]["candidates"] == 20

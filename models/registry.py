@@ -58,8 +58,8 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         "all-MiniLM-L6-v2, dense 384 and raw 384-dimensional token vectors", _BOTH, "Apache-2.0", _load_mini_384
     ),
     "mini-late": CatalogueEntry(
-        "all-MiniLM-L6-v2, dense 384 and trained 128-dimensional token vectors for CRISP's poolings",
-        _BOTH,
+        "all-MiniLM-L6-v2 adapted: trained 128-dimensional token vectors for CRISP's poolings",
+        (VectorKind.TOKENS,),
         "Apache-2.0",
         _trained("mini-late", "mini-late"),
     ),

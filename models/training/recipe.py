@@ -101,7 +101,8 @@ class Recipe:
     features are what the head reads of every token (models.tower). attention "bidirectional" lets every token of a
     decoder see all others, in training and when the model serves (KaLM-Embedding-V2, arXiv 2506.20923). start names a
     finished model of the same head and rank to go on from (a second stage); layers that its adapter leaves alone begin
-    at no change.
+    at no change. served_query_tokens and served_document_tokens are the limits of the finished model (0: those that it
+    is trained with): shorter texts train faster.
     """
 
     job: str
@@ -113,5 +114,7 @@ class Recipe:
     start: Path | None = None
     query_tokens: int = 64
     document_tokens: int = 192
+    served_query_tokens: int = 0
+    served_document_tokens: int = 0
     fit: FitConfig = field(default_factory=FitConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

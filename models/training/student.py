@@ -198,8 +198,8 @@ class Student(Learner):
             backbone=self.recipe.backbone,
             features=self.recipe.features,
             attention=self.recipe.attention,
-            query_tokens=self.recipe.query_tokens,
-            document_tokens=self.recipe.document_tokens,
+            query_tokens=self.recipe.served_query_tokens or self.recipe.query_tokens,
+            document_tokens=self.recipe.served_document_tokens or self.recipe.document_tokens,
             head={} if head is None else asdict(head),
             adapter_scale=self.recipe.adapter.scale,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,20 @@ def test_a_shipped_reranker_puts_the_answer_first_with_the_same_bits_in_any_batc
         np.testing.assert_array_equal(reranker.score(Query("q", query), DOCUMENTS[1:2]), scores[1:2])
 
 
-def test_mini_late_gives_the_dense_vectors_of_mini_and_unit_document_tokens(tmp_path: Path) -> None:
+def test_mini_late_finds_the_answer_with_unit_document_tokens_and_when_it_is_pooled(tmp_path: Path) -> None:
     config = DeviceConfig(cache_dir=tmp_path)
-    kinds = (VectorKind.DENSE, VectorKind.TOKENS)
-    late, mini = (load_encoder(name, config).encode_documents(DOCUMENTS, kinds) for name in ("mini-late", "mini"))
-    assert late.dense is not None
-    assert mini.dense is not None
-    assert late.tokens is not None
-    np.testing.assert_array_equal(late.dense.values, mini.dense.values)
-    np.testing.assert_allclose(np.linalg.norm(late.tokens.values, axis=1), 1, atol=1e-5)
+    for name, most in (("mini-late", 256), ("mini-late+w8x32", 32), ("mini-late+w4x8", 8)):
+        encoder = load_encoder(name, config)
+        documents = encoder.encode_documents(DOCUMENTS, (VectorKind.TOKENS,)).tokens
+        assert documents is not None
+        assert np.diff(documents.offsets).max() <= most
+        np.testing.assert_allclose(np.linalg.norm(documents.values, axis=1), 1, atol=1e-5)
+        for query, best in (("Why did the fox lose his tail?", 0), ("wing slipstream lift distribution", 2)):
+            asked = encoder.encode_queries([Query("q", query)], (VectorKind.TOKENS,)).tokens
+            assert asked is not None
+            similar = asked.values @ documents.values.T
+            scores = [similar[:, a:b].max(axis=1).sum() for a, b in pairwise(documents.offsets)]
+            assert int(np.argmax(scores)) == best
 
 
 def test_mini_sparse_gives_the_dense_vectors_of_mini_and_finds_words_of_like_meaning(tmp_path: Path) -> None:

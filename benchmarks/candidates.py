@@ -10,7 +10,7 @@ sources. --quick takes 400 documents and 40 queries: a check that it runs, no fi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def main() -> None:
     arguments.add_argument("--encoded", type=Path)
     arguments.add_argument("--queries", type=int, default=300, help="at most so many of each collection")
     arguments.add_argument("--only", choices=["sources", "storage"])
+    arguments.add_argument("--poolings", nargs="*", default=POOLINGS, help="those whose storage is measured")
     options = arguments.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
@@ -72,7 +73,7 @@ def main() -> None:
             if options.only != "storage":
                 rows += sources(encoded, exact)
             if options.only != "sources":
-                rows += storage(encoded, exact)
+                rows += storage(encoded, exact, options.poolings)
     emit(rows, options.json)
 
 
@@ -113,7 +114,7 @@ def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
     return rows
 
 
-def storage(encoded: EncodedSet, exact: Candidates) -> list[Row]:
+def storage(encoded: EncodedSet, exact: Candidates, poolings: Sequence[str] = POOLINGS) -> list[Row]:
     """nDCG@10 and bytes a document (of everything the channel keeps) of every pooling and every code.
 
     Codes order the exact first 200, pooled vectors the exact first 1,000. A ratio is the share of float16's nDCG@10, or
@@ -123,7 +124,7 @@ def storage(encoded: EncodedSet, exact: Candidates) -> list[Row]:
     plain = 0.0
     whole = _tokens(encoded.encoding)
     full = whole.values.size * FLOAT_BYTES / len(whole)
-    for pooling in ("", *POOLINGS):
+    for pooling in ("", *poolings):
         documents, queries, rows = encoded.encoding, encoded.queries, exact.rows[:, :200]
         if pooling:
             documents, queries = pooled_by(documents, pooling, "document"), pooled_by(queries, pooling, "query")

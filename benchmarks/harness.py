@@ -6,8 +6,10 @@ import argparse
 import json
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,6 +96,19 @@ def machine() -> str:
     extras = [f for f in ("avx512f", "avx512_bf16", "amx_bf16") if f in flags]
     date = time.strftime("%Y-%m-%d")
     return f"{commit.stdout.strip() or 'no commit'}, {date}, {processor} ({' '.join(extras)}), {os.cpu_count()} cores"
+
+
+@contextmanager
+def prints_elsewhere() -> Iterator[None]:
+    """What compiled code prints goes to standard error: standard output is for the rows."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def demo_corpus() -> Path:

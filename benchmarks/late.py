@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.candidates import SAMPLE
 from benchmarks.encoded import EncodedSet, load
-from benchmarks.harness import Row, demo_corpus, emit, parser
+from benchmarks.harness import Row, demo_corpus, emit, parser, prints_elsewhere
 from benchmarks.peers import HOME
 from benchmarks.synthetic import mixed
 from chamfer.types import Array, Encoding, TokenVectors
@@ -125,7 +125,8 @@ def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Pa
         vectors = {"vectors": tokens.values, "ids": ids, "lengths": np.diff(tokens.offsets).astype(np.int32)}
         for name, array in vectors.items():
             np.save(work / f"{name}.npy", array)
-        module.Tachiom.build(*(str(work / f"{name}.npy") for name in vectors)).save(str(path))
+        with prints_elsewhere():
+            module.Tachiom.build(*(str(work / f"{name}.npy") for name in vectors)).save(str(path))
     index = module.Tachiom.load(str(path))
     if index.len != len(tokens):
         raise SystemExit(f"{path} holds {index.len} documents, expected {len(tokens)}; remove it")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, prints_elsewhere
 from chamfer.types import SparseVectors
 
 Run = Callable[[], list[Any]]
@@ -32,7 +29,7 @@ def seismic(documents: SparseVectors, asked: list[SparseVectors], k: int, rows: 
     for i in range(len(documents)):
         span = slice(documents.offsets[i], documents.offsets[i + 1])
         dataset.add_document(str(i), documents.terms[span].astype(kind), documents.weights[span])
-    with tempfile.TemporaryDirectory() as folder, _prints_elsewhere():
+    with tempfile.TemporaryDirectory() as folder, prints_elsewhere():
         start = time.process_time()
         index = library.SeismicIndex.build_from_dataset(dataset, num_threads=1, **SEISMIC_BUILD)
         seconds = time.process_time() - start
@@ -46,19 +43,6 @@ def seismic(documents: SparseVectors, asked: list[SparseVectors], k: int, rows: 
         return [np.array([int(hit[2]) for hit in one], dtype=np.int64) for one in found]
 
     return {f"Seismic cut {cut} factor {factor}": partial(search, cut, factor) for cut, factor in SEISMIC}
-
-
-@contextmanager
-def _prints_elsewhere() -> Iterator[None]:
-    """What compiled code prints goes to standard error: standard output is for the rows."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def numba_scan(by_term: tuple[Any, Any, Any], n: int, asked: list[SparseVectors], k: int) -> dict[str, Run]:

@@ -18,6 +18,8 @@ from chamfer.analysis import AnalysisConfig, Analyzer, term_hashes
 from chamfer.types import F32, I64
 from models.batches import Tokenizer
 
+_FORMS = 6  # of a stem, at most
+
 
 @dataclass(frozen=True, kw_only=True)
 class TermConfig:
@@ -95,8 +97,9 @@ class Terms:
         return PlacedTerms(terms, (tf * (config.k1 + 1) / (tf + norm)).astype(np.float32), at)
 
 
-def known_terms(texts: Iterable[str], language: str, least: int) -> tuple[I64, F32, list[str]]:
-    """Stems in at least that many texts: names i64 [V] ascending, idf f32 [V + 1], and each one's commonest word.
+def known_terms(texts: Iterable[str], language: str, least: int) -> tuple[I64, F32, list[dict[str, int]]]:
+    """Stems in at least that many texts: names i64 [V] ascending, idf f32 [V + 1], and each one's commonest words with
+    how often they stand there.
 
     idf = ln((N + 1) / (n + 0.5)) of n texts among N; the last is that of a stem in none.
     """
@@ -115,4 +118,4 @@ def known_terms(texts: Iterable[str], language: str, least: int) -> tuple[I64, F
     order = np.argsort(names)
     n = np.array([frequency[known[place]] for place in order] + [0])
     idf = np.log((total + 1) / (n + 0.5)).astype(np.float32)
-    return names[order], idf, [words[known[place]].most_common(1)[0][0] for place in order]
+    return names[order], idf, [dict(words[known[place]].most_common(_FORMS)) for place in order]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -38,7 +38,7 @@ class SparseRecipe(Recipe):
     teacher_scale: float = 30.0
     teacher_weight: float = 1.0
     contrastive_weight: float = 0.1
-    least: int = 3
+    least: int = 1
     flops_weight: float = 0.02
     flops_ramp: float = 0.3
     flops_form: Literal["pooled", "grouped", "masked"] = "pooled"
@@ -137,8 +137,8 @@ class SparseStudent(Student):
             self._placed[text] = self.terms.document(text, ids, self.tokenizer)
         return self._placed[text]
 
-    def _set(self, names: np.ndarray, idf: np.ndarray, words: Sequence[str]) -> None:
-        """A new head over these terms; words[t] on its own gives the vector of term t."""
+    def _set(self, names: np.ndarray, idf: np.ndarray, words: Sequence[Mapping[str, int]]) -> None:
+        """A new head over these terms; words[t] on their own, by how often each occurs, give the vector of term t."""
         dim = self.tower.widths[-1]
         self.head = SparseHead(sum(self.tower.widths), len(names), dim, self.recipe.head).to(
             self.tower.vocabulary.device
@@ -146,9 +146,18 @@ class SparseStudent(Student):
         self.head.names.copy_(torch.from_numpy(names))
         self.head.idf.copy_(torch.from_numpy(idf))
         if words:
-            self.head.embeddings.copy_(self._word_vectors(words))
+            self.head.embeddings.copy_(self._term_vectors(words))
         self.terms = Terms(names, self.recipe.terms)
         self._placed.clear()
+
+    def _term_vectors(self, words: Sequence[Mapping[str, int]]) -> Tensor:
+        """f32 [V, dim], unit length: the mean of the vectors of a term's words."""
+        distinct = {word: place for place, word in enumerate(dict.fromkeys(word for own in words for word in own))}
+        vectors = self._word_vectors(list(distinct))
+        pairs = [(t, distinct[word], count) for t, own in enumerate(words) for word, count in own.items()]
+        terms, places, counts = (torch.tensor(column, device=vectors.device) for column in zip(*pairs, strict=True))
+        sums = vectors.new_zeros((len(words), vectors.shape[1]))
+        return torch.nn.functional.normalize(sums.index_add_(0, terms, vectors[places] * counts[:, None]), dim=-1)
 
     @torch.no_grad()
     def _word_vectors(self, words: Sequence[str]) -> Tensor:

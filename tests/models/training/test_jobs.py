@@ -201,6 +201,15 @@ def test_heads_over_one_frozen_backbone_give_all_kinds_in_one_pass(recipe_of: Re
     assert not weights
 
 
+def test_a_term_s_vector_is_the_mean_of_its_words_by_how_often_they_occur(recipe_of: Recipes) -> None:
+    recipe = load_recipe(recipe_of("sparse", "sparse", **JOBS["sparse"]))
+    student: Any = STUDENTS["sparse"][1](recipe)
+    found = student._term_vectors([{"w1": 3, "w2": 1}, {"w5": 7}]).numpy()
+    one, two, five = student._word_vectors(["w1", "w2", "w5"]).numpy()
+    mean = 3 * one + two
+    np.testing.assert_allclose(found, [mean / np.linalg.norm(mean), five], atol=1e-6)
+
+
 def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path: Path) -> None:
     """Scores of the students and of the opened folders agree to half precision."""
     texts = ["w1 w2 w3", "w4 w1", "w7 w8 w9 w10"]

@@ -87,7 +87,6 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def machine() -> str:
     """Commit, date, processor and cores, in one line."""
-
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     processor = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()

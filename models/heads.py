@@ -99,7 +99,7 @@ class SparseHead(nn.Module):
     """Hidden states [B, L, W] -> weights of terms (models.vocabulary), in two parts that are added.
 
     A word that stands there: BM25's saturation of its count times presence(h) >= 0, the largest among its places; the
-    presence is 1 before training, so an untrained head gives BM25. Any known term: the largest over places p of the
+    presence is 1 before training, so this part starts as BM25's. Any known term: the largest over places p of the
     logits scale * transform(h_p) . E_t + b_t, activated (double log, arXiv 2504.14839); E_t is the vector of the word
     on its own, which makes terms of like meaning start near a weight above 0, where they get a gradient.
     `idf` f32 [V + 1] weighs a query's terms (arXiv 2411.04403), fixed before training; the last is for unknown ones.

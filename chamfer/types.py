@@ -94,17 +94,23 @@ class DenseVectors:
 class TokenVectors:
     """A ragged matrix a row: values f32, f16 or i8 [T, D], offsets i64 [N+1] ascending from 0 to T.
 
-    Row i owns values[offsets[i]:offsets[i+1]]; an empty row is legal.
+    Row i owns values[offsets[i]:offsets[i+1]]; an empty row is legal. weights f32 [T] > 0 say how much each vector
+    counts where a text's vectors are pooled (models.clustering), None that all count alike; no index stores them.
     """
 
     values: Array
     offsets: I64
+    weights: F32 | None = None
 
     def __post_init__(self) -> None:
         _expect(self.values.ndim == 2, f"token values have shape {self.values.shape}, expected [T, D]")
         _expect_dtype("token values", self.values, (np.float32, np.float16, np.int8))
         _expect(self.values.flags.c_contiguous, "token values are not C-contiguous")
         _expect_offsets("token", self.offsets, self.values.shape[0])
+        if self.weights is not None:
+            _expect_dtype("token weights", self.weights, (np.float32,))
+            _expect(self.weights.shape == self.values.shape[:1], "token weights and values differ in length")
+            _expect(bool(np.all(self.weights > 0)), "a token weight is zero, negative or NaN")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -116,11 +122,18 @@ class TokenVectors:
     def take(self, rows: Sequence[int] | Array) -> Self:
         """The given rows, in the given order."""
         index, offsets = ragged_index(self.offsets, np.asarray(rows, dtype=np.int64))
-        return type(self)(np.ascontiguousarray(self.values[index]), offsets)
+        weights = None if self.weights is None else self.weights[index]
+        return type(self)(np.ascontiguousarray(self.values[index]), offsets, weights)
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenVectors]) -> Self:
-        return cls(np.concatenate([part.values for part in parts]), join_offsets([part.offsets for part in parts]))
+        """All rows, in order; weights are kept where every part has them."""
+        weights = [part.weights for part in parts if part.weights is not None]
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            join_offsets([part.offsets for part in parts]),
+            np.concatenate(weights) if len(weights) == len(parts) else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

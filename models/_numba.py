@@ -9,21 +9,21 @@ from numba import njit
 
 
 @njit(nogil=True, cache=True)
-def lloyd(products: Any, k: int, iterations: int) -> Any:
-    """Labels i64 [L] from inner products f64 [L, L], by greedy centres and then Lloyd's iterations."""
-    labels, count = _choose_centres(products, k)
+def lloyd(products: Any, weights: Any, k: int, iterations: int) -> Any:
+    """Labels i64 [L] from inner products f64 [L, L] and weights f64 [L]: greedy centres, then Lloyd's iterations."""
+    labels, count = _choose_centres(products, weights, k)
     sums = np.empty((count, len(products)), np.float64)
     sizes = np.empty(count, np.float64)
     norms = np.empty(count, np.float64)
     for _ in range(iterations):
-        _measure(products, labels, sums, sizes, norms)
+        _measure(products, weights, labels, sums, sizes, norms)
         if not _move(labels, sums, sizes, norms):
             break
     return labels
 
 
 @njit(nogil=True, cache=True)
-def _choose_centres(products: Any, k: int) -> Any:
+def _choose_centres(products: Any, weights: Any, k: int) -> Any:
     """(the nearest centre of every token i64 [L], their number <= k); a centre is a token."""
     n = len(products)
     nearest = np.full(n, np.inf)
@@ -35,12 +35,12 @@ def _choose_centres(products: Any, k: int) -> Any:
             total = 0.0
             for i in range(n):
                 distance = products[i, i] + products[candidate, candidate] - 2 * products[candidate, i]
-                total += min(distance, nearest[i])
+                total += weights[i] * min(distance, nearest[i])
             # Of two tokens near each other alone either lowers the sum as much: then the one farther from the rest.
             tie = abs(total - lowest) <= 1e-9
             if total < lowest - 1e-9 or (tie and nearest[candidate] > nearest[best]):
                 best, lowest = candidate, total
-        if count > 0 and nearest.sum() - lowest <= 1e-9:  # every token is at a centre
+        if count > 0 and (weights * nearest).sum() - lowest <= 1e-9:  # every token is at a centre
             break
         for i in range(n):
             distance = products[i, i] + products[best, best] - 2 * products[best, i]
@@ -52,17 +52,17 @@ def _choose_centres(products: Any, k: int) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _measure(products: Any, labels: Any, sums: Any, sizes: Any, norms: Any) -> None:
-    """Of each cluster: inner products of its sum with every token, its size, its sum's squared length."""
+def _measure(products: Any, weights: Any, labels: Any, sums: Any, sizes: Any, norms: Any) -> None:
+    """Of each cluster: inner products of its weighted sum with every token, its weight, its sum's squared length."""
     sums[:] = 0.0
     sizes[:] = 0.0
     norms[:] = 0.0
     for j in range(len(products)):
-        sizes[labels[j]] += 1
+        sizes[labels[j]] += weights[j]
         for i in range(len(products)):
-            sums[labels[j], i] += products[j, i]
+            sums[labels[j], i] += weights[j] * products[j, i]
     for j in range(len(products)):
-        norms[labels[j]] += sums[labels[j], j]
+        norms[labels[j]] += weights[j] * sums[labels[j], j]
 
 
 @njit(nogil=True, cache=True)
@@ -84,15 +84,18 @@ def _move(labels: Any, sums: Any, sizes: Any, norms: Any) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def ward(products: Any, k: int) -> Any:
+def ward(products: Any, weights: Any, k: int) -> Any:
     """Labels i64 [L] of the k clusters that are left when the two whose union spreads least are joined again and again.
 
     Equal tokens are joined even where fewer than k are left. products f64 [L, L], inner products, overwritten by those
-    of the clusters' sums. Ties go to the smaller numbers.
+    of the clusters' weighted sums; weights f64 [L] > 0. Ties go to the smaller numbers.
     """
     n = len(products)
     labels = np.arange(n)
-    sizes = np.ones(n, np.float64)
+    sizes = weights.copy()
+    for i in range(n):
+        products[i] *= weights[i]
+        products[:, i] *= weights[i]
     partner = np.zeros(n, np.int64)  # the cheapest cluster of a larger number to join with, and what it costs
     cost = np.full(n, np.inf)
     for a in range(n):

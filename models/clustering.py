@@ -9,6 +9,9 @@ again unless asked. k is capped at the number of distinct tokens, and a share of
 An encoder that was not trained for it wants other means: normalised again, or a mean of unlike tokens, which is short,
 wins no maximum; and of Ward's clusters (JASA 1963: join the two whose union spreads least), which keep the few odd
 tokens apart that decide a ranking. docs/experiments.md has what either is worth.
+
+Tokens may have weights: the squared distances that clusters keep low are then weighted ones, and means weighted means.
+With a term's idf for a weight, function words share a few vectors and the words that queries name keep theirs.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from chamfer.types import F32, I64, TokenVectors
 from models import _numba
 
 MAX_ITERATIONS = 20
+LEAST_WEIGHT = 1e-4  # of a token: those that count nothing would have no mean
 _HOW = (
     "expected cQxD (k-means to Q query and D document vectors, 0 leaves a side as it is), cQxPp (documents to P "
     "percent), cP (both sides), w for c (Ward's clusters), kN (every N-th vector) or tailQxD (the last ones)"
@@ -72,14 +76,22 @@ def parse_pooling(name: str) -> PoolingRules:
 
 
 def pool(tokens: TokenVectors, rule: Pooling, *, normalised: bool = False) -> TokenVectors:
-    """The token vectors f32 [T, D] of N texts, each pooled by the rule. A text's bits depend on the text alone."""
+    """The token vectors f32 [T, D] of N texts, each pooled by the rule, by their weights if they have any.
+
+    A text's bits depend on the text alone.
+    """
     if not (finite := np.isfinite(tokens.values).all(axis=1)).all():
         raise InvalidInput(
             f"token vector {int(np.argmin(finite))} is not finite, of {len(tokens.values)} to pool; the encoder gave "
             "it (models.encoder, models.device)"
         )
     matrices = [
-        pool_one(np.ascontiguousarray(tokens.values[start:stop], dtype=np.float32), rule, normalised=normalised)
+        pool_one(
+            np.ascontiguousarray(tokens.values[start:stop], dtype=np.float32),
+            rule,
+            normalised=normalised,
+            weights=None if tokens.weights is None else tokens.weights[start:stop],
+        )
         for start, stop in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)
     ]
     offsets = np.zeros(len(matrices) + 1, dtype=np.int64)
@@ -88,16 +100,17 @@ def pool(tokens: TokenVectors, rule: Pooling, *, normalised: bool = False) -> To
     return TokenVectors(values, offsets)
 
 
-def pool_one(tokens: F32, rule: Pooling, *, normalised: bool = False) -> F32:
-    """One text's vectors f32 [L, D] -> f32 [m, D], m <= L, and m >= 1 where L is."""
-    labels = labels_of(tokens, rule)
+def pool_one(tokens: F32, rule: Pooling, *, normalised: bool = False, weights: F32 | None = None) -> F32:
+    """One text's vectors f32 [L, D], weights f32 [L] -> f32 [m, D], m <= L, and m >= 1 where L is."""
+    labels = labels_of(tokens, rule, weights)
     if labels is None:
         return tokens
     kept = labels >= 0
-    return means(tokens[kept], labels[kept], normalised=normalised)
+    counts = None if weights is None else weights[kept]
+    return means(tokens[kept], labels[kept], normalised=normalised, weights=counts)
 
 
-def labels_of(tokens: F32, rule: Pooling) -> I64 | None:
+def labels_of(tokens: F32, rule: Pooling, weights: F32 | None = None) -> I64 | None:
     """The pooled vector that each token goes into, i64 [L], -1 for none; None where all are kept as they are."""
     n = len(tokens)
     numbers = np.arange(n, dtype=np.int64)
@@ -108,27 +121,29 @@ def labels_of(tokens: F32, rule: Pooling) -> I64 | None:
     k = max(1, n * rule.size // 100) if rule.kind == "share" else rule.size
     if not 0 < k < n or rule.kind == "spacing":
         return None
-    return assign(tokens, k, ward=rule.ward)
+    return assign(tokens, k, ward=rule.ward, weights=weights)
 
 
-def assign(tokens: F32, k: int, *, ward: bool = False) -> I64:
+def assign(tokens: F32, k: int, *, ward: bool = False, weights: F32 | None = None) -> I64:
     """The cluster of every token vector, i64 [L], numbered 0..m-1 with m <= k, every number used.
 
-    tokens f32 [L, D] finite. Cost L^2 (D + k + iterations) by k-means, L^2 D by Ward. InvalidInput for k below 1.
+    tokens f32 [L, D] finite, weights f32 [L] > 0 (None: 1). Cost L^2 (D + k + iterations) by k-means, L^2 D by Ward.
+    InvalidInput for k below 1.
     """
     if k < 1:
         raise InvalidInput(f"clustering into {k} clusters; expected at least 1")
     if not len(tokens):
         return np.empty(0, dtype=np.int64)
     products = tokens.astype(np.float64) @ tokens.T.astype(np.float64)
-    labels = _numba.ward(products, k) if ward else _numba.lloyd(products, k, MAX_ITERATIONS)
+    counts = np.ones(len(tokens)) if weights is None else weights.astype(np.float64)
+    labels = _numba.ward(products, counts, k) if ward else _numba.lloyd(products, counts, k, MAX_ITERATIONS)
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
-def means(tokens: F32, labels: I64, *, normalised: bool = False) -> F32:
-    """The mean f32 [m, D] of the tokens of each cluster; normalised: stretched to the mean of their lengths."""
+def means(tokens: F32, labels: I64, *, normalised: bool = False, weights: F32 | None = None) -> F32:
+    """The (weighted) mean f32 [m, D] of each cluster's tokens; normalised: stretched to the mean of their lengths."""
     member = np.zeros((int(labels.max()) + 1, len(tokens)), dtype=np.float32)
-    member[labels, np.arange(len(tokens))] = 1
+    member[labels, np.arange(len(tokens))] = 1 if weights is None else weights
     member /= member.sum(axis=1, keepdims=True)
     out: F32 = member @ tokens
     if normalised:

@@ -8,22 +8,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.clustering import LEAST_WEIGHT
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenHeadConfig:
     """dim of the vectors. `weighted` lets a query vector's length say how much the token counts; `terms` multiplies
-    it by a weight of the token's term, fixed before training, so that rare words count from the start."""
+    it by a weight of the token's term, fixed before training, so that rare words count from the start. pooled_power
+    above 0 gives document tokens weights where they are pooled: the term's to that power, times a learnt factor."""
 
     dim: int = 128
     weighted: bool = True
     terms: bool = False
+    pooled_power: float = 0.0
 
 
 class TokenHead(nn.Module):
     """Hidden states [B, L, W] and ids [B, L] -> vectors [B, L, dim]: a linear map, normalised; a query's times weights.
 
     The weight is softplus of a linear function of the hidden state, 1 at the start: a query's function words may
-    then count less, and CRISP's means are means by weight. Documents stay at unit length. `terms` f32 [V].
+    then count less, and CRISP's means are means by weight. Documents stay at unit length; `counts` is what their tokens
+    count where they are pooled. `terms` f32 [V].
     """
 
     terms: Tensor | None
@@ -35,7 +40,21 @@ class TokenHead(nn.Module):
         if self.weigh is not None:
             nn.init.zeros_(self.weigh.weight)
             nn.init.constant_(self.weigh.bias, 0.5413)  # softplus(0.5413) = 1
+        self.power = config.pooled_power
+        self.count = nn.Linear(width, 1) if config.pooled_power else None
+        if self.count is not None:
+            nn.init.zeros_(self.count.weight)
+            nn.init.constant_(self.count.bias, 0.5413)
         self.register_buffer("terms", torch.ones(vocabulary) if config.terms else None)
+
+    def counts(self, hidden: Tensor, ids: Tensor) -> Tensor | None:
+        """Weights f32 [B, L] > 0 of document tokens; None where they have none."""
+        if self.count is None:
+            return None
+        weights = F.softplus(self.count(hidden)).squeeze(-1)
+        if self.terms is not None:
+            weights = weights * self.terms[ids] ** self.power
+        return weights.float().clamp_min(LEAST_WEIGHT)
 
     def forward(self, hidden: Tensor, ids: Tensor, *, query: bool) -> Tensor:
         vectors = F.normalize(self.project(hidden), dim=-1)

@@ -15,6 +15,7 @@ from chamfer.protocols import EncoderSpec
 from chamfer.types import F32, I64, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
 from models.backbone import Backbone, DeviceConfig, load_backbone
 from models.batches import Batch, Tokenizer, token_batches
+from models.clustering import LEAST_WEIGHT
 from models.mini import normalised
 from models.tower import folder_of
 from models.trained import Description, describe, fingerprint, open_trained_tower, parts_of, weights_digest
@@ -71,6 +72,7 @@ class TrainedEncoder:
         n = len(texts)
         dense = np.zeros((n, self.spec.dims.get(VectorKind.DENSE, 0)), dtype=np.float32)
         matrices: list[F32] = [np.empty(0, dtype=np.float32)] * n
+        counts: list[F32] = [np.empty(0, dtype=np.float32)] * n
         rows: list[tuple[I64, F32]] = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * n
         tower = self._query_tower if query else self._document_tower
         batches = token_batches(tokens, limit=limit, budget=self._batch_tokens, pad_id=self._tokenizer.pad_id)
@@ -84,6 +86,8 @@ class TrainedEncoder:
                 if VectorKind.TOKENS in kinds:
                     ids = batch.ids[place, : batch.lengths[place]]
                     matrices[row] = self._heads.token_vectors(own, ids, query=query)
+                    if not query and self._heads.counting:
+                        counts[row] = self._heads.token_counts(own, ids)
             if VectorKind.SPARSE in kinds:
                 placed = [self._heads.placed(texts[row], tokens.ids[row], self._tokenizer) for row in batch.rows]
                 for row, terms in zip(batch.rows, self._heads.sparse_rows(hidden, batch, placed), strict=True):
@@ -92,7 +96,7 @@ class TrainedEncoder:
             tokens.n_tokens,
             tokens.truncated,
             dense=DenseVectors(dense) if VectorKind.DENSE in kinds else None,
-            tokens=_ragged(matrices, self.spec.dims[VectorKind.TOKENS]) if VectorKind.TOKENS in kinds else None,
+            tokens=_ragged(matrices, counts, self.spec.dims[VectorKind.TOKENS]) if VectorKind.TOKENS in kinds else None,
             sparse=_sparse(rows, self.spec.dims[VectorKind.SPARSE]) if VectorKind.SPARSE in kinds else sparse,
         )
 
@@ -100,8 +104,11 @@ class TrainedEncoder:
 class Heads:
     """The trained heads, as arrays and (for the sparse one, whose logits are the work) as a graph."""
 
-    def __init__(self, states: dict[str, dict[str, F32]], sparse: Backbone | None, terms: Terms | None) -> None:
+    def __init__(
+        self, states: dict[str, dict[str, F32]], pooled_power: float, sparse: Backbone | None, terms: Terms | None
+    ) -> None:
         self._tokens = states.get("tokens", {})
+        self._power = np.float32(pooled_power)
         self._of_sparse = states.get("sparse", {})
         self._sparse = sparse
         self._terms = terms
@@ -116,6 +123,20 @@ class Heads:
         if query and "terms" in self._tokens:
             vectors = vectors * self._tokens["terms"][ids, None]
         return np.ascontiguousarray(vectors, dtype=np.float32)
+
+    @property
+    def counting(self) -> bool:
+        """Whether document tokens have weights where they are pooled."""
+        return "count.weight" in self._tokens
+
+    def token_counts(self, hidden: F32, ids: I64) -> F32:
+        """Those weights, f32 [L]: models.heads.TokenHead.counts."""
+        head = self._tokens
+        hidden = hidden[:, : head["count.weight"].shape[1]]
+        counts = np.logaddexp(np.float32(0), hidden @ head["count.weight"][0] + head["count.bias"][0])
+        if "terms" in head:
+            counts = counts * head["terms"][ids] ** self._power
+        return np.maximum(counts, LEAST_WEIGHT).astype(np.float32)
 
     def placed(self, text: str, ids: Sequence[int], tokenizer: Tokenizer) -> PlacedTerms:
         """The terms of a document and where they stand."""
@@ -194,7 +215,9 @@ def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfi
         place = kinds.index("sparse")
         sparse = _sparse_graph(descriptions[place], parts["sparse"][0], digests[place], config)
         terms = Terms(parts["sparse"][0]["names"].numpy(), TermConfig(**descriptions[place].head["terms"]))
-    return TrainedEncoder(spec, (tower, documents), tokenizer, Heads(states, sparse, terms), config.batch_tokens)
+    power = next((float(d.head.get("pooled_power", 0.0)) for d in descriptions if d.kind == "tokens"), 0.0)
+    heads = Heads(states, power, sparse, terms)
+    return TrainedEncoder(spec, (tower, documents), tokenizer, heads, config.batch_tokens)
 
 
 def _served(description: Description, *, dense: bool) -> Description:
@@ -237,10 +260,12 @@ def _sparse_graph(
     return load_backbone(load, digest_of("sparse head", digest), config, example)
 
 
-def _ragged(matrices: Sequence[F32], dim: int) -> TokenVectors:
+def _ragged(matrices: Sequence[F32], counts: Sequence[F32], dim: int) -> TokenVectors:
     offsets = np.zeros(len(matrices) + 1, dtype=np.int64)
     np.cumsum([len(matrix) for matrix in matrices], out=offsets[1:])
-    return TokenVectors(np.concatenate([*matrices, np.empty((0, dim), dtype=np.float32)]), offsets)
+    values = np.concatenate([*matrices, np.empty((0, dim), dtype=np.float32)])
+    weights = np.concatenate([*counts, np.empty(0, dtype=np.float32)])
+    return TokenVectors(values, offsets, weights if len(weights) == len(values) and len(values) else None)
 
 
 def _sparse(rows: Sequence[tuple[I64, F32]], vocabulary: int) -> SparseVectors:

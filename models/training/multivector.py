@@ -89,7 +89,8 @@ class MultivectorStudent(Student):
         if rules is None:
             return vectors, states.mask > 0
         rule = rules.query if query else rules.document
-        return pool_batch(vectors, states.mask, rule, normalised=rules.normalised)
+        counts = None if query else self.head.counts(states.hidden, states.ids)
+        return pool_batch(vectors, states.mask, rule, normalised=rules.normalised, weights=counts)
 
     def score(self, query: str, texts: Sequence[str]) -> Tensor:
         """MaxSim with the last of the poolings."""

@@ -181,7 +181,9 @@ class Student(Learner):
             name in layers and layers[name].lora_A["default"].weight.shape == change.down.shape
             for name, change in changes.items()
         )
-        same = ("kind", "backbone", "features", "head", "adapter_scale")
+        same = ("kind", "backbone", "features", "adapter_scale")
+        tensors = self.head.state_dict()  # what the recipe's head has beyond the finished one begins as in a new head
+        fits &= all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in head.items())
         if not fits or any(getattr(found, name) != getattr(own, name) for name in same):
             raise InvalidInput(f"start = {folder} is {found}, which cannot become {own} with {self.recipe.adapter}")
         self.head.load_state_dict(head, strict=False)  # tables that are not learnt are not stored

@@ -107,6 +107,51 @@ def test_equal_tokens_share_a_ward_cluster_even_where_k_would_allow_more() -> No
     assert labels.max() == 6
 
 
+@pytest.mark.parametrize("ward", [False, True])
+@given(st.integers(0, 999), st.lists(st.integers(1, 4), min_size=1, max_size=14), st.integers(1, 6))
+def test_a_weight_is_so_many_equal_tokens(ward: bool, seed: int, weights: list[int], k: int) -> None:
+    tokens, counts = points(seed, len(weights)), np.array(weights, dtype=np.float32)
+    repeated, last = np.repeat(tokens, weights, axis=0), np.cumsum(weights) - 1
+    labels, among = assign(tokens, k, ward=ward, weights=counts), assign(repeated, k, ward=ward)
+    together = labels[:, None] == labels[None, :]
+    np.testing.assert_array_equal(together, among[last][:, None] == among[last][None, :])
+    for normalised in (False, True):
+        own = means(tokens, labels, normalised=normalised, weights=counts)
+        np.testing.assert_allclose(own[labels], means(repeated, among, normalised=normalised)[among[last]], atol=1e-5)
+
+
+def test_a_text_is_pooled_by_its_own_weights_and_equal_ones_change_nothing() -> None:
+    tokens, offsets = points(7, 20), np.array([0, 8, 20], dtype=np.int64)
+    weights = np.linspace(0.01, 1, 20, dtype=np.float32)
+    for name in ("c0x3", "w0x3", "c0x3n", "w0x50p"):
+        rules = parse_pooling(name)
+        pooled = pool(TokenVectors(tokens, offsets, weights), rules.document, normalised=rules.normalised)
+        assert pooled.weights is None
+        second = pool_one(tokens[8:], rules.document, normalised=rules.normalised, weights=weights[8:])
+        np.testing.assert_array_equal(pooled.values[pooled.offsets[1] :], second)
+        equal = pool(TokenVectors(tokens, offsets, np.full(20, 0.3, np.float32)), rules.document, normalised=True)
+        plain = pool(TokenVectors(tokens, offsets), rules.document, normalised=True)
+        np.testing.assert_allclose(equal.values, plain.values, atol=1e-5)
+        assert not np.allclose(pooled.values, pool(TokenVectors(tokens, offsets), rules.document).values, atol=1e-3)
+    kept = parse_pooling("k2")
+    np.testing.assert_array_equal(pool(TokenVectors(tokens, offsets, weights), kept.document).values[:4], tokens[:8:2])
+
+
+def test_weights_go_with_their_rows_and_wrong_ones_are_refused() -> None:
+    offsets, weights = np.array([0, 2, 2, 5], dtype=np.int64), np.arange(1, 6, dtype=np.float32)
+    tokens = TokenVectors(points(8, 5), offsets, weights)
+    taken = tokens.take([2, 1, 0]).weights
+    assert taken is not None
+    assert taken.tolist() == [3, 4, 5, 1, 2]
+    joined = TokenVectors.concatenate([tokens, tokens.take([0])]).weights
+    assert joined is not None
+    assert joined.tolist() == [1, 2, 3, 4, 5, 1, 2]
+    assert TokenVectors.concatenate([tokens, TokenVectors(tokens.values, offsets)]).weights is None
+    for wrong in (weights[:4], weights - 1, weights * np.nan, weights.astype(np.float64)):
+        with pytest.raises(InvalidInput, match="token weight"):
+            TokenVectors(tokens.values, offsets, wrong)
+
+
 def test_means_of_ward_are_unit_vectors_and_those_of_crisp_are_not() -> None:
     values = points(6, 40)
     values /= np.linalg.norm(values, axis=1, keepdims=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.clustering import LEAST_WEIGHT
 from models.cross import CrossModule, pair_ids
 from models.heads import CrossHead, CrossHeadConfig, SparseHead, SparseHeadConfig, TokenHead, TokenHeadConfig
 from models.tower import Fold, Tower, fold
@@ -99,6 +100,26 @@ def test_weights_of_terms_are_those_of_the_tokens_of_queries_alone(
     assert head.terms is not None
     head.terms.copy_(torch.arange(20) / 10)
     torch.testing.assert_close(head(hidden, ids, query=True).norm(dim=-1), ids / 10)
+    torch.testing.assert_close(head(hidden, ids, query=False).norm(dim=-1), torch.ones(3, 5))
+
+
+def test_document_tokens_count_their_term_to_a_power_times_a_factor_that_begins_at_one(
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    hidden, ids, _ = states
+    assert TokenHead(8, TokenHeadConfig(terms=True), 20).counts(hidden, ids) is None
+    head = TokenHead(8, TokenHeadConfig(terms=True, pooled_power=2.0), 20)
+    assert head.terms is not None
+    assert head.count is not None
+    head.terms.copy_(torch.arange(20) / 10)
+    counts = head.counts(hidden, ids)
+    assert counts is not None
+    torch.testing.assert_close(counts, ((ids / 10) ** 2).clamp_min(LEAST_WEIGHT), atol=1e-4, rtol=1e-4)
+    torch.nn.init.normal_(head.count.weight)
+    moved = head.counts(hidden, ids)
+    assert moved is not None
+    assert (moved[ids > 0] / counts[ids > 0]).std() > 0.1
+    assert bool((moved >= LEAST_WEIGHT).all())
     torch.testing.assert_close(head(hidden, ids, query=False).norm(dim=-1), torch.ones(3, 5))
 
 

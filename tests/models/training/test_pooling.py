@@ -36,6 +36,30 @@ def test_every_variant_gives_the_vectors_of_indexing_whatever_the_padding(
         np.testing.assert_allclose(pooled[row, : len(expected)].numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["c4x8", "w0x5", "c0x5n", "k2"])
+def test_tokens_with_weights_are_pooled_as_in_indexing(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    rules = parse_pooling(name)
+    weights = torch.rand((4, 12), generator=torch.Generator().manual_seed(3)) + 0.01
+    pooled, _ = pool_batch(*batch, rules.document, normalised=rules.normalised, weights=weights)
+    for row, length in enumerate(LENGTHS):
+        tokens, own = batch[0][row, :length].numpy(), weights[row, :length].numpy()
+        expected = pool_one(np.ascontiguousarray(tokens), rules.document, normalised=rules.normalised, weights=own)
+        np.testing.assert_allclose(pooled[row, : len(expected)].numpy(), expected, atol=1e-6)
+
+
+def test_weights_learn_by_the_means_they_make() -> None:
+    rng = torch.Generator().manual_seed(6)
+    centres = torch.tensor([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0]], dtype=torch.float64)
+    vectors = (centres[[0, 0, 1, 1, 1]] + 0.1 * torch.randn((5, 3), generator=rng, dtype=torch.float64))[None]
+    weights = (0.5 + torch.rand((1, 5), generator=rng, dtype=torch.float64)).requires_grad_()
+
+    def means(given: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones(1, 5, dtype=torch.long)
+        return pool_batch(vectors, mask, Pooling("cluster", 2), normalised=True, weights=given)[0]
+
+    assert torch.autograd.gradcheck(means, (weights,), eps=1e-6)
+
+
 def test_the_gradient_of_a_mean_is_one_over_the_size_of_its_cluster_and_zero_outside() -> None:
     near, far = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 5.0])
     vectors = torch.stack([near, near + 0.01, near - 0.01, far, torch.zeros(2)])[None].requires_grad_()

@@ -322,6 +322,8 @@ def _arrays(encoding: Encoding) -> dict[str, np.ndarray]:
         out["dense"] = encoding.dense.values
     if encoding.tokens is not None:
         out |= {"tokens": encoding.tokens.values.astype(np.float16), "offsets": encoding.tokens.offsets}
+        if encoding.tokens.weights is not None:
+            out["token_weights"] = encoding.tokens.weights
     if encoding.sparse is not None:
         sparse = encoding.sparse
         out |= {"weights": sparse.weights, "terms": sparse.terms, "rows": sparse.offsets}
@@ -338,7 +340,7 @@ def _loaded(path: Path, dims: Mapping[VectorKind, int]) -> Encoding:
             np.zeros(n, dtype=np.int32),
             np.zeros(n, dtype=bool),
             dense=DenseVectors(file["dense"]) if "dense" in file else None,
-            tokens=TokenVectors(file["tokens"], file["offsets"]) if "tokens" in file else None,
+            tokens=TokenVectors(file["tokens"], file["offsets"], file.get("token_weights")) if "tokens" in file else None,
             sparse=sparse,
         )
 

@@ -16,6 +16,8 @@ from chamfer.errors import Incompatible, InvalidInput
 from chamfer.protocols import Retriever
 from chamfer.types import I64, Array, Bool, Document, Encoding, VectorKind
 
+LARGEST_VALUE = 1e15  # of a token vector: products of two, summed over dimensions and tokens, stay far within float32
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentPart:
@@ -128,13 +130,19 @@ def check_finite(tokens: Array, whose: str) -> None:
 
 
 def check_tokens(tokens: Array, dim: int, channel: str, whose: str) -> None:
-    """InvalidInput unless token vectors [T, D] are finite and have the dimensions that the channel reads."""
+    """InvalidInput unless token vectors [T, D] are finite, no larger than scores can bear, and have the dimensions that
+    the channel reads."""
     if tokens.shape[1] != dim:
         raise InvalidInput(
             f"token vectors of a {whose} have {tokens.shape[1]} dimensions, the {channel} channel reads {dim}; use the "
             "encoder that the collection was built with (models.encoder), or build it again"
         )
     check_finite(tokens, whose)
+    if (largest := float(np.abs(tokens).max(initial=0))) > LARGEST_VALUE:
+        raise InvalidInput(
+            f"a token vector of a {whose} holds {largest:.3g}, expected at most {LARGEST_VALUE:g}, or scores would "
+            "overflow; use an encoder that gives vectors of unit length (models.encoder)"
+        )
 
 
 def starts_of(parts: Sequence[SegmentPart]) -> I64:

@@ -251,10 +251,12 @@ class MultivectorRetriever:
         """How well an average document matches each vector f32 [n, D]: mean of max_j <v, d_j>, f64 [n].
 
         Over SAMPLE live documents with tokens, evenly spaced through the collection; read and kept at the first call.
+        InvalidInput for vectors of other dimensions.
         """
         if self._sample is None:
             self._sample = self._draw_sample()
         tokens, starts = self._sample
+        check_tokens(vectors, self._dim or vectors.shape[1], MultivectorFamily.name, "query")
         if not len(starts):
             return np.zeros(len(vectors))
         best_match = np.maximum.reduceat(vectors @ tokens.T, starts, axis=1)

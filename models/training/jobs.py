@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from chamfer.errors import InvalidInput
+from models.training.claim import claim
 from models.training.clicks import ClicksRecipe, ClicksStudent
 from models.training.compress import CompressRecipe, CompressStudent
 from models.training.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
@@ -44,7 +45,10 @@ def recipe_type(job: str) -> type[Recipe]:
 
 
 def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] | None = None) -> Fitted:
-    """Trains what the recipe says and writes the model to recipe.out with its report; `work` keeps checkpoints."""
+    """Trains what the recipe says and writes the model to recipe.out with its report; `work` keeps checkpoints.
+
+    InvalidInput where `work` holds those of another run.
+    """
     seed_everything(recipe.fit.seed)
     student = JOBS[recipe.job][1](recipe)
     if recipe.start is not None:
@@ -65,6 +69,7 @@ def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] 
         if not isinstance(student, MultivectorStudent | SparseStudent):
             raise InvalidInput(f"job {recipe.job} cannot learn from stored states; leave data.states out")
         student.read.store(stored_states(recipe.data.states, documents, {g.query_id: g.query for g in groups}))
+    claim(work, recipe, groups, documents)
     arguments = arguments_of(recipe.fit, len(draws), work)
     student.prepare(documents.values(), steps_of(arguments, len(draws)))
     fitted = fit(student, draws, held_out, arguments, progress)

@@ -349,3 +349,5 @@ def test_a_vector_of_every_document_is_common_and_a_foreign_one_is_not() -> None
     retriever: Any = family.open([as_part(dict(family.pack(documents, encoding)), None, 4)])
     assert retriever.commonness(np.eye(12, dtype=np.float32)[[0, 1, 11]]).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
     assert family.open([]).commonness(tokens).tolist() == [0.0] * 5  # type: ignore[attr-defined]
+    with pytest.raises(InvalidInput, match="have 8 dimensions, the multivector channel reads 12"):
+        retriever.commonness(np.eye(8, dtype=np.float32))

@@ -92,8 +92,9 @@ def retriever(form: str) -> Any:
         (tokens([2, 4], bad=np.nan), r"token vector 3 is not finite, of 6 of a query; .*models\.encoder"),
         (tokens([4], bad=np.inf), "token vector 3 is not finite, of 4 of a query"),
         (tokens([4], bad=-np.inf), "token vector 3 is not finite, of 4 of a query"),
+        (tokens([4], bad=-1e38), r"of a query holds 1e\+38, expected at most 1e\+15, or scores would overflow; .*encoder"),
     ],
-    ids=["dimensions", "dimensions without a token", "NaN", "infinity", "minus infinity"],
+    ids=["dimensions", "dimensions without a token", "NaN", "infinity", "minus infinity", "overflow"],
 )
 def test_a_faulty_query_is_refused_with_what_was_found_and_what_changes_it(
     retriever: Any, query: TokenVectors, message: str
@@ -103,6 +104,11 @@ def test_a_faulty_query_is_refused_with_what_was_found_and_what_changes_it(
     if hasattr(retriever, "score"):
         with pytest.raises(InvalidInput, match=message):
             retriever.score(query, np.zeros((len(query), 2), dtype=np.int64))
+
+
+def test_the_largest_values_allowed_give_finite_scores(retriever: Any) -> None:
+    found = retriever.search(TokenVectors(np.full((5, DIM), 1e15, dtype=np.float32), np.array([0, 5])), 5)
+    assert np.isfinite(found.scores).all()
 
 
 @pytest.mark.parametrize("k", [2.5, True, "3", None, np.float64(3)])

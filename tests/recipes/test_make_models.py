@@ -1,4 +1,4 @@
-"""`make models` from nothing, on made-up sets: all four models, also after a kill."""
+"""`make models` from nothing, on made-up sets: all models and their first stages, also after a kill."""
 
 from __future__ import annotations
 

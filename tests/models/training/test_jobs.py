@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from chamfer.types import Document, Query, VectorKind
 from models.backbone import DeviceConfig
 from models.registry import load_encoder, load_reranker
 from models.trained import WEIGHTS
+from models.training.groups import read_groups, write_groups
 from models.training.jobs import JOBS as STUDENTS
 from models.training.jobs import run
 
@@ -116,6 +118,19 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(tensor, found[name], err_msg=name)
+
+
+def test_a_work_folder_of_another_run_is_refused_with_what_differs(recipe_of: Recipes, tmp_path: Path) -> None:
+    options, work = JOBS["cross_encoder"], tmp_path / "work"
+    path = recipe_of("cross_encoder", **options)
+    run(load_recipe(path, {"fit.stop": "1"}), work)
+    assert run(load_recipe(path, {"fit.stop": "2", "fit.save_every": "1"}), work).resumed_at == 1
+    with pytest.raises(InvalidInput, match=r"work belongs to another run \(data.limit was 0, is 4; groups was"):
+        run(load_recipe(path, {"data.limit": "4"}), work)
+    groups = read_groups(tmp_path / "groups.parquet")
+    write_groups(tmp_path / "groups.parquet", [replace(group, query=group.query + " w1") for group in groups])
+    with pytest.raises(InvalidInput, match="remove it, or give this run another --work"):
+        run(load_recipe(path), work)
 
 
 def test_a_run_told_to_stop_ends_there(recipe_of: Recipes, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ over float16 token vectors. CPU time of one thread; every query runs through all
 benchmarks.peers.install put it; its index (defaults, all of its own construction) is kept in --index, since building
 takes minutes. Its answers are taken as they are, and after exact MaxSim over its 100 best by our own kernel, whose
 token vectors then count as its bytes too. muvera-rs likewise, with --muvera, up to some thousand documents: 40 KB each.
-Queries of at most 32 tokens.
+Queries of at most 32 tokens. --packed keeps our own arrays between runs.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from benchmarks.peers import HOME
 from benchmarks.synthetic import mixed
 from chamfer.types import Array, Encoding, TokenVectors
 from indexing.family import SegmentPart
+from indexing.multivector import MultivectorConfig
 from indexing.registry import make_family
 
 Search = Callable[[Array], Array]  # a query f32 [Tq, D] to rows [10]
@@ -43,8 +44,9 @@ SYNTHETIC_TOKENS = 40
 STORAGES: Mapping[str, Mapping[str, Any]] = {
     "int8": {"storage": "int8", "centroids": 4096},
     "int4": {"storage": "int4", "centroids": 4096},
+    "float16": {"storage": "float16", "centroids": 4096},
 }
-MARGINS = (0.04, 0.06, 0.08, 0.1, 0.12, 0.15)  # 0.12 is the default; the most candidates as the default rule has it
+MARGINS = (0.04, 0.06, 0.08, 0.1, 0.13, 0.2)  # 0.13 is the default; the limit of candidates is lifted beyond it
 TACHIOM = ((20, 250, 30), (40, 500, 60), (80, 1000, 100), (200, 2000, 250))  # k_centroids, documents, ef_search
 ALPHAS = (0.35, 0.5)
 
@@ -60,6 +62,8 @@ def main() -> None:
     arguments.add_argument("--synthetic", type=int)
     arguments.add_argument("--tachiom", type=Path, default=HOME / "unpacked")
     arguments.add_argument("--index", type=Path)
+    arguments.add_argument("--packed", type=Path)
+    arguments.add_argument("--storages", default="int8,int4", help=f"of {', '.join(STORAGES)}")
     arguments.add_argument("--muvera", action="store_true")
     options = arguments.parse_args()
     n_documents, n_queries = (400, 20) if options.quick else (options.documents, options.queries)
@@ -71,7 +75,7 @@ def main() -> None:
         if options.synthetic:
             blocks, places = zip(*mixed(tokens, options.synthetic, SYNTHETIC_TOKENS), strict=True)
             tokens, ids = TokenVectors.concatenate(blocks), ids[np.concatenate(places)]
-        exact, contenders = chamfer(tokens)
+        exact, contenders = chamfer(tokens, options.storages.split(","), options.packed)
         if (options.tachiom / "tachiom").is_dir():
             index = options.index or Path(work) / "tachiom.bin"
             contenders |= tachiom(options.tachiom, index, tokens, ids, Path(work))
@@ -98,23 +102,49 @@ def together(
     return tokens, _vocabulary_ids([texts[row] for row in rows]), queries
 
 
-def chamfer(tokens: TokenVectors) -> tuple[Contender, dict[str, Contender]]:
+def chamfer(tokens: TokenVectors, storages: Sequence[str], kept: Path | None) -> tuple[Contender, dict[str, Contender]]:
     """(the exact way, ways by centroids by name), each with its bytes a document."""
     n = len(tokens)
     plain = make_family("multivector")
     exact: Any = plain.open([SegmentPart(plain.pack([], encoding_of(tokens)), None, n)])
-    # A build learns from its first documents; here they are random ones, as in a corpus that is not sorted by kind.
-    sample = encoding_of(tokens.take(np.sort(np.random.default_rng(1).permutation(n)[:SAMPLE])))
     out: dict[str, Contender] = {}
-    for name, params in STORAGES.items():
-        plain = make_family("multivector", params)
-        family = plain.with_codec(plain.learn(sample))
-        arrays = family.pack([], encoding_of(tokens))
+    for name in storages:
+        codec, arrays = packed(tokens, name, kept)
         size = sum(array.nbytes for array in arrays.values()) / n
-        retriever: Any = family.open([SegmentPart(arrays, None, n)])
+        retriever: Any = (
+            make_family("multivector", STORAGES[name]).with_codec(codec).open([SegmentPart(arrays, None, n)])
+        )
         for margin in MARGINS:
-            out[f"{name}, margin {margin}"] = partial(_search, retriever.with_params(margin=margin)), size
+            most = n if margin > MultivectorConfig.margin else None
+            out[f"{name}, margin {margin}"] = (
+                partial(_search, retriever.with_params(margin=margin, candidates=most)),
+                size,
+            )
     return (partial(_search, exact), tokens.values.nbytes / n), out
+
+
+def packed(tokens: TokenVectors, name: str, kept: Path | None) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(codec, arrays) of a storage, out of `kept` if they are there."""
+    from safetensors.numpy import load_file, save_file
+
+    path = None if kept is None else kept / f"{len(tokens)}-{name}.safetensors"
+    if path is not None and path.exists():
+        found = load_file(path)
+        parts: list[dict[str, Array]] = [{}, {}]
+        for key, array in found.items():
+            whose, _, rest = key.partition(".")
+            parts[whose == "arrays"][rest] = array
+        return parts[0], parts[1]
+    # A build learns from its first documents; here they are random ones, as in a corpus that is not sorted by kind.
+    sample = encoding_of(tokens.take(np.sort(np.random.default_rng(1).permutation(len(tokens))[:SAMPLE])))
+    family = make_family("multivector", STORAGES[name])
+    codec = dict(family.learn(sample))
+    arrays = family.with_codec(codec).pack([], encoding_of(tokens))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        named = {f"codec.{key}": array for key, array in codec.items()}
+        save_file(named | {f"arrays.{key}": np.ascontiguousarray(array) for key, array in arrays.items()}, path)
+    return codec, arrays
 
 
 def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Path) -> dict[str, Contender]:

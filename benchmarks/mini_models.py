@@ -340,7 +340,9 @@ def _loaded(path: Path, dims: Mapping[VectorKind, int]) -> Encoding:
             np.zeros(n, dtype=np.int32),
             np.zeros(n, dtype=bool),
             dense=DenseVectors(file["dense"]) if "dense" in file else None,
-            tokens=TokenVectors(file["tokens"], file["offsets"], file.get("token_weights")) if "tokens" in file else None,
+            tokens=TokenVectors(file["tokens"], file["offsets"], file.get("token_weights"))
+            if "tokens" in file
+            else None,
             sparse=sparse,
         )
 

@@ -25,7 +25,7 @@ from indexing.tokens import StoredTokens, merge_tokens
 
 F64 = NDArray[np.float64]
 SAMPLE = 32
-LEAST_CANDIDATES, FEW_DOCUMENTS = 1600, 20_000
+LEAST_CANDIDATES, FEW_DOCUMENTS = 4000, 20_000
 SearchMode = Literal["exact", "centroids"]
 _BITS = {"int8": 8, "int4": 4, "int2": 2}
 _LONGER_AS_CODE = 1.002  # at most, by the rounding of the scale and of the decoded values
@@ -46,7 +46,7 @@ class MultivectorConfig:
     storage: Literal["float16", "float32", "int8", "int4", "int2"] = "float16"
     centroids: int = 0
     candidates: int | None = None
-    margin: float = 0.12
+    margin: float = 0.13
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -325,11 +325,11 @@ class MultivectorRetriever:
 
 
 def most_candidates(n_live: int) -> int:
-    """The most candidates of a search over n_live documents: 1,600 up to 20,000 of them, then x (n / 20,000)^(2/3).
+    """The most candidates of a search over n_live documents: 4,000 up to 20,000 of them, then x (n / 20,000)^(2/3).
 
-    What lies within the margin of a query grows so: the last query in a hundred has 2,500 documents there of 20,000,
-    6,600 of 80,000 and 10,600 of 160,000. The limit keeps a query that is near everything from taking them all; at
-    0.12 it costs 0.001 of recall@10 (docs/experiments.md, "The limit of candidates grows with the collection").
+    What lies within the margin of a query grows so. Half of all queries have less than a quarter of the limit there; it
+    bounds what a query costs that is near everything, and costs 0.001 of recall@10 (docs/experiments.md, "Where the
+    last hundredth of recall goes").
     """
     most: float = LEAST_CANDIDATES * (n_live / FEW_DOCUMENTS) ** (2 / 3)
     return max(LEAST_CANDIDATES, round(most))

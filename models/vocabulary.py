@@ -65,7 +65,8 @@ class Terms:
     def numbers(self, stems: Sequence[str]) -> I64:
         """i64 [n] in 0..len(self)-1."""
         hashes = term_hashes(stems)
-        own, shared = hashes.view(np.int64), len(self.names) + (hashes % np.uint64(self._config.buckets)).astype(np.int64)
+        own = hashes.view(np.int64)
+        shared = len(self.names) + (hashes % np.uint64(self._config.buckets)).astype(np.int64)
         if not len(self.names):
             return shared
         places = np.searchsorted(self.names, own).clip(max=len(self.names) - 1)

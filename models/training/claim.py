@@ -17,7 +17,15 @@ from models.training.groups import Group
 from models.training.recipe import Recipe
 
 CLAIM = "run.json"
-_FREE = ("out", "start", "backbone", "fit.threads", "fit.save_every", "fit.stop", "fit.micro_tokens")  # of a resumed run
+_FREE = (
+    "out",
+    "start",
+    "backbone",
+    "fit.threads",
+    "fit.save_every",
+    "fit.stop",
+    "fit.micro_tokens",
+)  # of a resumed run
 _NOT_BY_PATH = ("data.groups", "data.documents", "data.states")
 
 

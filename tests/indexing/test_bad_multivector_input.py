@@ -92,7 +92,7 @@ def retriever(form: str) -> Any:
         (tokens([2, 4], bad=np.nan), r"token vector 3 is not finite, of 6 of a query; .*models\.encoder"),
         (tokens([4], bad=np.inf), "token vector 3 is not finite, of 4 of a query"),
         (tokens([4], bad=-np.inf), "token vector 3 is not finite, of 4 of a query"),
-        (tokens([4], bad=-1e38), r"of a query holds 1e\+38, expected at most 1e\+15, or scores would overflow; .*encoder"),
+        (tokens([4], bad=-1e38), r"a query holds 1e\+38, expected at most 1e\+15, or scores would overflow; .*encoder"),
     ],
     ids=["dimensions", "dimensions without a token", "NaN", "infinity", "minus infinity", "overflow"],
 )

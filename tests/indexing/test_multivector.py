@@ -81,16 +81,16 @@ def test_a_margin_scores_what_is_near_the_kth_centroid_score_and_no_fewer_than_k
 
 
 def test_the_limit_of_candidates_is_that_of_the_live_documents_unless_a_number_is_given() -> None:
-    assert [most_candidates(n) for n in (0, 20_000, 160_000, 540_000)] == [1600, 1600, 6400, 14_400]
+    assert [most_candidates(n) for n in (0, 20_000, 160_000, 540_000)] == [4000, 4000, 16_000, 36_000]
     parts = [part_of(n) for n in (60_000, 100_000)]
     half = SegmentPart(parts[0].arrays, np.arange(60_000) < 1, 60_000)
     family = MultivectorFamily(MultivectorConfig(centroids=1)).with_codec({"centroids": np.ones((1, 4), np.float32)})
     whole, holed = family.open(parts), family.open([half, part_of(19_999)])
-    assert whole.params == {"search_mode": "centroids", "candidates": 6400, "margin": 0.12}
-    assert holed.params["candidates"] == 1600  # 20,000 are live of 79,999
+    assert whole.params == {"search_mode": "centroids", "candidates": 16_000, "margin": 0.13}
+    assert holed.params["candidates"] == 4000  # 20,000 are live of 79,999
     given = whole.with_params(candidates=1700)
     assert given.params["candidates"] == given.with_params(margin=0.2).params["candidates"] == 1700
-    assert whole.with_params(margin=0.2).params["candidates"] == 6400
+    assert whole.with_params(margin=0.2).params["candidates"] == 16_000
     assert whole.with_params(search_mode="exact").params == {"search_mode": "exact"}
     read = make_family("multivector", {"centroids": 1, "candidates": 50}).config.candidates
     assert (read, make_family("multivector", {"candidates": None}).config.candidates) == (50, None)

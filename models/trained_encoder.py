@@ -133,10 +133,10 @@ class Heads:
         """Those weights, f32 [L]: models.heads.TokenHead.counts."""
         head = self._tokens
         hidden = hidden[:, : head["count.weight"].shape[1]]
-        counts = np.logaddexp(np.float32(0), hidden @ head["count.weight"][0] + head["count.bias"][0])
+        counts: F32 = np.logaddexp(np.float32(0), hidden @ head["count.weight"][0] + head["count.bias"][0])
         if "terms" in head:
             counts = counts * head["terms"][ids] ** self._power
-        return np.maximum(counts, LEAST_WEIGHT).astype(np.float32)
+        return np.maximum(counts, np.float32(LEAST_WEIGHT))
 
     def placed(self, text: str, ids: Sequence[int], tokenizer: Tokenizer) -> PlacedTerms:
         """The terms of a document and where they stand."""

@@ -28,9 +28,7 @@ def library() -> Any | None:
     loaded.chamfer_maxsim_half.restype = None
     loaded.chamfer_scan_int8.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, _POINTER]
     loaded.chamfer_scan_int8.restype = None
-    loaded.chamfer_fde_space.argtypes = [_POINTER, _POINTER, _COUNT]
-    loaded.chamfer_fde_space.restype = _COUNT
-    loaded.chamfer_fde.argtypes = [*[_POINTER] * 3, _COUNT, ctypes.c_int, ctypes.c_int, _POINTER, _POINTER]
+    loaded.chamfer_fde.argtypes = [*[_POINTER] * 3, _COUNT, ctypes.c_int, ctypes.c_int, _POINTER]
     loaded.chamfer_fde.restype = ctypes.c_int
     return loaded
 
@@ -129,11 +127,11 @@ def encode_fde(tables: FdeTables, values: F32, offsets: I64, *, is_query: bool, 
     fast = library()
     if fast is None or tables.dim % 32:
         return None
-    n, f = len(offsets) - 1, ctypes.byref(tables)
-    tokens, ends = values.ctypes.data, offsets.ctypes.data
+    n, tokens, ends = len(offsets) - 1, values.ctypes.data, offsets.ctypes.data
     out = np.empty((n, tables.repetitions, 1 << tables.k, tables.p), dtype=np.float32)
-    memory = np.empty(fast.chamfer_fde_space(f, ends, n), dtype=np.uint8)
-    finite = fast.chamfer_fde(f, tokens, ends, n, is_query, fill, memory.ctypes.data, out.ctypes.data)
+    finite = fast.chamfer_fde(ctypes.byref(tables), tokens, ends, n, is_query, fill, out.ctypes.data)
+    if finite < 0:
+        raise MemoryError("no memory to work in for an encoding of fixed dimensions")
     return out if finite or np.isfinite(values).all() else np.full_like(out, np.nan)
 
 

@@ -8,6 +8,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #define BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #define INLINE BF16 static inline __attribute__((always_inline))
@@ -79,12 +80,6 @@ static int64_t longest_text(const int64_t *offsets, int64_t n) {
     int64_t out = 0;
     for (int64_t i = 0; i < n; i++) out = offsets[i + 1] - offsets[i] > out ? offsets[i + 1] - offsets[i] : out;
     return out;
-}
-
-/* Bytes of memory that chamfer_fde needs for these texts. */
-int64_t chamfer_fde_space(const tables *f, const int64_t *offsets, int64_t n) {
-    space s;
-    return divide(0, longest_text(offsets, n), f, &s);
 }
 
 /* Tokens to bf16 pairs, with their lengths and what the rounding took. False if a length is not finite. */
@@ -284,13 +279,16 @@ BF16 static void find_cells(const tables *f, const space *s, int64_t repetition,
     }
 }
 
-/* sums[cell] += row over all rows [count, width]. */
+/* sums[cell] = the sum of its rows, over all rows [count, width]; the lowest one finds whatever was there before. */
 INLINE void add_rows(const space *s, const float *rows, int64_t count, const int64_t width) {
     for (int64_t t = 0; t < count; t++) {
-        float *sum = s->sums + s->cells[t] * width;
+        int32_t cell = s->cells[t];
+        __mmask16 others = s->keys[cell] == (uint32_t)t ? 0 : 0xFFFF;
+        float *sum = s->sums + cell * width;
 #pragma GCC unroll 8
         for (int64_t i = 0; i < width; i += 16)
-            _mm512_store_ps(sum + i, _mm512_add_ps(_mm512_load_ps(sum + i), _mm512_loadu_ps(rows + t * width + i)));
+            _mm512_store_ps(sum + i, _mm512_add_ps(_mm512_maskz_load_ps(others, sum + i),
+                                                   _mm512_loadu_ps(rows + t * width + i)));
     }
 }
 
@@ -356,7 +354,6 @@ BF16 static void encode_cells(const tables *f, const float *tokens, const space 
     int64_t n_cells = (int64_t)1 << f->k, n_rows = 0, width = s->width;
     const float *rows = f->slot_ends ? s->sketches + repetition * ((count + 15) & ~15) * width : tokens;
     find_cells(f, s, repetition, count);
-    memset(s->sums, 0, (size_t)(n_cells * width * 4));
     if (width == 16) add_rows(s, rows, count, 16);
     else if (width == 128) add_rows(s, rows, count, 128);
     else add_rows(s, rows, count, width);
@@ -372,12 +369,15 @@ BF16 static void encode_cells(const tables *f, const float *tokens, const space 
     project_all(f, s, repetition, n_rows);
 }
 
-/* Encodings f32 [n, repetitions, 2^k, p] of n texts of tokens f32 [T, dim], offsets i64 [n + 1], in memory of
- * chamfer_fde_space() bytes. False if a token is not finite, or so long that its square is not. */
+/* Encodings f32 [n, repetitions, 2^k, p] of n texts of tokens f32 [T, dim], offsets i64 [n + 1]. 0 if a token is not
+ * finite, or so long that its square is not; -1 without memory to work in. */
 BF16 int chamfer_fde(const tables *f, const float *tokens, const int64_t *offsets, int64_t n, int is_query, int fill,
-                      char *memory, float *out) {
+                     float *out) {
     space s;
-    divide(memory, longest_text(offsets, n), f, &s);
+    int64_t longest = longest_text(offsets, n);
+    char *memory = malloc((size_t)divide(0, longest, f, &s));
+    if (memory == 0) return -1;
+    divide(memory, longest, f, &s);
     int64_t cells = f->p << f->k, size = f->repetitions * cells;
     int finite = 1;
     for (int64_t i = 0; i < n; i++) {
@@ -393,6 +393,7 @@ BF16 int chamfer_fde(const tables *f, const float *tokens, const int64_t *offset
         for (int64_t r = 0; r < f->repetitions; r++)
             encode_cells(f, own, &s, r, count, is_query, fill, out + i * size + r * cells);
     }
+    free(memory);
     return finite;
 }
 #endif

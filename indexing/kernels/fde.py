@@ -167,7 +167,7 @@ def _encode(values: F32, offsets: I64, matrices: FdeMatrices, shape: FdeShape, *
             _numba_fde.encode_queries(tokens, offsets, *draws, out)
         else:
             _numba_fde.encode_documents(tokens, offsets, *draws, fill, out)
-    elif out.size and np.isnan(out.flat[0]):
+    elif out.size and np.isnan(out.item(0)):
         _check_finite(tokens)
     return _last(out, matrices, shape)
 

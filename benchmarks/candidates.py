@@ -196,5 +196,27 @@ def _excerpt(encoded: EncodedSet, n: int) -> EncodedSet:
     )
 
 
+def plot(axes: Any, rows: list[Row]) -> bool:
+    """nDCG@10 kept against bytes kept, a point a way of storing; the best ways of each collection as a line."""
+    points: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        title, _, what = row.what.partition(": ")
+        if row.ratio is not None and what in ("nDCG@10", "bytes a document"):
+            points.setdefault(title.partition(" ")[0], {}).setdefault(title, {})[what] = row.ratio
+    for number, (name, ways) in enumerate(points.items()):
+        own = sorted((way["bytes a document"], way["nDCG@10"]) for way in ways.values() if len(way) > 1)
+        axes.scatter(*zip(*own, strict=True), s=12, color=f"C{number}", alpha=0.6)
+        best = [(x, y) for x, y in own if y >= max(other for size, other in own if size <= x)]
+        axes.plot(*zip(*best, strict=True), color=f"C{number}", linewidth=1, label=name)
+    axes.axvline(1 / 8, color="black", linewidth=0.8, linestyle=":")
+    axes.axhline(0.995, color="black", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_ylim(0.85, 1.06)
+    axes.set_xlabel("share of float32's bytes (dotted: an eighth)")
+    axes.set_ylabel("share of nDCG@10 (dotted: 0.995)")
+    axes.legend(fontsize=8)
+    return bool(points)
+
+
 if __name__ == "__main__":
     main()

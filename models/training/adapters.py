@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from chamfer.errors import InvalidInput, Unavailable
@@ -78,6 +79,14 @@ def linear_layers(transformer: nn.Module, targets: Sequence[str], first_layer: i
         and (number := re.search(r"\.(\d+)\.", name)) is not None
         and int(number.group(1)) >= first_layer
     ]
+
+
+def shrink(transformer: nn.Module, share: float) -> None:
+    """Leaves that share of the low-rank changes."""
+    with torch.no_grad():
+        for module in transformer.modules():
+            if hasattr(module, "lora_B"):
+                module.lora_B["default"].weight.mul_(share)
 
 
 def changes_of(transformer: nn.Module, scale: float) -> dict[str, Fold]:

@@ -77,6 +77,7 @@ def fit(
     trainer = _GroupTrainer(student, draws, arguments, progress if first else None)
     with student.quick():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    student.finish()
     return Fitted(
         before=before,
         rebuilt=rebuilt,

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from chamfer.errors import InvalidInput
 from models.clustering import PoolingRules, parse_pooling
 from models.heads import TokenHead, TokenHeadConfig
 from models.scoring import maxsim
 from models.tower import MINI
+from models.training.adapters import shrink
 from models.training.losses.contrastive import infonce
 from models.training.losses.distillation import ensemble, kl
 from models.training.pooling import pool_batch
@@ -29,6 +31,8 @@ class MultivectorRecipe(Recipe):
     MaxSim score; teacher_scale multiplies the normalised mean of the teachers (columns of the groups).
     words is the weight at which word embeddings begin beside `mini`'s vectors. With head.terms a query token weighs
     its term's idf over the documents, the largest being 1, to the `power`, and the tokens that frame a text `frame`.
+    learnt_share below 1 leaves the finished model so far on the way from the untrained weights to those learnt, which
+    is often the better place for texts of other kinds (WiSE-FT, arXiv 2109.01903).
     """
 
     poolings: tuple[str, ...] = ("", "c8x32")
@@ -40,7 +44,12 @@ class MultivectorRecipe(Recipe):
     words: float = 0.5
     power: float = 0.5
     frame: float = 0.2
+    learnt_share: float = 1.0
     head: TokenHeadConfig = field(default_factory=TokenHeadConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.learnt_share <= 1:
+            raise InvalidInput(f"learnt_share is {self.learnt_share}, expected 0 (nothing is left of it) to 1 (all)")
 
 
 class MultivectorStudent(Student):
@@ -56,6 +65,7 @@ class MultivectorStudent(Student):
         self._rules = [parse_pooling(name) if name else None for name in recipe.poolings]
         self.read = StateReader(self.tower, self.tokenizer, recipe.fit.micro_tokens)
         self._start()
+        self._untrained = {name: tensor.clone() for name, tensor in self.head.state_dict().items()}
 
     def prepare(self, documents: Iterable[str], steps: int) -> None:
         del steps
@@ -63,6 +73,15 @@ class MultivectorStudent(Student):
             importance = torch.from_numpy(idf(self.tokenizer, documents, len(self.head.terms)))
             self.head.terms.copy_((importance / importance.max()) ** self.recipe.power)
             self.head.terms[list(self.tokenizer.special_ids)] = self.recipe.frame
+
+    def finish(self) -> None:
+        share = self.recipe.learnt_share
+        if share == 1:
+            return
+        shrink(self.tower.transformer, share)
+        for name, tensor in self.head.state_dict().items():
+            if name != "terms":
+                tensor.lerp_(self._untrained[name].to(tensor), 1 - share)
 
     @property
     def teachers(self) -> Sequence[str]:

@@ -132,6 +132,9 @@ class Learner(nn.Module, ABC):
         del draws
         return False
 
+    def finish(self) -> None:
+        """Called once after the last step; what it leaves is measured and saved."""
+
     @abstractmethod
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
         """The parts of the loss of one batch; their sum is minimised."""

@@ -260,6 +260,28 @@ def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_wei
     np.testing.assert_allclose(_scores(VectorKind.TOKENS, q, d), expected, rtol=0.02, atol=0.02)
 
 
+def test_a_finished_model_may_stand_on_the_way_from_the_untrained_weights(recipe_of: Recipes, tmp_path: Path) -> None:
+    options = {**JOBS["multivector"], "tables": {**JOBS["multivector"]["tables"], "adapter": ADAPTER}}
+    folders = {}
+    for share in (1.0, 0.25, 0.0):
+        recipe = load_recipe(recipe_of("multivector", f"share{share}", learnt_share=share, **options))
+        run(recipe, tmp_path / f"{share}.work")
+        folders[share] = load_file(recipe.out / WEIGHTS)
+    whole, quarter, none = (folders[share] for share in (1.0, 0.25, 0.0))
+    for name, tensor in whole.items():
+        expected = tensor.astype(np.float32)
+        if name.startswith("head."):
+            expected = 0.25 * expected + 0.75 * none[name].astype(np.float32)
+        elif name.endswith(".up"):
+            assert np.abs(expected).max() > 1e-3
+            assert not none[name].any()
+            expected = 0.25 * expected
+        np.testing.assert_allclose(quarter[name], expected, rtol=2e-3, atol=1e-4)
+    assert np.abs(whole["head.project.weight"].astype(float) - none["head.project.weight"]).max() > 1e-3
+    with pytest.raises(InvalidInput, match="learnt_share is"):
+        load_recipe(recipe_of("multivector", learnt_share=1.5, **options))
+
+
 def _student_of(student: Any, recipe: Any) -> Any:
     student.begin(recipe.out)
     if hasattr(student, "_rules"):

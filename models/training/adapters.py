@@ -84,9 +84,9 @@ def linear_layers(transformer: nn.Module, targets: Sequence[str], first_layer: i
 def shrink(transformer: nn.Module, share: float) -> None:
     """Leaves that share of the low-rank changes."""
     with torch.no_grad():
-        for module in transformer.modules():
-            if hasattr(module, "lora_B"):
-                module.lora_B["default"].weight.mul_(share)
+        for name, weight in transformer.named_parameters():
+            if ".lora_B." in name:
+                weight.mul_(share)
 
 
 def changes_of(transformer: nn.Module, scale: float) -> dict[str, Fold]:

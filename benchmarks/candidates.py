@@ -42,6 +42,8 @@ CODES: Mapping[str, Mapping[str, Any]] = {
     "int8": {"storage": "int8"},
     "int4": {"storage": "int4"},
     "int4, 4096 centroids": {"storage": "int4", "centroids": 4096},
+    "int3": {"storage": "int3"},
+    "int3, 4096 centroids": {"storage": "int3", "centroids": 4096},
     "int2": {"storage": "int2"},
     "int2, 4096 centroids": {"storage": "int2", "centroids": 4096},
 }

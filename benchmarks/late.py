@@ -44,6 +44,7 @@ SYNTHETIC_TOKENS = 40
 STORAGES: Mapping[str, Mapping[str, Any]] = {
     "int8": {"storage": "int8", "centroids": 4096},
     "int4": {"storage": "int4", "centroids": 4096},
+    "int3": {"storage": "int3", "centroids": 4096},
     "float16": {"storage": "float16", "centroids": 4096},
 }
 MARGINS = (0.04, 0.06, 0.08, 0.1, 0.13, 0.2)  # 0.13 is the default; the limit of candidates is lifted beyond it

@@ -27,13 +27,13 @@ F64 = NDArray[np.float64]
 SAMPLE = 32
 LEAST_CANDIDATES, FEW_DOCUMENTS = 4000, 20_000
 SearchMode = Literal["exact", "centroids"]
-_BITS = {"int8": 8, "int4": 4, "int2": 2}
+_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
 _LONGER_AS_CODE = 1.002  # at most, by the rounding of the scale and of the decoded values
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultivectorConfig:
-    """storage: float32 keeps the bits, float16 moves a score by less than 0.1 %, int8, int4 and int2 are codes.
+    """storage: float32 keeps the bits, float16 moves a score by less than 0.1 %, int8 to int2 are codes.
 
     centroids    how many are learnt from the build's sample (an eighth of its tokens at most); 0: none. They narrow a
                  search to `candidates` documents before MaxSim, and codes hold what is left of a token after its own
@@ -43,7 +43,7 @@ class MultivectorConfig:
     seed         of the centroids
     """
 
-    storage: Literal["float16", "float32", "int8", "int4", "int2"] = "float16"
+    storage: Literal["float16", "float32", "int8", "int4", "int3", "int2"] = "float16"
     centroids: int = 0
     candidates: int | None = None
     margin: float = 0.13

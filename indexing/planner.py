@@ -33,7 +33,7 @@ _TIMED_DEPTH = 100
 _FDE_SIZES = ((3, 8), (4, 8), (5, 8), (5, 16))  # k_sim and d_proj of the paper's four sizes, 20 repetitions
 _LEMUR_DIMS = (512, 1280)
 _CENTROIDS = 4096
-_CODES = ("int8", "int4", "int2")
+_CODES = ("int8", "int4", "int3", "int2")
 _UNIONS = ("lexical", "sparse", "fde 2560", "fde 10240", f"centroids {_CENTROIDS}")  # each beside dense
 
 

@@ -1,4 +1,4 @@
-"""Token vectors as a segment keeps them: floats, or codes of 2, 4 or 8 bits a dimension and centroid ids.
+"""Token vectors as a segment keeps them: floats, or codes of 2, 3, 4 or 8 bits a dimension and centroid ids.
 
 Codes are decoded block by block into float16 and meet the same MaxSim as stored floats do.
 """

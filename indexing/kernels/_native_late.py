@@ -32,7 +32,7 @@ def decode(
     """Token vectors f16 of documents `rows`, end to end, from (codes, ids, scales); see indexing.kernels.codes."""
     codes, ids, scales = arrays
     fast = _typed(_native.library())
-    if fast is None or codes.shape[1] % _BYTES or codes.shape[1] * 8 != len(step) * bits:
+    if fast is None or not _fits(codes, len(step), bits, _BYTES):
         return None
     if not all(array.flags.c_contiguous for array in (codes, ids, scales, lowest, step, offsets, rows)):
         return None
@@ -50,7 +50,7 @@ def maxsim_codes(
     codes, ids, scales = arrays
     fast = _typed(_native.library())
     dim = 4 * query[0].shape[1]
-    if fast is None or not fast.chamfer_has_vnni() or codes.shape[1] % 32 or codes.shape[1] * 8 != dim * bits:
+    if fast is None or not fast.chamfer_has_vnni() or not _fits(codes, dim, bits, 2 * _BYTES):
         return None
     if not all(array.flags.c_contiguous for array in (*query, *arrays, offsets, rows)):
         return None
@@ -63,6 +63,11 @@ def maxsim_codes(
     tail = offsets.ctypes.data, rows.ctypes.data, len(rows), scratch.ctypes.data, out.ctypes.data
     fast.chamfer_maxsim_codes(*head, *tail)
     return out
+
+
+def _fits(codes: Array, dim: int, bits: int, step: int) -> bool:
+    """Whether codes are read in whole steps of so many bytes."""
+    return codes.shape[1] * 8 == dim * bits and dim * (2 if bits == 3 else bits) % (8 * step) == 0
 
 
 @cache

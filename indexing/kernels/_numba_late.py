@@ -27,13 +27,16 @@ def scan_centroids(table: Any, ids: Any, offsets: Any, out: Any) -> None:
 @njit(nogil=True, cache=True)
 def decode(codes: Any, ids: Any, scales: Any, lowest: Any, step: Any, bits: Any, tokens: Any) -> Any:
     """f32 [len(tokens), D]: scales f32 [len(tokens)] times (lowest[id] + step * code); ids of length 0: one lowest."""
-    width = codes.shape[1]
-    mask = (1 << bits) - 1
+    whole = 2 if bits == 3 else bits
+    width = (len(step) * whole + 7) // 8
+    mask = (1 << whole) - 1
     out = np.empty((len(tokens), len(step)), np.float32)
     for i in range(len(tokens)):
         token = tokens[i]
         start = lowest[ids[token]] if len(ids) else lowest[0]
         for d in range(len(step)):
-            code = (codes[token, d % width] >> (bits * (d // width))) & mask
+            code = (codes[token, d % width] >> (whole * (d // width))) & mask
+            if bits == 3:
+                code |= ((codes[token, width + d // 8] >> (d % 8)) & 1) << 2
             out[i, d] = scales[i] * (start[d] + np.float32(code) * step[d])
     return out

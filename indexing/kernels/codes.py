@@ -1,10 +1,13 @@
-"""Token vectors in 2, 4 or 8 bits a dimension: what is left of a token after its centroid, rounded evenly.
+"""Token vectors in 2, 3, 4 or 8 bits a dimension: what is left of a token after its centroid, rounded evenly.
 
     decoded = scale * (centroid + step * (code - (2^bits - 1) / 2)),   code = clip(floor(left / step) + 2^(bits - 1))
 
 step is learnt for each dimension (least squared error over a grid, on a sample); scale gives the decoded vector the
 length of the original: on unit vectors that wins back a third of what 2 bits lose (docs/experiments.md). Residual
 codes after ColBERTv2 (arXiv 2112.01488, section 3.3), which has quantiles instead of even steps and no scale.
+
+A token's bytes: byte j of the first W = D bits / 8 holds the codes of dimensions j, j + W, ... from its lowest bits up.
+3 bits are the lower two in that way, then the third ones as a bitmap, dimension 0 in the lowest bit of its first byte.
 """
 
 from __future__ import annotations
@@ -17,14 +20,19 @@ from chamfer.types import F32, I64, Array, ragged_index
 from indexing.kernels import _native_late, _numba_late
 from indexing.kernels.centroids import assign
 
-_GAUSSIAN_STEP = {2: 0.996, 4: 0.335, 8: 0.031}  # best even step for a normal variable, in standard deviations
+_GAUSSIAN_STEP = {
+    2: 0.996,
+    3: 0.586,
+    4: 0.335,
+    8: 0.031,
+}  # best even step for a normal variable, in its deviations
 _GRID = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
 _BLOCK_TOKENS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCodec:
-    """centroids f32 [K, D]; step f32 [D]; bits 2, 4 or 8. Without ids every token has centroid 0."""
+    """centroids f32 [K, D]; step f32 [D]; bits 2, 3, 4 or 8. Without ids every token has centroid 0."""
 
     centroids: F32
     step: F32
@@ -33,13 +41,23 @@ class TokenCodec:
     @property
     def width(self) -> int:
         """Bytes of a token's codes."""
-        return -(-len(self.step) * self.bits // 8)
+        return self.planes_width + (-(-len(self.step) // 8) if self.bits == 3 else 0)
+
+    @property
+    def planes_width(self) -> int:
+        """Those of them before the bitmap of third bits."""
+        return -(-len(self.step) * whole_bits(self.bits) // 8)
 
     @property
     def lowest(self) -> F32:
         """The centroids less the middle of the codes: what a code is added to."""
         out: F32 = self.centroids - np.float32((2**self.bits - 1) / 2) * self.step
         return out
+
+
+def whole_bits(bits: int) -> int:
+    """How many of a code's bits stand together in a byte."""
+    return 2 if bits == 3 else bits
 
 
 def learn_step(tokens: F32, centroids: F32, bits: int) -> F32:
@@ -65,9 +83,7 @@ def encode(tokens: Array, codec: TokenCodec) -> tuple[Array, Array, Array]:
         decoded = centres + _middles(rounded, codec.step, codec.bits)
         lengths = np.linalg.norm(decoded, axis=1)
         scales[start:stop] = np.linalg.norm(values, axis=1) / np.where(lengths > 0, lengths, 1)
-        for place in range(8 // codec.bits):
-            own = rounded[:, place * codec.width : (place + 1) * codec.width]
-            codes[start:stop, : own.shape[1]] |= own << np.uint8(place * codec.bits)
+        codes[start:stop] = _packed(rounded, codec)
     return codes, ids, scales
 
 
@@ -121,6 +137,19 @@ def _query_units(query: F32, codec: TokenCodec) -> tuple[F32, F32]:
     """(query tokens times the steps f32 [Tq, D], what one of 127 parts of their largest is worth f32 [Tq])."""
     scaled = query * codec.step
     return scaled, np.maximum(np.abs(scaled).max(axis=1) / 127, np.float32(1e-30)).astype(np.float32)
+
+
+def _packed(rounded: Array, codec: TokenCodec) -> Array:
+    """Bytes u8 [T, width] of codes u8 [T, D]."""
+    codes = np.zeros((len(rounded), codec.width), dtype=np.uint8)
+    bits, width = whole_bits(codec.bits), codec.planes_width
+    lower = rounded & np.uint8(2**bits - 1)
+    for place in range(8 // bits):
+        own = lower[:, place * width : (place + 1) * width]
+        codes[:, : own.shape[1]] |= own << np.uint8(place * bits)
+    if codec.bits == 3:
+        codes[:, width:] = np.packbits(rounded >> 2, axis=1, bitorder="little")
+    return codes
 
 
 def _round(left: F32, step: F32, bits: int) -> Array:

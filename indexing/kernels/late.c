@@ -4,6 +4,7 @@
  * at most.
  */
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -37,22 +38,29 @@ WIDE void chamfer_scan_centroids(const uint8_t *table, const uint16_t *ids, cons
 /* Documents `rows`, one after another, as f16 [., dim]: scale * (base[id] + step * code), where base is the centroid
  * less the middle of the codes.
  *
- * codes u8 [T, dim bits / 8]: byte j holds the dimensions j, j + dim bits / 8, ... from its lowest bits up; the number
- * of bytes is a multiple of 16. ids u16 [T], or NULL where there is one base. scales f16 [T].
+ * codes u8 [T, dim bits / 8]: byte j holds the dimensions j, j + dim bits / 8, ... from its lowest bits up; 3 bits are 2
+ * in that way and then a bitmap of the third ones. Bytes before the bitmap are a multiple of 16. ids u16 [T], or NULL
+ * where there is one base. scales f16 [T].
  */
 WIDE void chamfer_decode(const uint8_t *codes, const uint16_t *ids, const uint16_t *scales, const float *base,
                          const float *step, int64_t dim, int64_t bits, const int64_t *offsets, const int64_t *rows,
                          int64_t n_rows, uint16_t *out) {
-    int64_t width = dim * bits / 8;
-    __m512i mask = _mm512_set1_epi32((1 << bits) - 1);
+    int64_t bytes = dim * bits / 8, whole = bits == 3 ? 2 : bits, width = dim * whole / 8;
+    __m512i mask = _mm512_set1_epi32((1 << whole) - 1), third = _mm512_set1_epi32(4);
     for (int64_t i = 0; i < n_rows; i++) {
         for (int64_t t = offsets[rows[i]]; t < offsets[rows[i] + 1]; t++, out += dim) {
             __m512 scale = _mm512_set1_ps(_cvtsh_ss(scales[t]));
             const float *from = base + (ids ? dim * (int64_t)ids[t] : 0);
+            const uint8_t *own = codes + t * bytes;
             for (int64_t j = 0; j < width; j += 16) {
-                __m512i packed = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(codes + t * width + j)));
-                for (int64_t shift = 0, d = j; shift < 8; shift += bits, d += width) {
+                __m512i packed = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(own + j)));
+                for (int64_t shift = 0, d = j; shift < 8; shift += whole, d += width) {
                     __m512i code = _mm512_and_si512(_mm512_srli_epi32(packed, (unsigned)shift), mask);
+                    if (bits == 3) {
+                        __mmask16 set;
+                        memcpy(&set, own + width + d / 8, sizeof set);
+                        code = _mm512_mask_or_epi32(code, set, code, third);
+                    }
                     __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), _mm512_loadu_ps(step + d),
                                                    _mm512_loadu_ps(from + d));
                     value = _mm512_mul_ps(value, scale);
@@ -72,15 +80,21 @@ int chamfer_has_vnni(void) {
            __builtin_cpu_supports("avx512vnni");
 }
 
-/* Codes of `count` tokens, one byte a dimension. A token's bytes are a multiple of 32. */
-VNNI static void unpack(const uint8_t *codes, int64_t count, int64_t width, int64_t bits, uint8_t *out) {
-    __m256i mask = _mm256_set1_epi8((char)((1 << bits) - 1));
-    for (int64_t t = 0; t < count; t++, codes += width)
-        for (int64_t shift = 0; shift < 8; shift += bits, out += width)
-            for (int64_t j = 0; j < width; j += 32) {
+/* Codes of `count` tokens, one byte a dimension. A token's bytes before the bitmap are a multiple of 32. */
+VNNI static void unpack(const uint8_t *codes, int64_t count, int64_t dim, int64_t bits, uint8_t *out) {
+    int64_t whole = bits == 3 ? 2 : bits, width = dim * whole / 8;
+    __m256i mask = _mm256_set1_epi8((char)((1 << whole) - 1));
+    for (int64_t t = 0; t < count; t++, codes += dim * bits / 8)
+        for (int64_t shift = 0, d = 0; shift < 8; shift += whole)
+            for (int64_t j = 0; j < width; j += 32, d += 32, out += 32) {
                 __m256i bytes = _mm256_loadu_si256((const __m256i *)(codes + j));
                 bytes = _mm256_and_si256(_mm256_srli_epi16(bytes, (int)shift), mask);
-                _mm256_storeu_si256((__m256i *)(out + j), bytes);
+                if (bits == 3) {
+                    __mmask32 set;
+                    memcpy(&set, codes + width + d / 8, sizeof set);
+                    bytes = _mm256_or_si256(bytes, _mm256_maskz_set1_epi8(set, 4));
+                }
+                _mm256_storeu_si256((__m256i *)out, bytes);
             }
 }
 
@@ -101,7 +115,7 @@ VNNI void chamfer_maxsim_codes(const int8_t *query, const float *units, const fl
         const char *next = (const char *)(codes + (i + 1 < n_rows ? offsets[rows[i + 1]] : start) * width);
         float total = 0.0f;
         if (bits < 8) {
-            unpack(bytes, count, width, bits, scratch);
+            unpack(bytes, count, dim, bits, scratch);
             bytes = scratch;
         }
         for (int64_t g = 0; g < groups && count > 0; g++) {

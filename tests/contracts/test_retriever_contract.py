@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support_codes import unpacked_codes
 from support_encoders import HashEncoder, make_documents
 from torch.nn import functional
 
@@ -41,7 +42,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("fde", {"storage": "pq8", "search": "hnsw", "centred": True}),
     ("fde", {"projection": "dense", "final_dim": 256, "fill": False}),
     ("sparse", {"storage": "uint8"}),
-    *(("multivector", {"storage": storage}) for storage in ("float32", "int8", "int4", "int2")),
+    *(("multivector", {"storage": storage}) for storage in ("float32", "int8", "int4", "int3", "int2")),
     ("multivector", {"storage": "float16", "centroids": 5}),
     ("multivector", {"storage": "int4", "centroids": 5}),
 ]
@@ -142,9 +143,8 @@ def stored_tokens(family: Family, documents: Sequence[Document]) -> np.ndarray:
     if "scales" not in arrays:
         return np.asarray(arrays["values"], dtype=np.float64)
     codec = family.learn(ENCODER.encode_documents(DOCUMENTS, KINDS))
-    bits, dim = family.config.bits, len(codec["step"])
-    places = arrays["values"][:, None, :] >> (bits * np.arange(8 // bits, dtype=np.uint8)[None, :, None])
-    codes = (places & (2**bits - 1)).reshape(len(places), -1)[:, :dim]
+    bits = family.config.bits
+    codes = unpacked_codes(arrays["values"], bits, len(codec["step"]))
     centres = codec["centroids"][arrays["centroid_ids"] if "centroid_ids" in arrays else np.zeros(len(codes), int)]
     decoded = arrays["scales"][:, None].astype(np.float64) * (centres + codec["step"] * (codes - (2**bits - 1) / 2))
     return decoded.astype(np.float16).astype(np.float64)

@@ -28,7 +28,7 @@ from models.clustering import parse_pooling, pool
 N, DIM = 60, 16
 _SMALL_FDE: Mapping[str, Any] = {"repetitions": 4, "k_sim": 3, "d_proj": 8}
 _SMALL_LEMUR: Mapping[str, Any] = {"dim": 32, "target_documents": 20, "epochs": 1}
-STORED = ("float16", "float32", "int8", "int4", "int2")
+STORED = ("float16", "float32", "int8", "int4", "int3", "int2")
 FORMS: dict[str, tuple[str, Mapping[str, Any]]] = {
     **{
         f"fde {storage}": ("fde", {**_SMALL_FDE, "storage": storage})

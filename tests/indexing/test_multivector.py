@@ -129,7 +129,7 @@ def test_centroid_candidates_keep_to_the_filter() -> None:
         assert allowed[found.rows].all()
 
 
-@pytest.mark.parametrize(("storage", "size"), [("float16", 64), ("int8", 34), ("int4", 18), ("int2", 10)])
+@pytest.mark.parametrize(("storage", "size"), [("float16", 64), ("int8", 34), ("int4", 18), ("int3", 14), ("int2", 10)])
 def test_bytes_of_a_token(storage: str, size: int) -> None:
     plain = MultivectorFamily(MultivectorConfig(storage=storage))
     arrays = plain.with_codec(plain.learn(encoded(TOKENS))).pack([], encoded(TOKENS))
@@ -137,7 +137,7 @@ def test_bytes_of_a_token(storage: str, size: int) -> None:
     assert per_token == size * len(TOKENS.values)
 
 
-@pytest.mark.parametrize(("storage", "floor"), [("int8", 0.97), ("int4", 0.85), ("int2", 0.6)])
+@pytest.mark.parametrize(("storage", "floor"), [("int8", 0.97), ("int4", 0.85), ("int3", 0.75), ("int2", 0.6)])
 def test_codes_keep_most_of_the_exact_ranking(storage: str, floor: float) -> None:
     exact = opened(storage="float32").search(QUERIES, 10)
     found = opened(storage=storage, centroids=40, candidates=N).search(QUERIES, 10)

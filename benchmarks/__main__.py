@@ -20,6 +20,7 @@ SUBJECTS = (
     "cur_index",
     "rerank",
     "mining",
+    "cet_simulation",
     "cet_real",
     "mini_models",
     "http",

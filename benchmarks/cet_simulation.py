@@ -1,6 +1,6 @@
 """Pooling bias in a world whose truth is known: stronger negatives, worse ranker, and what each correction gives back.
 
-    python -m benchmarks.cet_simulation --out docs/benchmarks [--quick]
+    python -m benchmarks.cet_simulation [--seeds 5] [--quick]
 
 Queries have 200 documents of 8 features, 4 semantic and 4 lexical. Relevance follows both, mostly the semantic ones;
 who is selected for judgement follows the lexical score alone, and a label says relevant and selected. Linear rankers
@@ -11,21 +11,21 @@ B softly and they are not. The losses and weights are those of the training jobs
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.harness import Row, emit, parser
 from models.training.cet import cosine
 from models.training.losses import selection
 
 DEPTH, NEGATIVES = 50, 8
+MEASURE, ERROR, NOTE = "nDCG@10", ", standard error", "of the training set"
 SEMANTIC = torch.tensor([1.0, 1.0, 1.0, 1.0, 0, 0, 0, 0])
 LEXICAL = SEMANTIC.flip(0)
 
@@ -220,51 +220,55 @@ def _differences(made: World, pairs: Pairs) -> Tensor:
     return made.features[pairs.query, pairs.positive] - made.features[pairs.query, pairs.negative]
 
 
-def table(results: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
-    """Markdown: a line an arm, mean and standard error a setting."""
-    settings = list(results)
-    lines = ["| | " + " | ".join(settings) + " |", "| --- |" + " --- |" * len(settings)]
-    for name in results[settings[0]]:
-        cells = [f"{results[s][name][0]:.3f} ± {results[s][name][1]:.3f}" for s in settings]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def plot(axes: Any, rows: list[Row]) -> bool:
+    """nDCG@10 with standard errors, a bar a setting for every arm."""
+    found = cells(rows)
+    settings, arms = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+    axes.figure.set_size_inches(9, 1 + 0.4 * len(arms))
+    width = 0.8 / max(len(settings), 1)
+    for number, setting in enumerate(settings):
+        means, errors = zip(*(found[setting, arm] for arm in arms), strict=True)
+        places = [-place - number * width for place in range(len(arms))]
+        axes.barh(places, means, width, xerr=errors, label=f"setting {setting}")
+    axes.set_yticks([-place - 0.4 + width / 2 for place in range(len(arms))], arms, fontsize=8)
+    axes.set_xlabel(f"{MEASURE}, true relevance")
+    axes.legend(fontsize=8)
+    return bool(arms)
 
 
-def plot(results: Mapping[str, Mapping[str, tuple[float, float]]], path: Path) -> None:
-    """Bars of nDCG@10 with standard errors, a panel a setting."""
-    import matplotlib
+def table(rows: list[Row]) -> str:
+    """A line an arm, mean and standard error a setting."""
+    found = cells(rows)
+    settings, arms = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+    lines = [f"| {MEASURE} | {' | '.join(settings)} |", "| --- |" + " --- |" * len(settings)]
+    for arm in arms:
+        values = [found[setting, arm] for setting in settings]
+        lines.append(f"| {arm} | {' | '.join(f'{mean:.3f} ± {error:.3f}' for mean, error in values)} |")
+    noted = [f"- {row.what}: {row.value:.4g}" for row in rows if row.unit == NOTE]
+    return "\n".join([*lines, "", *noted, ""])
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(results), figsize=(11, 6), sharey=True, layout="constrained", squeeze=False)
-    for axes, (name, found) in zip(panels[0], results.items(), strict=True):
-        labels = list(found)[::-1]
-        axes.barh(labels, [found[x][0] for x in labels], xerr=[found[x][1] for x in labels], color="#4a7fb5")
-        axes.set_title(f"setting {name}")
-        axes.set_xlabel("nDCG@10, true relevance")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+def cells(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float]]:
+    """(setting, arm) -> (mean, standard error)."""
+    values = {row.what: row.value for row in rows if row.unit == MEASURE}
+    means = [name.split(": ", 1) for name in values if not name.endswith(ERROR)]
+    return {(a, b): (values[f"{a}: {b}"], values[f"{a}: {b}{ERROR}"]) for a, b in means}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="two seeds, a quarter of the queries")
-    arguments = parser.parse_args()
-    seeds = 2 if arguments.quick else arguments.seeds
-    results, notes = {}, {}
+    """Runs the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--seeds", type=int, default=5)
+    options = arguments.parse_args()
+    seeds = 2 if options.quick else options.seeds
+    rows = []
     for name, setting in (("A", A), ("B", B)):
-        used = replace(setting, train=100, test=100, steps=200) if arguments.quick else setting
+        used = replace(setting, train=100, test=100, steps=200) if options.quick else setting
         scored, noted = zip(*(one_seed(used, seed) for seed in range(seeds)), strict=True)
-        results[name], notes[name] = summary(scored), summary(noted)
-    print(table(results), table(notes), sep="\n\n")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    facts = {"seeds": seeds, "quick": arguments.quick, "settings": {"A": asdict(A), "B": asdict(B)}}
-    text = json.dumps({**facts, "ndcg@10": results, "notes": notes}, indent=1)
-    (arguments.out / "cet_simulation.json").write_text(text + "\n", encoding="utf-8")
-    plot(results, arguments.out / "cet_simulation.png")
+        for arm, (mean, error) in summary(scored).items():
+            rows += [Row(f"{name}: {arm}", mean, MEASURE), Row(f"{name}: {arm}{ERROR}", error, MEASURE)]
+        rows += [Row(f"{name}: {what}", mean, NOTE) for what, (mean, _) in summary(noted).items()]
+    emit(rows, options.json)
 
 
 if __name__ == "__main__":

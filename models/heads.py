@@ -15,14 +15,12 @@ from models.clustering import LEAST_WEIGHT
 class TokenHeadConfig:
     """dim of the vectors. `weighted` lets a query vector's length say how much the token counts; `terms` multiplies
     it by a weight of the token's term, fixed before training, so that rare words count from the start. pooled_power
-    above 0 gives document tokens weights where they are pooled: the term's to that power, times a learnt factor, over
-    the number of times that the term stands in the text to the power `repeat_power`."""
+    above 0 gives document tokens weights where they are pooled: the term's to that power, times a learnt factor."""
 
     dim: int = 128
     weighted: bool = True
     terms: bool = False
     pooled_power: float = 0.0
-    repeat_power: float = 0.0
 
 
 class TokenHead(nn.Module):
@@ -42,7 +40,7 @@ class TokenHead(nn.Module):
         if self.weigh is not None:
             nn.init.zeros_(self.weigh.weight)
             nn.init.constant_(self.weigh.bias, 0.5413)  # softplus(0.5413) = 1
-        self.power, self.repeat_power = config.pooled_power, config.repeat_power
+        self.power = config.pooled_power
         self.count = nn.Linear(width, 1) if config.pooled_power else None
         if self.count is not None:
             nn.init.zeros_(self.count.weight)
@@ -56,9 +54,6 @@ class TokenHead(nn.Module):
         weights = F.softplus(self.count(hidden)).squeeze(-1)
         if self.terms is not None:
             weights = weights * self.terms[ids] ** self.power
-        if self.repeat_power:
-            repeats = (ids[:, :, None] == ids[:, None, :]).sum(dim=2)
-            weights = weights / repeats**self.repeat_power
         return weights.float().clamp_min(LEAST_WEIGHT)
 
     def forward(self, hidden: Tensor, ids: Tensor, *, query: bool) -> Tensor:

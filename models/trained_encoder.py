@@ -105,16 +105,10 @@ class Heads:
     """The trained heads, as arrays and (for the sparse one, whose logits are the work) as a graph."""
 
     def __init__(
-        self,
-        states: dict[str, dict[str, F32]],
-        descriptions: Sequence[Description],
-        sparse: Backbone | None,
-        terms: Terms | None,
+        self, states: dict[str, dict[str, F32]], pooled_power: float, sparse: Backbone | None, terms: Terms | None
     ) -> None:
         self._tokens = states.get("tokens", {})
-        head = next((description.head for description in descriptions if description.kind == "tokens"), {})
-        self._power = np.float32(head.get("pooled_power", 0.0))
-        self._repeat_power = np.float32(head.get("repeat_power", 0.0))
+        self._power = np.float32(pooled_power)
         self._of_sparse = states.get("sparse", {})
         self._sparse = sparse
         self._terms = terms
@@ -142,8 +136,6 @@ class Heads:
         counts: F32 = np.logaddexp(np.float32(0), hidden @ head["count.weight"][0] + head["count.bias"][0])
         if "terms" in head:
             counts = counts * head["terms"][ids] ** self._power
-        _, term_of, repeats = np.unique(ids, return_inverse=True, return_counts=True)
-        counts = counts / repeats[term_of].astype(np.float32) ** self._repeat_power
         return np.maximum(counts, np.float32(LEAST_WEIGHT))
 
     def placed(self, text: str, ids: Sequence[int], tokenizer: Tokenizer) -> PlacedTerms:
@@ -223,7 +215,8 @@ def load_trained_encoder(name: str, folders: Sequence[Path], config: DeviceConfi
         place = kinds.index("sparse")
         sparse = _sparse_graph(descriptions[place], parts["sparse"][0], digests[place], config)
         terms = Terms(parts["sparse"][0]["names"].numpy(), TermConfig(**descriptions[place].head["terms"]))
-    heads = Heads(states, descriptions, sparse, terms)
+    power = next((float(d.head.get("pooled_power", 0.0)) for d in descriptions if d.kind == "tokens"), 0.0)
+    heads = Heads(states, power, sparse, terms)
     return TrainedEncoder(spec, (tower, documents), tokenizer, heads, config.batch_tokens)
 
 

@@ -123,15 +123,6 @@ def test_document_tokens_count_their_term_to_a_power_times_a_factor_that_begins_
     torch.testing.assert_close(head(hidden, ids, query=False).norm(dim=-1), torch.ones(3, 5))
 
 
-def test_repeats_of_a_term_count_less_each() -> None:
-    hidden, ids = torch.randn(2, 5, 8), torch.tensor([[3, 4, 3, 3, 4], [1, 2, 3, 4, 5]])
-    head = TokenHead(8, TokenHeadConfig(pooled_power=1.0, repeat_power=0.5), 20)
-    counts = head.counts(hidden, ids)
-    assert counts is not None
-    times = torch.tensor([[3.0, 2.0, 3.0, 3.0, 2.0], [1.0] * 5])
-    torch.testing.assert_close(counts, times**-0.5, atol=1e-4, rtol=1e-4)
-
-
 class Recorder(torch.nn.Module):
     """A tower that keeps the segments it was given."""
 

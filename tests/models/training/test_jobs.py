@@ -245,13 +245,12 @@ def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_wei
 ) -> None:
     first = load_recipe(recipe_of("multivector", "first", **JOBS["multivector"]))
     run(first, tmp_path / "first.work")
-    head = {"dim": 16, "terms": True, "pooled_power": 2.0, "repeat_power": 2.0}
-    tables = {"head": head, "fit": {"head_rate": 0.05}}
+    tables = {"head": {"dim": 16, "terms": True, "pooled_power": 2.0}, "fit": {"head_rate": 0.05}}
     options = JOBS["multivector"] | {"poolings": ["w0x2"], "tables": tables}
     recipe = load_recipe(recipe_of("multivector", "second", start=str(first.out), **options))
     run(recipe, tmp_path / "second.work")
     assert np.abs(load_file(recipe.out / WEIGHTS)["head.count.weight"]).max() > 1e-3  # learnt by the means alone
-    texts = ["w1 w2 w1 w3 w1 w4 w1 w5", "w4 w1", "w7 w8 w9 w10 w8 w8"]
+    texts = ["w1 w2 w3 w4 w5", "w4 w1", "w7 w8 w9 w10"]
     encoder = load_encoder(f"trained:{recipe.out}+w0x2", FP32)
     d = encoder.encode_documents([Document(text, text) for text in texts], [VectorKind.TOKENS]).tokens
     q = encoder.encode_queries([Query("q", "w2 w1")], [VectorKind.TOKENS]).tokens

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from chamfer.errors import InvalidInput, NotFound
 from indexing.build import BuildConfig
+from indexing.registry import FAMILIES
 from models.backbone import DeviceConfig
 from models.remote import RemoteConfig
 from service.app import ServerConfig
@@ -186,6 +187,8 @@ def _validate(hint: Any, value: Any, where: str) -> Any:
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
+    if key in FAMILIES:
+        return f"; a channel's parameters stand in [build.parameters.{key}]"
     near = get_close_matches(key, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(known))}"
 

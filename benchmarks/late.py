@@ -35,18 +35,15 @@ from chamfer.types import Array, Encoding, TokenVectors
 from indexing.family import SegmentPart
 from indexing.multivector import MultivectorConfig
 from indexing.registry import make_family
+from models.clustering import parse_pooling, pool
 
 Search = Callable[[Array], Array]  # a query f32 [Tq, D] to rows [10]
 Contender = tuple[Search, float]  # with the bytes of a document
 
 LONGEST_QUERY = 32
 SYNTHETIC_TOKENS = 40
-STORAGES: Mapping[str, Mapping[str, Any]] = {
-    "int8": {"storage": "int8", "centroids": 4096},
-    "int4": {"storage": "int4", "centroids": 4096},
-    "int3": {"storage": "int3", "centroids": 4096},
-    "float16": {"storage": "float16", "centroids": 4096},
-}
+CODES = ("float16", "int8", "int4", "int3", "int2")
+CENTROIDS = 4096
 MARGINS = (0.04, 0.06, 0.08, 0.1, 0.13, 0.2)  # 0.13 is the default; the limit of candidates is lifted beyond it
 TACHIOM = ((20, 250, 30), (40, 500, 60), (80, 1000, 100), (200, 2000, 250))  # k_centroids, documents, ef_search
 ALPHAS = (0.35, 0.5)
@@ -64,7 +61,11 @@ def main() -> None:
     arguments.add_argument("--tachiom", type=Path, default=HOME / "unpacked")
     arguments.add_argument("--index", type=Path)
     arguments.add_argument("--packed", type=Path)
-    arguments.add_argument("--storages", default="int8,int4", help=f"of {', '.join(STORAGES)}")
+    arguments.add_argument(
+        "--storages",
+        default="int8,int4",
+        help=f"of {', '.join(CODES)}, a document pooling after a space: 'int4 w0x75p'",
+    )
     arguments.add_argument("--muvera", action="store_true")
     options = arguments.parse_args()
     n_documents, n_queries = (400, 20) if options.quick else (options.documents, options.queries)
@@ -112,9 +113,7 @@ def chamfer(tokens: TokenVectors, storages: Sequence[str], kept: Path | None) ->
     for name in storages:
         codec, arrays = packed(tokens, name, kept)
         size = sum(array.nbytes for array in arrays.values()) / n
-        retriever: Any = (
-            make_family("multivector", STORAGES[name]).with_codec(codec).open([SegmentPart(arrays, None, n)])
-        )
+        retriever: Any = family_of(name).with_codec(codec).open([SegmentPart(arrays, None, n)])
         for margin in MARGINS:
             most = n if margin > MultivectorConfig.margin else None
             out[f"{name}, margin {margin}"] = (
@@ -124,11 +123,16 @@ def chamfer(tokens: TokenVectors, storages: Sequence[str], kept: Path | None) ->
     return (partial(_search, exact), tokens.values.nbytes / n), out
 
 
+def family_of(name: str) -> Any:
+    """The family of a storage by its name."""
+    return make_family("multivector", {"storage": name.partition(" ")[0], "centroids": CENTROIDS})
+
+
 def packed(tokens: TokenVectors, name: str, kept: Path | None) -> tuple[dict[str, Array], dict[str, Array]]:
     """(codec, arrays) of a storage, out of `kept` if they are there."""
     from safetensors.numpy import load_file, save_file
 
-    path = None if kept is None else kept / f"{len(tokens)}-{name}.safetensors"
+    path = None if kept is None else kept / f"{len(tokens)}-{name.replace(' ', '-')}.safetensors"
     if path is not None and path.exists():
         found = load_file(path)
         parts: list[dict[str, Array]] = [{}, {}]
@@ -136,9 +140,12 @@ def packed(tokens: TokenVectors, name: str, kept: Path | None) -> tuple[dict[str
             whose, _, rest = key.partition(".")
             parts[whose == "arrays"][rest] = array
         return parts[0], parts[1]
+    if pooling := name.partition(" ")[2]:
+        rules = parse_pooling(pooling)
+        tokens = pool(tokens, rules.document, normalised=rules.normalised)
     # A build learns from its first documents; here they are random ones, as in a corpus that is not sorted by kind.
     sample = encoding_of(tokens.take(np.sort(np.random.default_rng(1).permutation(len(tokens))[:SAMPLE])))
-    family = make_family("multivector", STORAGES[name])
+    family = family_of(name)
     codec = dict(family.learn(sample))
     arrays = family.with_codec(codec).pack([], encoding_of(tokens))
     if path is not None:

@@ -140,6 +140,7 @@ def sources(kinds: Collection[VectorKind]) -> list[Source]:
         out += [Source(name, name) for name in sorted(FAMILIES) if make_family(name).kind == VectorKind.SPARSE]
     out += [Source(f"multivector {code}", "multivector", {"storage": code}) for code in _CODES]
     out += [Source(f"multivector {name}", "multivector", pooling=name) for name in ("w0x8", "w0x32", "w0x64")]
+    out.append(Source("multivector int4 w0x75p", "multivector", {"storage": "int4"}, pooling="w0x75p"))
     out.append(Source(f"centroids {_CENTROIDS}", "multivector", {"centroids": _CENTROIDS}))
     for k_sim, d_proj in _FDE_SIZES:
         name, size = f"fde {20 * 2**k_sim * d_proj}", {"k_sim": k_sim, "d_proj": d_proj}

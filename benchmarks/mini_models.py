@@ -1,13 +1,15 @@
 """The `mini` models beside what there was without training: nDCG@10 on held-out tests and on sets never trained on.
 
-    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,sparse,cross]
+    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,sparse,cross,fde]
 
 Per set, and as the mean over the sets: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw
 384-dimensional token vectors, of the untrained projection and of the trained head, each at every pooling (the
-untrained ones are pooled post hoc, by k-means and by Ward's clusters); mini-sparse; the cross-encoder over the fusion's
-first 50, alone and interpolated with it. p is of a paired test against the peer; below the table what the models must
-beat, in the mean over the sets, with 95 % of a bootstrap over queries. --queries bounds the judged queries of
-a set, chosen by the hash of their ids; --keep keeps document vectors and scores of pairs between runs.
+untrained ones are pooled post hoc, by k-means and by Ward's clusters); mini-sparse; the cross-encoder over the
+fusion's first 50, alone and interpolated with it. p is of a paired test against the peer; below the table what the
+models must beat, in the mean over the sets, with 95 % of a bootstrap over queries; and the candidates that FDE of raw,
+untrained and trained vectors needs for 95 % of what exact MaxSim over the same vectors ranks first. --queries bounds
+the judged queries of a set, chosen by the hash of their ids; --keep keeps document vectors and scores of pairs between
+runs.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from indexing.corpus import read_corpus, read_qrels, read_queries
 from indexing.family import SegmentPart
 from indexing.kernels.topk import as_candidates, best
 from indexing.multivector import MultivectorConfig, MultivectorFamily
+from indexing.recall import ABSENT, needed
+from indexing.registry import make_family
 from indexing.sparse.lexical import LexicalConfig, LexicalFamily
 from models.backbone import DeviceConfig
 from models.clustering import parse_pooling, pool
@@ -53,7 +57,10 @@ DIFFERENCES = (  # ours, what it must beat
     ("mini-cross 0.5 + hybrid", "hybrid"),
 )
 MINUS, RESAMPLED = " minus ", 2000
-DEPTH = 100
+FDES = {10_240: {"k_sim": 5, "d_proj": 16}, 2560: {"k_sim": 4, "d_proj": 8}}
+FOUND, CANDIDATES = 0.95, "candidates"
+DEPTH, DEEPEST = 100, 2000
+SAMPLE = 2048  # documents, as a build learns from unless told otherwise
 RERANKED = 50
 SHARE = 0.5
 MEASURE = "nDCG@10"
@@ -95,17 +102,20 @@ def main() -> None:
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--queries", type=int, default=0)
     arguments.add_argument("--keep", type=Path)
-    arguments.add_argument("--parts", default="late,sparse,cross")
+    arguments.add_argument("--parts", default="late,sparse,cross,fde")
     options = arguments.parse_args()
     most = 10 if options.quick else options.queries
     found: dict[str, Systems] = {}
+    encodings: list[Row] = []
     for folder in options.folders or [demo_corpus()]:
         collection = _read(folder, most, 300 if options.quick else 0)
         name = f"{collection.name} ({len(collection.queries)})"
-        found[name] = measured(collection, options.keep, options.parts.split(","))
+        parts = options.parts.split(",")
+        found[name] = measured(collection, options.keep, parts)
+        encodings += fde_candidates(name, collection, options.keep) if "fde" in parts else []
     rows = [row for name, systems in found.items() for row in _rows(name, systems)]
     sets = list(found.values())
-    emit(rows + (_means(sets) + differences(sets) if len(found) > 1 else []), options.json)
+    emit(rows + (_means(sets) + differences(sets) if len(found) > 1 else []) + encodings, options.json)
 
 
 def measured(collection: Set, keep: Path | None, parts: Sequence[str]) -> Systems:
@@ -126,6 +136,33 @@ def measured(collection: Set, keep: Path | None, parts: Sequence[str]) -> System
         runs |= _cross(collection, runs["hybrid"], keep)
         peers |= {"mini-cross alone": "hybrid", f"mini-cross {SHARE} + hybrid": "hybrid"}
     return Systems({name: collection.values(run) for name, run in runs.items()}, peers)
+
+
+def fde_candidates(name: str, collection: Set, keep: Path | None) -> list[Row]:
+    """How many candidates by FDE hold 95 % of the exact MaxSim top 10, for each kind of token vectors."""
+    raw, asked = _encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
+    trained, trained_asked = _encoded(collection, "mini-late", (VectorKind.TOKENS,), keep)
+    projection, _ = load_projection()
+    sides = [[each.tokens for each in pair] for pair in ((asked, raw), (trained_asked, trained))]
+    vectors: dict[str, list[Any]] = {"raw 384": sides[0], "mini-late": sides[1]}
+    vectors["untrained 128"] = [_projected(tokens, projection) for tokens in vectors["raw 384"]]
+    rows = []
+    for kind, (queries, documents) in vectors.items():
+        exact = _maxsim(collection, queries, documents)
+        for dims, size in FDES.items():
+            plain = make_family("fde", size)
+            family = plain.with_codec(plain.learn(_only(documents.take(range(min(SAMPLE, len(documents)))))))
+            part = SegmentPart(family.pack(collection.documents, _only(documents)), None, len(documents))
+            ranked: Any = family.open([part])
+            nearest = ranked.search(queries, min(len(documents), DEEPEST))
+            ranks = [
+                [int(place[0]) + 1 if len(place := np.flatnonzero(rows == row)) else ABSENT for row in top[:10]]
+                for (top, _), (rows, _) in ((exact.of(q), nearest.of(q)) for q in range(len(exact)))
+            ]
+            count = needed(np.array(ranks, dtype=np.int64), FOUND)
+            what = f"FDE {dims:,} of {kind}, {name}: candidates for {FOUND:.0%} of its exact top 10"
+            rows.append(Row(what, np.nan if count is None else count, CANDIDATES))
+    return rows
 
 
 def _rows(name: str, systems: Systems) -> list[Row]:
@@ -166,7 +203,9 @@ def differences(sets: Sequence[Systems]) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """A line a system, a column a set; behind a value p below 0.05 of the difference from the peer."""
-    rows, further = [row for row in rows if MINUS not in row.what], [row for row in rows if MINUS in row.what]
+    further = [f"- {row.what}: {row.value:+.4f}" for row in rows if MINUS in row.what]
+    further += _fde_table([row for row in rows if row.unit == CANDIDATES])
+    rows = [row for row in rows if MINUS not in row.what and row.unit == MEASURE]
     cells: dict[str, dict[str, str]] = {}
     peers: dict[str, str] = {}
     for row in rows:
@@ -179,7 +218,19 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| {MEASURE} | peer | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
     for system, own in cells.items():
         lines.append(f"| {system} | {peers[system]} | {' | '.join(own.get(name, '') for name in names)} |")
-    return "\n".join([*lines, "", *(f"- {row.what}: {row.value:+.4f}" for row in further), ""])
+    return "\n".join([*lines, "", *further, ""])
+
+
+def _fde_table(rows: Sequence[Row]) -> list[str]:
+    """A line a kind of vectors, a column a set."""
+    cells: dict[str, dict[str, float]] = {}
+    for row in rows:
+        kind, _, name = row.what.partition(": ")[0].partition(", ")
+        cells.setdefault(kind, {})[name] = row.value
+    names = list(dict.fromkeys(name for own in cells.values() for name in own))
+    title = rows[0].what.partition(": ")[2] if rows else ""
+    lines = ["", f"| {title} | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)] if rows else []
+    return lines + [f"| {kind} | {' | '.join(f'{own[n]:.0f}' for n in names)} |" for kind, own in cells.items()]
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
@@ -226,9 +277,12 @@ def _pooled_maxsim(collection: Set, queries: TokenVectors, documents: TokenVecto
 
 def _maxsim(collection: Set, queries: TokenVectors, documents: TokenVectors) -> Candidates:
     family = MultivectorFamily(MultivectorConfig())
-    encoding = Encoding(np.zeros(len(documents), np.int32), np.zeros(len(documents), bool), tokens=documents)
-    retriever = family.open([SegmentPart(family.pack(collection.documents, encoding), None, len(documents))])
-    return retriever.search(queries, DEPTH)
+    packed = family.pack(collection.documents, _only(documents))
+    return family.open([SegmentPart(packed, None, len(documents))]).search(queries, DEPTH)
+
+
+def _only(tokens: TokenVectors) -> Encoding:
+    return Encoding(np.zeros(len(tokens), np.int32), np.zeros(len(tokens), bool), tokens=tokens)
 
 
 def _projected(tokens: TokenVectors, projection: np.ndarray) -> TokenVectors:

@@ -59,6 +59,7 @@ DIFFERENCES = (  # ours, what it must beat
 MINUS, RESAMPLED = " minus ", 2000
 FDES = {10_240: {"k_sim": 5, "d_proj": 16}, 2560: {"k_sim": 4, "d_proj": 8}}
 FOUND, CANDIDATES = 0.95, "candidates"
+FEW_VECTORS = "w0x32"
 DEPTH, DEEPEST = 100, 2000
 SAMPLE = 2048  # documents, as a build learns from unless told otherwise
 RERANKED = 50
@@ -146,6 +147,10 @@ def fde_candidates(name: str, collection: Set, keep: Path | None) -> list[Row]:
     sides = [[each.tokens for each in pair] for pair in ((asked, raw), (trained_asked, trained))]
     vectors: dict[str, list[Any]] = {"raw 384": sides[0], "mini-late": sides[1]}
     vectors["untrained 128"] = [_projected(tokens, projection) for tokens in vectors["raw 384"]]
+    for kind in ("untrained 128", "mini-late"):
+        rules = parse_pooling(FEW_VECTORS)
+        queries, documents = vectors[kind]
+        vectors[f"{kind} {FEW_VECTORS}"] = [queries, pool(documents, rules.document, normalised=rules.normalised)]
     rows = []
     for kind, (queries, documents) in vectors.items():
         exact = _maxsim(collection, queries, documents)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def measure(subject: str, data: Path | None, more: list[str], *, update: bool) -
     if not json.loads(done.stdout):
         print(f"{subject} measured nothing; its kept rows stay", file=sys.stderr)
         return
-    shown = " ".join(["python -m", f"benchmarks.{subject}", *(Path(word).name for word in [*named, *more])])
+    shown = shlex.join(["python", "-m", f"benchmarks.{subject}", *(Path(word).name for word in [*named, *more])])
     record = {"machine": machine(), "command": shown, "rows": json.loads(done.stdout)}
     path = KEPT / f"{subject}.json"
     if update and path.exists():

@@ -16,26 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.harness import Row, demo_corpus, emit, parser
-from chamfer.evaluation import Qrel, ScoredDoc, evaluate, significance, strictly_falling
+from benchmarks.kept import MEASURE, Set, encoded, read
+from chamfer.evaluation import significance
 from chamfer.types import (
     Array,
     Candidates,
     DenseVectors,
-    Document,
     Encoding,
-    Query,
     SparseVectors,
     TokenVectors,
     VectorKind,
 )
-from indexing.corpus import read_corpus, read_qrels, read_queries
 from indexing.family import SegmentPart
 from indexing.kernels.topk import as_candidates, best
 from indexing.multivector import MultivectorConfig, MultivectorFamily
@@ -45,7 +42,7 @@ from indexing.sparse.lexical import LexicalConfig, LexicalFamily
 from models.backbone import DeviceConfig
 from models.clustering import parse_pooling, pool
 from models.projection import load_projection
-from models.registry import load_encoder, load_reranker
+from models.registry import load_reranker
 from service.fusion import blend, interpolate
 from service.plans import FIRST_STAGE_WEIGHTS
 
@@ -64,29 +61,6 @@ DEPTH, DEEPEST = 100, 2000
 SAMPLE = 2048  # documents, as a build learns from unless told otherwise
 RERANKED = 50
 SHARE = 0.5
-MEASURE = "nDCG@10"
-
-
-@dataclass(frozen=True, slots=True)
-class Set:
-    """One collection and its judged queries."""
-
-    name: str
-    documents: list[Document]
-    queries: list[Query]
-    qrels: list[Qrel]
-
-    def values(self, run: Candidates) -> dict[str, float]:
-        """nDCG@10 by query."""
-        found = []
-        for number, query in enumerate(self.queries):
-            rows, scores = run.of(number)
-            falling = strictly_falling(scores)
-            found += [
-                ScoredDoc(query.query_id, self.documents[row].doc_id, float(score))
-                for row, score in zip(rows, falling, strict=True)
-            ]
-        return dict(evaluate(found, self.qrels, [MEASURE]).per_query[MEASURE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +83,7 @@ def main() -> None:
     found: dict[str, Systems] = {}
     encodings: list[Row] = []
     for folder in options.folders or [demo_corpus()]:
-        collection = _read(folder, most, 300 if options.quick else 0)
+        collection = read(folder, most, 300 if options.quick else 0)
         name = f"{collection.name} ({len(collection.queries)})"
         parts = options.parts.split(",")
         found[name] = measured(collection, options.keep, parts)
@@ -121,7 +95,7 @@ def main() -> None:
 
 def measured(collection: Set, keep: Path | None, parts: Sequence[str]) -> Systems:
     """nDCG@10 by query of all systems on one set, and the peer of each that has one."""
-    raw, asked = _encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
+    raw, asked = encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
     assert raw.dense is not None
     assert asked.dense is not None
     runs = {"BM25": _bm25(collection), "dense": _dense(asked.dense, raw.dense)}
@@ -141,8 +115,8 @@ def measured(collection: Set, keep: Path | None, parts: Sequence[str]) -> System
 
 def fde_candidates(name: str, collection: Set, keep: Path | None) -> list[Row]:
     """How many candidates by FDE hold 95 % of the exact MaxSim top 10, for each kind of token vectors."""
-    raw, asked = _encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
-    trained, trained_asked = _encoded(collection, "mini-late", (VectorKind.TOKENS,), keep)
+    raw, asked = encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
+    trained, trained_asked = encoded(collection, "mini-late", (VectorKind.TOKENS,), keep)
     projection, _ = load_projection()
     sides = [[each.tokens for each in pair] for pair in ((asked, raw), (trained_asked, trained))]
     vectors: dict[str, list[Any]] = {"raw 384": sides[0], "mini-late": sides[1]}
@@ -255,7 +229,7 @@ def _late(
     """MaxSim runs, and what each trained one is compared with."""
     assert raw.tokens is not None
     assert asked.tokens is not None
-    trained, trained_asked = _encoded(collection, "mini-late", (VectorKind.TOKENS,), keep)
+    trained, trained_asked = encoded(collection, "mini-late", (VectorKind.TOKENS,), keep)
     assert trained.tokens is not None
     assert trained_asked.tokens is not None
     projection, _ = load_projection()
@@ -307,7 +281,7 @@ def _dense(queries: DenseVectors, documents: DenseVectors) -> Candidates:
 
 
 def _sparse(collection: Set, keep: Path | None) -> Candidates:
-    documents, queries = _encoded(collection, "mini-sparse", (VectorKind.SPARSE,), keep)
+    documents, queries = encoded(collection, "mini-sparse", (VectorKind.SPARSE,), keep)
     assert documents.sparse is not None
     assert queries.sparse is not None
     table, asked = _matrix(documents.sparse), _matrix(queries.sparse)
@@ -363,73 +337,6 @@ def _matrix(vectors: SparseVectors):  # type: ignore[no-untyped-def]
     from scipy.sparse import csr_matrix
 
     return csr_matrix((vectors.weights, vectors.terms, vectors.offsets), shape=(len(vectors), vectors.vocabulary))
-
-
-def _read(folder: Path, most: int, most_documents: int) -> Set:
-    """The collection's test queries, `most` of them (0: all)."""
-    name = folder.resolve().name
-    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, "test")]
-    judged = {qrel.query_id for qrel in qrels if qrel.relevance > 0}
-    queries = [query for query in read_queries(folder) if query.query_id in judged]
-    if most:
-        queries = sorted(queries, key=lambda q: blake2b(q.query_id.encode(), digest_size=8).digest())[:most]
-    chosen = {query.query_id for query in queries}
-    qrels = [qrel for qrel in qrels if qrel.query_id in chosen]
-    documents = list(read_corpus(str(folder)))
-    if most_documents:
-        wanted = {qrel.doc_id for qrel in qrels}
-        documents = [d for d in documents if d.doc_id in wanted] + documents[:most_documents]
-        documents = list({d.doc_id: d for d in documents}.values())
-    return Set(name, documents, queries, qrels)
-
-
-def _encoded(collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path | None) -> tuple[Encoding, Encoding]:
-    """Documents and queries through an encoder; document vectors are kept under its fingerprint."""
-    encoder = load_encoder(name, DeviceConfig())
-    queries = encoder.encode_queries(collection.queries, kinds)
-    path = (
-        None
-        if keep is None
-        else keep / f"{collection.name}.{name.replace('/', '_')}.{encoder.spec.fingerprint[:12]}.npz"
-    )
-    if path is not None and path.exists():
-        return _loaded(path, encoder.spec.dims), queries
-    documents = encoder.encode_documents(collection.documents, kinds)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **_arrays(documents))  # type: ignore[arg-type]  # the stubs take names for flags
-    return documents, queries
-
-
-def _arrays(encoding: Encoding) -> dict[str, np.ndarray]:
-    out = {}
-    if encoding.dense is not None:
-        out["dense"] = encoding.dense.values
-    if encoding.tokens is not None:
-        out |= {"tokens": encoding.tokens.values.astype(np.float16), "offsets": encoding.tokens.offsets}
-        if encoding.tokens.weights is not None:
-            out["token_weights"] = encoding.tokens.weights
-    if encoding.sparse is not None:
-        sparse = encoding.sparse
-        out |= {"weights": sparse.weights, "terms": sparse.terms, "rows": sparse.offsets}
-    return out
-
-
-def _loaded(path: Path, dims: Mapping[VectorKind, int]) -> Encoding:
-    with np.load(path) as file:
-        n = len(file["rows"]) - 1 if "rows" in file else len(file["offsets"]) - 1
-        sparse = None
-        if "rows" in file:
-            sparse = SparseVectors(file["weights"], file["terms"], file["rows"], dims[VectorKind.SPARSE])
-        return Encoding(
-            np.zeros(n, dtype=np.int32),
-            np.zeros(n, dtype=bool),
-            dense=DenseVectors(file["dense"]) if "dense" in file else None,
-            tokens=TokenVectors(file["tokens"], file["offsets"], file.get("token_weights"))
-            if "tokens" in file
-            else None,
-            sparse=sparse,
-        )
 
 
 if __name__ == "__main__":

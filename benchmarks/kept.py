@@ -1,0 +1,107 @@
+"""A judged collection, and what any encoder makes of it, kept between runs under the encoder's fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from chamfer.evaluation import Qrel, ScoredDoc, evaluate, strictly_falling
+from chamfer.types import Candidates, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
+from indexing.corpus import read_corpus, read_qrels, read_queries
+from models.backbone import DeviceConfig
+from models.registry import load_encoder
+
+MEASURE = "nDCG@10"
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """One collection and its judged queries."""
+
+    name: str
+    documents: list[Document]
+    queries: list[Query]
+    qrels: list[Qrel]
+
+    def values(self, run: Candidates) -> dict[str, float]:
+        """nDCG@10 by query."""
+        found = []
+        for number, query in enumerate(self.queries):
+            rows, scores = run.of(number)
+            falling = strictly_falling(scores)
+            found += [
+                ScoredDoc(query.query_id, self.documents[row].doc_id, float(score))
+                for row, score in zip(rows, falling, strict=True)
+            ]
+        return dict(evaluate(found, self.qrels, [MEASURE]).per_query[MEASURE])
+
+
+def read(folder: Path, most: int, most_documents: int) -> Set:
+    """The collection's test queries, `most` of them (0: all)."""
+    name = folder.resolve().name
+    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, "test")]
+    judged = {qrel.query_id for qrel in qrels if qrel.relevance > 0}
+    queries = [query for query in read_queries(folder) if query.query_id in judged]
+    if most:
+        queries = sorted(queries, key=lambda q: blake2b(q.query_id.encode(), digest_size=8).digest())[:most]
+    chosen = {query.query_id for query in queries}
+    qrels = [qrel for qrel in qrels if qrel.query_id in chosen]
+    documents = list(read_corpus(str(folder)))
+    if most_documents:
+        wanted = {qrel.doc_id for qrel in qrels}
+        documents = [d for d in documents if d.doc_id in wanted] + documents[:most_documents]
+        documents = list({d.doc_id: d for d in documents}.values())
+    return Set(name, documents, queries, qrels)
+
+
+def encoded(collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path | None) -> tuple[Encoding, Encoding]:
+    """Documents and queries through an encoder; document vectors are kept under its fingerprint."""
+    encoder = load_encoder(name, DeviceConfig())
+    queries = encoder.encode_queries(collection.queries, kinds)
+    path = (
+        None
+        if keep is None
+        else keep / f"{collection.name}.{name.replace('/', '_')}.{encoder.spec.fingerprint[:12]}.npz"
+    )
+    if path is not None and path.exists():
+        return _loaded(path, encoder.spec.dims), queries
+    documents = encoder.encode_documents(collection.documents, kinds)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **_arrays(documents))  # type: ignore[arg-type]  # the stubs take names for flags
+    return documents, queries
+
+
+def _arrays(encoding: Encoding) -> dict[str, np.ndarray]:
+    out = {}
+    if encoding.dense is not None:
+        out["dense"] = encoding.dense.values
+    if encoding.tokens is not None:
+        out |= {"tokens": encoding.tokens.values.astype(np.float16), "offsets": encoding.tokens.offsets}
+        if encoding.tokens.weights is not None:
+            out["token_weights"] = encoding.tokens.weights
+    if encoding.sparse is not None:
+        sparse = encoding.sparse
+        out |= {"weights": sparse.weights, "terms": sparse.terms, "rows": sparse.offsets}
+    return out
+
+
+def _loaded(path: Path, dims: Mapping[VectorKind, int]) -> Encoding:
+    with np.load(path) as file:
+        n = len(file["rows"]) - 1 if "rows" in file else len(file["offsets"]) - 1
+        sparse = None
+        if "rows" in file:
+            sparse = SparseVectors(file["weights"], file["terms"], file["rows"], dims[VectorKind.SPARSE])
+        return Encoding(
+            np.zeros(n, dtype=np.int32),
+            np.zeros(n, dtype=bool),
+            dense=DenseVectors(file["dense"]) if "dense" in file else None,
+            tokens=TokenVectors(file["tokens"], file["offsets"], file.get("token_weights"))
+            if "tokens" in file
+            else None,
+            sparse=sparse,
+        )

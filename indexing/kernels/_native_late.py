@@ -65,9 +65,14 @@ def maxsim_codes(
     return out
 
 
+def whole_bits(bits: int) -> int:
+    """How many of a code's bits stand together in a byte."""
+    return 2 if bits == 3 else bits
+
+
 def _fits(codes: Array, dim: int, bits: int, step: int) -> bool:
     """Whether codes are read in whole steps of so many bytes."""
-    return codes.shape[1] * 8 == dim * bits and dim * (2 if bits == 3 else bits) % (8 * step) == 0
+    return codes.shape[1] * 8 == dim * bits and dim * whole_bits(bits) % (8 * step) == 0
 
 
 @cache

@@ -18,14 +18,11 @@ import numpy as np
 
 from chamfer.types import F32, I64, Array, ragged_index
 from indexing.kernels import _native_late, _numba_late
+from indexing.kernels._native_late import whole_bits
 from indexing.kernels.centroids import assign
 
-_GAUSSIAN_STEP = {
-    2: 0.996,
-    3: 0.586,
-    4: 0.335,
-    8: 0.031,
-}  # best even step for a normal variable, in its deviations
+# The best even step for a normal variable, in its standard deviations, by bits.
+_GAUSSIAN_STEP = {2: 0.996, 3: 0.586, 4: 0.335, 8: 0.031}
 _GRID = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
 _BLOCK_TOKENS = 1 << 15
 
@@ -53,11 +50,6 @@ class TokenCodec:
         """The centroids less the middle of the codes: what a code is added to."""
         out: F32 = self.centroids - np.float32((2**self.bits - 1) / 2) * self.step
         return out
-
-
-def whole_bits(bits: int) -> int:
-    """How many of a code's bits stand together in a byte."""
-    return 2 if bits == 3 else bits
 
 
 def learn_step(tokens: F32, centroids: F32, bits: int) -> F32:

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.encoded import EncodedSet, load
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.evaluation import ScoredDoc, evaluate
-from chamfer.types import Array, Candidates, Encoding, TokenVectors, VectorKind
+from chamfer.types import Array, Candidates, Document, Encoding, TokenVectors, VectorKind
 from indexing.family import SegmentPart
 from indexing.recall import TARGETS, needed, rank_by_maxsim, ranks_of_best, ranks_of_union, recall
 from indexing.registry import make_family
@@ -81,7 +81,7 @@ def main() -> None:
 
 def exact_order(encoded: EncodedSet) -> Candidates:
     """All documents for every query by exact MaxSim."""
-    retriever, _ = opened(encoded, "multivector", {}, encoded.encoding)
+    retriever, _ = opened(encoded.documents, "multivector", {}, encoded.encoding)
     return rank_by_maxsim(retriever, encoded.queries.tokens)  # type: ignore[arg-type]
 
 
@@ -89,20 +89,20 @@ def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
     """Candidates needed for 90, 95 and 99 % of the exact top 10, and the share within 100 and 200."""
     depth = min(DEEPEST, len(encoded.documents))
     found: dict[str, Candidates] = {}
-    dense, _ = opened(encoded, "dense", {}, encoded.encoding)
+    dense, _ = opened(encoded.documents, "dense", {}, encoded.encoding)
     found["dense"] = dense.search(encoded.queries.dense, depth)
-    lexical, _ = opened(encoded, "lexical", {}, encoded.encoding)
+    lexical, _ = opened(encoded.documents, "lexical", {}, encoded.encoding)
     found["lexical"] = lexical.search(lexical.encode_queries(encoded.query_texts), depth)
     for dims, (k_sim, d_proj) in FDES.items():
-        fde, _ = opened(encoded, "fde", {"k_sim": k_sim, "d_proj": d_proj}, encoded.encoding)
+        fde, _ = opened(encoded.documents, "fde", {"k_sim": k_sim, "d_proj": d_proj}, encoded.encoding)
         found[f"fde {dims}"] = fde.search(encoded.queries.tokens, depth)
     for k in CENTROIDS:
-        coded, _ = opened(encoded, "multivector", {"storage": "int2", "centroids": k}, encoded.encoding)
+        coded, _ = opened(encoded.documents, "multivector", {"storage": "int2", "centroids": k}, encoded.encoding)
         found[f"centroids {k}"] = coded.centroid_candidates(encoded.queries.tokens, depth)
         some = coded.with_params(candidates=REFINED)
         found[f"{REFINED} by centroids {k}, then int2"] = some.search(encoded.queries.tokens, 200)
     for name in ("w0x8", "w0x32"):
-        pooled, _ = opened(encoded, "multivector", {}, pooled_by(encoded.encoding, name, "document"))
+        pooled, _ = opened(encoded.documents, "multivector", {}, pooled_by(encoded.encoding, name, "document"))
         found[name] = pooled.search(encoded.queries.tokens, depth)
     ranks = {name: ranks_of_best(candidates, exact, 10) for name, candidates in found.items()}
     ranks |= {" + ".join(parts): ranks_of_union([ranks[part] for part in parts]) for parts in UNIONS}
@@ -132,7 +132,7 @@ def storage(encoded: EncodedSet, exact: Candidates, poolings: Sequence[str] = PO
             documents, queries = pooled_by(documents, pooling, "document"), pooled_by(queries, pooling, "query")
             rows = exact.rows[:, :1000]
         for code in POOLED_CODES if pooling else CODES:
-            retriever, n_bytes = opened(encoded, "multivector", CODES[code], documents)
+            retriever, n_bytes = opened(encoded.documents, "multivector", CODES[code], documents)
             scores = retriever.score(queries.tokens, rows)
             top = np.stack([own[np.lexsort((own, -by))[:10]] for own, by in zip(rows, scores, strict=True)])
             quality = ndcg(encoded, top)
@@ -160,12 +160,14 @@ def ndcg(encoded: EncodedSet, top: Array) -> float:
     return evaluate(run, encoded.qrels, ["nDCG@10"]).means["nDCG@10"]
 
 
-def opened(encoded: EncodedSet, family: str, params: Mapping[str, Any], encoding: Encoding) -> tuple[Any, int]:
+def opened(
+    documents: Sequence[Document], family: str, params: Mapping[str, Any], encoding: Encoding
+) -> tuple[Any, int]:
     """(a retriever over one segment of the documents, bytes of its arrays)."""
     plain = make_family(family, params)
     ready = plain.with_codec(plain.learn(first_block(encoding)))
-    arrays = ready.pack(encoded.documents, encoding)
-    retriever = ready.open([SegmentPart(arrays, None, len(encoded.documents))])
+    arrays = ready.pack(documents, encoding)
+    retriever = ready.open([SegmentPart(arrays, None, len(documents))])
     return retriever, sum(array.nbytes for array in arrays.values())
 
 

@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.candidates import DEEPEST, FDES, opened
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from benchmarks.kept import MEASURE, Set, encoded, read
+from benchmarks.late import encoding_of
 from chamfer.evaluation import significance
 from chamfer.types import (
     Array,
@@ -36,8 +38,7 @@ from chamfer.types import (
 from indexing.family import SegmentPart
 from indexing.kernels.topk import as_candidates, best
 from indexing.multivector import MultivectorConfig, MultivectorFamily
-from indexing.recall import ABSENT, needed
-from indexing.registry import make_family
+from indexing.recall import needed, rank_by_maxsim, ranks_of_best
 from indexing.sparse.lexical import LexicalConfig, LexicalFamily
 from models.backbone import DeviceConfig
 from models.clustering import parse_pooling, pool
@@ -48,19 +49,18 @@ from service.plans import FIRST_STAGE_WEIGHTS
 
 POOLINGS = ("", "w0x32", "w8x32", "w4x8", "w25")
 POST_HOC = ("c0x32n", "c8x32n", "c4x8n")
+MINUS, RESAMPLED = " minus ", 2000
+ENCODINGS = (10_240, 2560)
+FOUND, CANDIDATES = 0.95, "candidates"
+FEW_VECTORS = "w0x32"
+DEPTH = 100
+RERANKED = 50
+SHARE = 0.5
 DIFFERENCES = (  # ours, what it must beat
     *((f"mini-late {name or 'all'}", "MaxSim raw 384") for name in ("", "w0x32", "w8x32")),
     ("mini-sparse", "BM25"),
-    ("mini-cross 0.5 + hybrid", "hybrid"),
+    (f"mini-cross {SHARE} + hybrid", "hybrid"),
 )
-MINUS, RESAMPLED = " minus ", 2000
-FDES = {10_240: {"k_sim": 5, "d_proj": 16}, 2560: {"k_sim": 4, "d_proj": 8}}
-FOUND, CANDIDATES = 0.95, "candidates"
-FEW_VECTORS = "w0x32"
-DEPTH, DEEPEST = 100, 2000
-SAMPLE = 2048  # documents, as a build learns from unless told otherwise
-RERANKED = 50
-SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +127,14 @@ def fde_candidates(name: str, collection: Set, keep: Path | None) -> list[Row]:
         vectors[f"{kind} {FEW_VECTORS}"] = [queries, pool(documents, rules.document, normalised=rules.normalised)]
     rows = []
     for kind, (queries, documents) in vectors.items():
-        exact = _maxsim(collection, queries, documents)
-        for dims, size in FDES.items():
-            plain = make_family("fde", size)
-            family = plain.with_codec(plain.learn(_only(documents.take(range(min(SAMPLE, len(documents)))))))
-            part = SegmentPart(family.pack(collection.documents, _only(documents)), None, len(documents))
-            ranked: Any = family.open([part])
-            nearest = ranked.search(queries, min(len(documents), DEEPEST))
-            ranks = [
-                [int(place[0]) + 1 if len(place := np.flatnonzero(rows == row)) else ABSENT for row in top[:10]]
-                for (top, _), (rows, _) in ((exact.of(q), nearest.of(q)) for q in range(len(exact)))
-            ]
-            count = needed(np.array(ranks, dtype=np.int64), FOUND)
+        encoding = encoding_of(documents)
+        plain, _ = opened(collection.documents, "multivector", {}, encoding)
+        exact = rank_by_maxsim(plain, queries)
+        for dims in ENCODINGS:
+            k_sim, d_proj = FDES[dims]
+            fde, _ = opened(collection.documents, "fde", {"k_sim": k_sim, "d_proj": d_proj}, encoding)
+            nearest = fde.search(queries, min(len(documents), DEEPEST))
+            count = needed(ranks_of_best(nearest, exact, 10), FOUND)
             what = f"FDE {dims:,} of {kind}, {name}: candidates for {FOUND:.0%} of its exact top 10"
             rows.append(Row(what, np.nan if count is None else count, CANDIDATES))
     return rows
@@ -256,12 +252,8 @@ def _pooled_maxsim(collection: Set, queries: TokenVectors, documents: TokenVecto
 
 def _maxsim(collection: Set, queries: TokenVectors, documents: TokenVectors) -> Candidates:
     family = MultivectorFamily(MultivectorConfig())
-    packed = family.pack(collection.documents, _only(documents))
+    packed = family.pack(collection.documents, encoding_of(documents))
     return family.open([SegmentPart(packed, None, len(documents))]).search(queries, DEPTH)
-
-
-def _only(tokens: TokenVectors) -> Encoding:
-    return Encoding(np.zeros(len(tokens), np.int32), np.zeros(len(tokens), bool), tokens=tokens)
 
 
 def _projected(tokens: TokenVectors, projection: np.ndarray) -> TokenVectors:

@@ -164,9 +164,12 @@ def settings_of(option: Option, encoder: str) -> dict[str, Any]:
     if option.measured.direct:
         pooled = f"{encoder}+{own[0].pooling}" if own[0].pooling else encoder
         plan: dict[str, Any] = {"channels": {"multivector": {"depth": 100}}}
-        return {"models": {"encoder": pooled}, "build": {"channels": ["multivector"]}, "plans": {"late": plan}}
+        build: dict[str, Any] = {"channels": ["multivector"]}
+        if own[0].parameters:
+            build["parameters"] = {"multivector": dict(own[0].parameters)}
+        return {"models": {"encoder": pooled}, "build": build, "plans": {"late": plan}}
     share = option.depth // len(own)
-    build: dict[str, Any] = {"channels": sorted({"multivector", *(source.family for source in own)})}
+    build = {"channels": sorted({"multivector", *(source.family for source in own)})}
     build["parameters"] = {source.family: dict(source.parameters) for source in own if source.parameters}
     plan = {"channels": {source.family: {"depth": share} for source in own}}
     if option.measured.holds_tokens:

@@ -150,6 +150,14 @@ def test_a_pooled_direct_option_names_the_pooled_encoder() -> None:
     assert tree["build"] == {"channels": ["multivector"]}
 
 
+@pytest.mark.parametrize("pooling", ["", "w0x75p"])
+def test_a_direct_option_is_built_with_the_codes_that_were_measured(pooling: str) -> None:
+    source = Source("multivector int4", "multivector", {"storage": "int4"}, pooling=pooling)
+    coded = Measured("m", (source,), (EMPTY,), *[np.zeros((1, 1), int)] * 2, 0.0, Costs(1.0))
+    tree = settings_of(Option(coded, 10, 1.0, 1.0, 1.0, 1.0), "mini")
+    assert tree["build"] == {"channels": ["multivector"], "parameters": {"multivector": {"storage": "int4"}}}
+
+
 def test_advice_holds_the_choice_for_the_whole_corpus() -> None:
     advice = advise(SAMPLE, [PERFECT, GOOD], 2 * N, Budgets(0.99))
     assert advice.chosen in advice.options

@@ -13,7 +13,7 @@ RUN apt-get update \
     && python -m venv /opt/chamfer
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
-COPY chamfer ./chamfer
+COPY src ./src
 COPY models ./models
 COPY indexing ./indexing
 COPY service ./service

@@ -20,12 +20,19 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.encoded import EncodedSet, load
 from benchmarks.harness import Row, demo_corpus, emit, parser
-from chamfer.evaluation import ScoredDoc, evaluate
-from chamfer.types import Array, Candidates, Document, Encoding, TokenVectors, VectorKind
-from indexing.family import SegmentPart
-from indexing.recall import TARGETS, needed, rank_by_maxsim, ranks_of_best, ranks_of_union, recall
-from indexing.registry import make_family
-from models.clustering import parse_pooling, pool
+from chamfer.core.evaluation import ScoredDoc, evaluate
+from chamfer.core.types import Array, Candidates, Document, Encoding, TokenVectors, VectorKind
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.planning.candidate_recall import (
+    TARGETS,
+    needed,
+    rank_by_maxsim,
+    ranks_of_best,
+    ranks_of_union,
+    recall,
+)
+from chamfer.models.networks.token_pooling import parse_pooling, pool
 
 DEEPEST = 2000
 FDES = {1280: (3, 8), 2560: (4, 8), 5120: (5, 8), 10240: (5, 16)}

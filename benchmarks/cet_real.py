@@ -27,12 +27,12 @@ from torch.nn import functional as F
 from benchmarks.cet_simulation import DEPTH, Pairs, Setting, World, draw_pairs, fit, fit_cet, fit_selection
 from benchmarks.encoded import EncodedSet, load
 from benchmarks.harness import Row, demo_corpus, emit, parser, titled
-from chamfer.evaluation import Qrel, ScoredDoc, evaluate, holm, significance, strictly_falling
-from chamfer.types import Array, Document
-from indexing.family import SegmentPart
-from indexing.kernels.maxsim import maxsim_rows
-from indexing.sparse.lexical import LexicalConfig, LexicalFamily
-from models.training.losses.selection import exact_weights, selection_weights
+from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate, holm, significance, strictly_falling
+from chamfer.core.types import Array, Document
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
+from chamfer.indexing.kernels.maxsim import maxsim_rows
+from chamfer.models.training.losses.selection import exact_weights, selection_weights
 
 POOL, FOLDS, MOST, MEASURE = 10, 5, 20.0, "nDCG@10"
 LEXICAL = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import Row, emit, parser
-from models.training.cet import cosine
-from models.training.losses import selection
+from chamfer.models.training.jobs.cet import cosine
+from chamfer.models.training.losses import selection
 
 DEPTH, NEGATIVES = 50, 8
 MEASURE, ERROR, NOTE = "nDCG@10", ", standard error", "of the training set"

@@ -21,16 +21,16 @@ import numpy as np
 
 from benchmarks.harness import Row, demo_corpus, emit, parser, titled
 from chamfer.api import build, open
-from chamfer.evaluation import Qrel, ScoredDoc, evaluate
+from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate
+from chamfer.core.types import AnchorScores, Candidates, Document, Encoding, Query
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.families.cur.anchor_scores import AnchorScorer
+from chamfer.indexing.families.cur.family import CurConfig, CurFamily, CurRetriever
+from chamfer.indexing.families.cur.search import CurSearch, search
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.kernels.topk import as_candidates
+from chamfer.models.registry import load_reranker
 from chamfer.settings import load_settings
-from chamfer.types import AnchorScores, Candidates, Document, Encoding, Query
-from indexing.corpus import read_corpus, read_qrels, read_queries
-from indexing.cur.family import CurConfig, CurFamily, CurRetriever
-from indexing.cur.scoring import AnchorScorer
-from indexing.cur.search import CurSearch, search
-from indexing.family import SegmentPart
-from indexing.kernels.topk import as_candidates
-from models.registry import load_reranker
 
 BUDGETS = (25, 50, 100, 200, 500)
 MEASURES = ("top-10 recall", "top-100 recall", "nDCG@10")

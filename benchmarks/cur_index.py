@@ -23,15 +23,15 @@ import numpy as np
 
 from benchmarks.cur import anchor_queries
 from benchmarks.harness import Row, demo_corpus, emit, parser
-from chamfer.protocols import Pair, PairReranker, Reranker
+from chamfer.core.protocols import Pair, PairReranker, Reranker
+from chamfer.core.types import F32, Array, Document, Query
+from chamfer.indexing.build.builder import BuildReport, BuildRun, build
+from chamfer.indexing.build.corpus import read_corpus
+from chamfer.indexing.collection.collection import Collection
+from chamfer.indexing.collection.snapshot import CollectionConfig
+from chamfer.indexing.families.cur.anchor_scores import AnchorScorer
+from chamfer.models.registry import load_reranker
 from chamfer.settings import load_settings
-from chamfer.types import F32, Array, Document, Query
-from indexing.build import BuildReport, BuildRun, build
-from indexing.collection import Collection
-from indexing.corpus import read_corpus
-from indexing.cur.scoring import AnchorScorer
-from indexing.snapshot import CollectionConfig
-from models.registry import load_reranker
 
 EXTRAPOLATED = ((100_000, 200), (1_000_000, 500))
 
@@ -51,11 +51,11 @@ class Mortal:
         self._dies_after = dies_after
 
     def score(self, query: Query, documents: Sequence[Document]) -> F32:
-        """See chamfer.protocols.Reranker."""
+        """See chamfer.core.protocols.Reranker."""
         return self.score_pairs([(query, document) for document in documents])
 
     def score_pairs(self, pairs: Sequence[Pair]) -> F32:
-        """See chamfer.protocols.PairReranker."""
+        """See chamfer.core.protocols.PairReranker."""
         self.pairs += len(pairs)
         if self._dies_after is not None and self.pairs > self._dies_after:
             raise Killed

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.evaluation import Qrel
-from chamfer.types import Array, DenseVectors, Document, Encoding, TokenVectors, VectorKind
-from indexing.corpus import read_corpus, read_qrels, read_queries
+from chamfer.core.evaluation import Qrel
+from chamfer.core.types import Array, DenseVectors, Document, Encoding, TokenVectors, VectorKind
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 
 KINDS = (VectorKind.DENSE, VectorKind.TOKENS)
 
@@ -72,8 +72,8 @@ def _encoding(dense: Array, tokens: Array, offsets: Array) -> Encoding:
 
 
 def _encode(documents: Sequence[Document], queries: Sequence[object], path: Path) -> None:
-    from models.backbone import DeviceConfig
-    from models.registry import load_encoder
+    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.registry import load_encoder
 
     encoder = load_encoder("mini", DeviceConfig())
     ours, asked = encoder.encode_documents(documents, KINDS), encoder.encode_queries(queries, KINDS)  # type: ignore[arg-type]

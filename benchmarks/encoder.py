@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
-from chamfer.evaluation import Qrel, ScoredDoc, evaluate
-from chamfer.types import Document, Query, TokenVectors, VectorKind
-from indexing.corpus import read_corpus, read_qrels, read_queries
-from indexing.kernels.maxsim import maxsim_rows
-from indexing.kernels.topk import best
-from models.backbone import DeviceConfig, decide
-from models.mini import MiniEncoder, load_mini
+from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate
+from chamfer.core.types import Document, Query, TokenVectors, VectorKind
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.kernels.maxsim import maxsim_rows
+from chamfer.indexing.kernels.topk import best
+from chamfer.models.backends.backend import DeviceConfig, decide
+from chamfer.models.encoders.mini import MiniEncoder, load_mini
 
 PEER = "sentence-transformers fp32"
 BOTH = (VectorKind.DENSE, VectorKind.TOKENS)

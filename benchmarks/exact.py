@@ -12,10 +12,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.harness import Row, compare, emit, interleave, parser, titled
-from chamfer.types import DenseVectors, TokenVectors
-from indexing.dense import DenseRetriever
-from indexing.family import SegmentPart
-from indexing.multivector import MultivectorRetriever
+from chamfer.core.types import DenseVectors, TokenVectors
+from chamfer.indexing.families.dense import DenseRetriever
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.multivector import MultivectorRetriever
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ import numpy as np
 from benchmarks.harness import Row, demo_corpus, emit, interleave, parser
 from benchmarks.judged import Judged, open_judged
 from benchmarks.quality import excerpt
-from chamfer.evaluation import Evaluation, holm, significance
-from chamfer.protocols import Encoder
-from chamfer.types import VectorKind
-from service.plans import Plan
+from chamfer.core.evaluation import Evaluation, holm, significance
+from chamfer.core.protocols import Encoder
+from chamfer.core.types import VectorKind
+from chamfer.service.search.plans import Plan
 
 MEASURES = ("nDCG@10", "AP", "R@100")
 TUNING = (("fairytaleqa", "dev"), ("scifact", "train"), ("nfcorpus-stopped", "dev"))
@@ -158,8 +158,8 @@ def cost(collection: Judged, encoder: str, n_queries: int) -> list[Row]:
 
     The ratio is that of encoding and search together; HTTP, which both pay alike, is not in it.
     """
-    from models.backbone import DeviceConfig
-    from models.registry import load_encoder
+    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.registry import load_encoder
 
     model = load_encoder(encoder, DeviceConfig())
     rescore = {"channel": "multivector", "interpolate": 0.6}

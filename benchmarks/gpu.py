@@ -23,8 +23,8 @@ from benchmarks.harness import Row, demo_corpus, emit, parser
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from chamfer.protocols import Encoder, EncoderSpec
-    from chamfer.types import Document, Encoding, Query, VectorKind
+    from chamfer.core.protocols import Encoder, EncoderSpec
+    from chamfer.core.types import Document, Encoding, Query, VectorKind
 
 TOKENS, DIM, QUERY_TOKENS = 109, 128, 32
 ROUNDS = 7
@@ -75,8 +75,8 @@ def copy_bandwidth() -> float:
 
 def encoding(n: int, bandwidth: float) -> list[Row]:
     """Documents to encodings; bytes read plus bytes written against the copy bandwidth."""
-    from indexing.kernels.fde import FdeShape, draw_matrices
-    from indexing.kernels.fde_torch import encode_documents
+    from chamfer.indexing.kernels.fde import FdeShape, draw_matrices
+    from chamfer.indexing.kernels.fde_torch import encode_documents
 
     values, offsets = _documents(n)
     rows = []
@@ -97,7 +97,7 @@ def maxsim(n: int) -> list[Row]:
     """One query of 32 tokens with every document, against the matrix product of that size, and a large square one."""
     import torch
 
-    from indexing.kernels.fde_torch import maxsim as score
+    from chamfer.indexing.kernels.fde_torch import maxsim as score
 
     values, offsets = _documents(n)
     tokens = values.bfloat16()
@@ -155,10 +155,10 @@ class _Timed:
 
 def build_rate(n: int | None, device: str = "cuda") -> list[Row]:
     """Documents a second of whole builds on the device, and how much of the wall time the encoder was busy."""
-    from indexing.build import BuildConfig, BuildRun, build
-    from indexing.corpus import read_corpus
-    from models.backbone import DeviceConfig
-    from models.registry import load_encoder
+    from chamfer.indexing.build.builder import BuildConfig, BuildRun, build
+    from chamfer.indexing.build.corpus import read_corpus
+    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.registry import load_encoder
 
     documents = list(read_corpus(str(demo_corpus())))[:n]
     encoder = _Timed(load_encoder("mini", DeviceConfig(device=device)))  # type: ignore[arg-type]

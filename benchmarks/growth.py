@@ -24,9 +24,9 @@ from benchmarks.encoded import load
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from benchmarks.late import encoding_of, split, together
 from benchmarks.synthetic import mixed
-from chamfer.types import Array, TokenVectors
-from indexing.family import SegmentPart
-from indexing.registry import make_family
+from chamfer.core.types import Array, TokenVectors
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.registry import make_family
 
 SIZES = (5_000, 20_000, 80_000, 320_000)
 TOKENS = 40

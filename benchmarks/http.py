@@ -35,12 +35,12 @@ from pydantic import BaseModel
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from chamfer.errors import ChamferError
-from chamfer.types import I64, Bool, Document, Hit
-from service.app import ServerConfig, create_app
-from service.batching import BatchingConfig
-from service.pipeline import Pipeline, SearchRequest, SearchResult
-from service.plans import ChannelPlan, Plan, ResolvedPlan
+from chamfer.core.errors import ChamferError
+from chamfer.core.types import I64, Bool, Document, Hit
+from chamfer.service.http.app import ServerConfig, create_app
+from chamfer.service.runtime.batching import BatchingConfig
+from chamfer.service.search.pipeline import Pipeline, SearchRequest, SearchResult
+from chamfer.service.search.plans import ChannelPlan, Plan, ResolvedPlan
 
 PATH = "/v1/collections/demo/search"
 REQUEST = orjson.dumps({"query": "Why did the fox lose his tail?", "k": 10, "plan": "balanced"})
@@ -106,7 +106,7 @@ def chamfer_app(inline_ms: float = 1.0) -> Any:
 
 def canned_body() -> dict[str, Any]:
     """What the real application answers."""
-    from service.schemas import search_answer
+    from chamfer.service.http.search_schemas import search_answer
 
     [result] = CannedPipeline().run([SearchRequest(query="fox")])
     assert isinstance(result, SearchResult)

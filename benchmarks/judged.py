@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.errors import ChamferError
-from chamfer.evaluation import Evaluation, Qrel, ScoredDoc, evaluate, strictly_falling
-from chamfer.protocols import EncoderSpec
-from chamfer.types import (
+from chamfer.core.errors import ChamferError
+from chamfer.core.evaluation import Evaluation, Qrel, ScoredDoc, evaluate, strictly_falling
+from chamfer.core.protocols import EncoderSpec
+from chamfer.core.types import (
     I64,
     Array,
     Bool,
@@ -28,12 +28,12 @@ from chamfer.types import (
     TokenVectors,
     VectorKind,
 )
-from indexing.corpus import read_corpus, read_qrels, read_queries
-from indexing.family import SegmentPart
-from indexing.registry import make_family
-from service.pipeline import Pipeline
-from service.plans import Plan
-from service.records import SearchRequest, SearchResult
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.registry import make_family
+from chamfer.service.search.pipeline import Pipeline
+from chamfer.service.search.plans import Plan
+from chamfer.service.search.request import SearchRequest, SearchResult
 
 Kept = dict[str, Array]
 CHANNELS = ("dense", "lexical", "multivector", "sparse")
@@ -94,7 +94,7 @@ def open_judged(
 
 
 class _Memory:
-    """An opened collection that lies in memory (service.records.CollectionView)."""
+    """An opened collection that lies in memory (chamfer.service.search.request.CollectionView)."""
 
     snapshot, encoder_name, encoder_fingerprint, bytes_per_document = "memory", None, None, 0.0
 
@@ -188,8 +188,8 @@ def _kept(path: Path | None, make: Any) -> Kept:
 
 
 def _encode(name: str, documents: Sequence[Document], queries: Sequence[Query]) -> Kept:
-    from models.backbone import DeviceConfig
-    from models.registry import load_encoder
+    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.registry import load_encoder
 
     encoder = load_encoder(name, DeviceConfig())
     kinds = [VectorKind.DENSE, VectorKind.TOKENS]
@@ -208,8 +208,8 @@ def _encode(name: str, documents: Sequence[Document], queries: Sequence[Query]) 
 
 
 def _encode_sparse(name: str, documents: Sequence[Document], queries: Sequence[Query]) -> Kept:
-    from models.backbone import DeviceConfig
-    from models.registry import load_encoder
+    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.registry import load_encoder
 
     encoder = load_encoder(name, DeviceConfig())
     own = encoder.encode_documents(documents, [VectorKind.SPARSE]).sparse

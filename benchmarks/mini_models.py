@@ -25,8 +25,8 @@ from benchmarks.candidates import DEEPEST, FDES, opened
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from benchmarks.kept import MEASURE, Set, encoded, read
 from benchmarks.late import encoding_of
-from chamfer.evaluation import significance
-from chamfer.types import (
+from chamfer.core.evaluation import significance
+from chamfer.core.types import (
     Array,
     Candidates,
     DenseVectors,
@@ -35,17 +35,17 @@ from chamfer.types import (
     TokenVectors,
     VectorKind,
 )
-from indexing.family import SegmentPart
-from indexing.kernels.topk import as_candidates, best
-from indexing.multivector import MultivectorConfig, MultivectorFamily
-from indexing.recall import needed, rank_by_maxsim, ranks_of_best
-from indexing.sparse.lexical import LexicalConfig, LexicalFamily
-from models.backbone import DeviceConfig
-from models.clustering import parse_pooling, pool
-from models.projection import load_projection
-from models.registry import load_reranker
-from service.fusion import blend, interpolate
-from service.plans import FIRST_STAGE_WEIGHTS
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
+from chamfer.indexing.families.multivector import MultivectorConfig, MultivectorFamily
+from chamfer.indexing.kernels.topk import as_candidates, best
+from chamfer.indexing.planning.candidate_recall import needed, rank_by_maxsim, ranks_of_best
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.encoders.mini_projection import load_projection
+from chamfer.models.networks.token_pooling import parse_pooling, pool
+from chamfer.models.registry import load_reranker
+from chamfer.service.search.fusion import blend, interpolate
+from chamfer.service.search.plans import FIRST_STAGE_WEIGHTS
 
 POOLINGS = ("", "w0x32", "w8x32", "w4x8", "w25")
 POST_HOC = ("c0x32n", "c8x32n", "c4x8n")

@@ -19,16 +19,16 @@ import pyarrow.parquet as pq
 
 from benchmarks.harness import Row, demo_corpus, emit, interleave, parser
 from chamfer.api import Searcher
-from chamfer.mining import files
+from chamfer.core.types import Document
+from chamfer.indexing.build.builder import BuildConfig, build
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.collection.collection import Collection
+from chamfer.mining import pool_tables as files
 from chamfer.mining.config import MiningConfig
-from chamfer.mining.run import Question, mine
-from chamfer.types import Document
-from indexing.build import BuildConfig, build
-from indexing.collection import Collection
-from indexing.corpus import read_corpus, read_qrels, read_queries
-from models.backbone import DeviceConfig
-from models.registry import load_encoder
-from service.pipeline import Pipeline
+from chamfer.mining.miner import Question, mine
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.registry import load_encoder
+from chamfer.service.search.pipeline import Pipeline
 
 PEER = "mine_hard_negatives fp32"
 PLAIN = MiningConfig(plan="fast", depth=100, consistency=0, keep=8, stride=1, duplicate=None, twin=None)

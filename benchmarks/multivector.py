@@ -21,11 +21,11 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.harness import Row, compare, emit, parser, titled
 from benchmarks.peers import HOME, Peer
-from chamfer.types import F32, I64
-from indexing.kernels.centroids import train
-from indexing.kernels.codes import TokenCodec, encode, learn_step, maxsim_codes
-from indexing.kernels.fde import FdeShape, Projection, draw_matrices, encode_documents, encode_queries
-from indexing.kernels.maxsim import maxsim_fast
+from chamfer.core.types import F32, I64
+from chamfer.indexing.kernels.centroids import train
+from chamfer.indexing.kernels.codes import TokenCodec, encode, learn_step, maxsim_codes
+from chamfer.indexing.kernels.fde import FdeShape, Projection, draw_matrices, encode_documents, encode_queries
+from chamfer.indexing.kernels.maxsim import maxsim_fast
 
 Run = Callable[[], object]
 DIM, QUERY, TOKENS = 128, 32, 109

@@ -18,9 +18,9 @@ from pathlib import Path
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.api import build, open
 from chamfer.cli.evaluating import compare_plans
-from chamfer.evaluation import Qrel
+from chamfer.core.evaluation import Qrel
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 from chamfer.settings import load_settings
-from indexing.corpus import read_corpus, read_qrels, read_queries
 
 PLANS_FILE = """
 [plans.dense.channels]

@@ -25,13 +25,13 @@ import numpy as np
 from benchmarks.cet_real import bm25
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
 from benchmarks.peers.plain_cross import plain_cross_encoder
-from chamfer.errors import Unavailable
-from chamfer.evaluation import Qrel, ScoredDoc, evaluate
-from chamfer.types import Document, Query
-from indexing.corpus import read_corpus, read_qrels, read_queries
-from models.backbone import DeviceConfig, decide, quiet_transformers
-from models.cross_encoder import CrossEncoderReranker, load_cross_encoder
-from models.registry import WEIGHTS, load_reranker
+from chamfer.core.errors import Unavailable
+from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate
+from chamfer.core.types import Document, Query
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.models.backends.backend import DeviceConfig, decide, quiet_transformers
+from chamfer.models.registry import WEIGHTS, load_reranker
+from chamfer.models.rerankers.sentence_transformers import CrossEncoderReranker, load_cross_encoder
 
 PEER = "CrossEncoder.predict fp32"
 QUESTION = "Why did the youngest son leave the castle on the hill?"
@@ -149,8 +149,8 @@ def quality(name: str, corpus: Path, n_queries: int) -> list[Row]:
 
 def concurrency(name: str, documents: list[Document], rounds: int, n_pairs: int) -> list[Row]:
     """Seconds of 16 requests for reranking, one after another and all at once, and whether scores agree."""
-    from service.app import ServerConfig, create_app
-    from service.rerank_bodies import RerankingConfig
+    from chamfer.service.http.app import ServerConfig, create_app
+    from chamfer.service.http.rerank_schemas import RerankingConfig
 
     # Both ways through one process without a network: what differs is the queue alone. Nothing comes from the cache.
     server = ServerConfig(reranking=RerankingConfig(score_cache_bytes=0))

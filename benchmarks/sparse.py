@@ -20,9 +20,9 @@ from threadpoolctl import threadpool_limits
 from benchmarks.harness import Row, compare, emit, interleave, parser, titled
 from benchmarks.peers.engines import Run, bmp, numba_scan, seismic, sizes
 from benchmarks.peers.vectors import WIDTH, sparse_vectors
-from chamfer.types import Encoding, SparseVectors
-from indexing.family import SegmentPart
-from indexing.registry import make_family
+from chamfer.core.types import Encoding, SparseVectors
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.registry import make_family
 
 K = 10
 SEGMENT = 65_536

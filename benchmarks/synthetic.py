@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from chamfer.types import I64, TokenVectors
+from chamfer.core.types import I64, TokenVectors
 
 NOISE = 0.3  # length of the noise on a unit vector
 BLOCK = 8192

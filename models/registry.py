@@ -8,13 +8,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chamfer.errors import InvalidInput
-from chamfer.protocols import Encoder, Reranker
-from chamfer.types import VectorKind
-from models.backbone import DeviceConfig
+from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Encoder, Reranker
+from chamfer.core.types import VectorKind
+from chamfer.models.backends.backend import DeviceConfig
 
 if TYPE_CHECKING:
-    from models.remote import RemoteConfig
+    from chamfer.models.rerankers.remote import RemoteConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +28,20 @@ class CatalogueEntry:
 
 
 def _load_mini(config: DeviceConfig) -> Encoder:
-    from models.mini import load_mini
+    from chamfer.models.encoders.mini import load_mini
 
     return load_mini("mini", config, projected=True)
 
 
 def _load_mini_384(config: DeviceConfig) -> Encoder:
-    from models.mini import load_mini
+    from chamfer.models.encoders.mini import load_mini
 
     return load_mini("mini-384", config, projected=False)
 
 
 def _trained(name: str, *folders: str) -> Callable[[DeviceConfig], Encoder]:
     def load(config: DeviceConfig) -> Encoder:
-        from models.trained_encoder import load_trained_encoder
+        from chamfer.models.encoders.trained import load_trained_encoder
 
         return load_trained_encoder(name, [WEIGHTS / folder for folder in folders], config)
 
@@ -85,13 +85,13 @@ _HOW = (
 def load_encoder(name: str, config: DeviceConfig) -> Encoder:
     """The encoder of this name. The kind of a foreign model is said by its prefix, never guessed.
 
-    `NAME+POOLING` pools its token vectors (models.clustering). Raises InvalidInput for a name that means nothing,
-    NotFound where the weights are not at hand.
+    `NAME+POOLING` pools its token vectors (chamfer.models.networks.token_pooling). Raises InvalidInput for a name that
+    means nothing, NotFound where the weights are not at hand.
     """
     inner, plus, pooling = name.rpartition("+")
     if plus and "/" not in pooling:
-        from models.clustering import parse_pooling
-        from models.pooled import PooledEncoder
+        from chamfer.models.encoders.pooled import PooledEncoder
+        from chamfer.models.networks.token_pooling import parse_pooling
 
         return PooledEncoder(load_encoder(inner, config), parse_pooling(pooling))
     if name in CATALOGUE:
@@ -103,17 +103,17 @@ def load_encoder(name: str, config: DeviceConfig) -> Encoder:
         near = get_close_matches(name, CATALOGUE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InvalidInput(f"unknown encoder {name!r}{hint} Expected {_HOW}. Catalogue: {', '.join(CATALOGUE)}")
-    from models.hub import load_hub_encoder
+    from chamfer.models.encoders.sentence_transformers import load_hub_encoder
 
     return load_hub_encoder(name, model, FAMILIES[family], config)
 
 
 def _load_trained(name: str, folders: list[Path], config: DeviceConfig) -> Encoder:
-    from models.universal import is_universal, load_universal_encoder
+    from chamfer.models.encoders.multimodal import is_universal, load_universal_encoder
 
     if len(folders) == 1 and is_universal(folders[0]):
         return load_universal_encoder(name, folders[0], config)
-    from models.trained_encoder import load_trained_encoder
+    from chamfer.models.encoders.trained import load_trained_encoder
 
     return load_trained_encoder(name, folders, config)
 
@@ -133,7 +133,7 @@ def load_reranker(
     if separator and not model:
         raise InvalidInput(f"reranker {name!r} names no model. Expected {_RERANKERS}")
     if kind == "maxsim":
-        from models.maxsim_reranker import MaxSimReranker
+        from chamfer.models.rerankers.maxsim import MaxSimReranker
 
         return MaxSimReranker(load_encoder(model, encoder or config))
     if kind == "remote":
@@ -147,18 +147,18 @@ def _load_cross(name: str, config: DeviceConfig) -> Reranker:
     model = name.removeprefix("cross_encoder:")
     folder = WEIGHTS / model if model in RERANKERS else Path(model)
     if (folder / "model.json").is_file():  # what chamfer train wrote
-        from models.cross import load_trained_reranker
+        from chamfer.models.rerankers.trained import load_trained_reranker
 
         return load_trained_reranker(name, folder, config)
-    from models.cross_encoder import load_cross_encoder
+    from chamfer.models.rerankers.sentence_transformers import load_cross_encoder
 
     return load_cross_encoder(model, config)
 
 
 def _load_judge(name: str, kind: str, model_name: str, config: DeviceConfig) -> Reranker:
-    from models.generative import GenerativeReranker, load_language_model
-    from models.judging import QWEN3_RERANKER, QWEN3_VL_RERANKER, TRUE_FALSE
-    from models.listwise import ListwiseConfig, ListwiseReranker
+    from chamfer.models.rerankers.chat_model import GenerativeReranker, load_language_model
+    from chamfer.models.rerankers.listwise import ListwiseConfig, ListwiseReranker
+    from chamfer.models.rerankers.prompts import QWEN3_RERANKER, QWEN3_VL_RERANKER, TRUE_FALSE
 
     model = load_language_model(model_name, config)
     if kind == "unime":
@@ -171,6 +171,6 @@ def _load_remote(name: str, remotes: Mapping[str, RemoteConfig]) -> Reranker:
     if name not in remotes:
         known = ", ".join(sorted(remotes)) or "none"
         raise InvalidInput(f"no remote reranker {name!r} in the settings (models.remotes); known: {known}")
-    from models.remote import RemoteReranker
+    from chamfer.models.rerankers.remote import RemoteReranker
 
     return RemoteReranker(f"remote:{name}", remotes[name])

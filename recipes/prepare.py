@@ -4,9 +4,9 @@
 
 DATA holds BEIR folders (fairytaleqa, scifact, nl2bash, medquad). Only their train splits are read, their dev splits
 for choosing; never a test query, a test judgement or anything made from one. Writes documents.parquet and
-groups.parquet as models.training.groups reads them, and the vectors of `mini` as OUT/SOURCE.npz for the heads that
-learn from token vectors. Teachers are `bm25`, `dense`, and `maxsim` over the untrained 384-dimensional token vectors.
-Killed, it goes on with the first block of texts that is missing; a source that is done is found again.
+groups.parquet as chamfer.models.training.data.groups reads them, and the vectors of `mini` as OUT/SOURCE.npz for the
+heads that learn from token vectors. Teachers are `bm25`, `dense`, and `maxsim` over the untrained 384-dimensional
+token vectors. Killed, it goes on with the first block of texts that is missing; a source that is done is found again.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
-from chamfer.artifact import MANIFEST, digest_of, discard_temporaries, write_artifact
-from chamfer.errors import InvalidInput
-from chamfer.protocols import Encoder
-from chamfer.types import F32, Candidates, Document, Query
-from indexing.corpus import read_corpus, read_qrels, read_queries
-from indexing.family import SegmentPart
-from indexing.sparse.lexical import LexicalConfig, LexicalFamily
-from models.backbone import DeviceConfig
-from models.registry import load_encoder
-from models.training.groups import Group, read_documents, read_groups, write_documents, write_groups
+from chamfer.core.artifact import MANIFEST, digest_of, discard_temporaries, write_artifact
+from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Encoder
+from chamfer.core.types import F32, Candidates, Document, Query
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.registry import load_encoder
+from chamfer.models.training.data.groups import Group, read_documents, read_groups, write_documents, write_groups
+from chamfer.service.search.fusion import interpolate
+from chamfer.service.search.plans import FIRST_STAGE_WEIGHTS
 from recipes.vectors import Encoded, encoded
-from service.fusion import interpolate
-from service.plans import FIRST_STAGE_WEIGHTS
 
 DEPTH = 100
 KEPT = 50

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from chamfer.artifact import MANIFEST, digest_of, open_artifact, write_artifact
-from chamfer.protocols import Encoder
-from chamfer.types import F32, I64, Array, Document, TokenVectors, VectorKind, join_offsets
-from indexing.kernels.maxsim import maxsim_rows
-from models.mini import normalised
-from models.projection import load_projection
+from chamfer.core.artifact import MANIFEST, digest_of, open_artifact, write_artifact
+from chamfer.core.protocols import Encoder
+from chamfer.core.types import F32, I64, Array, Document, TokenVectors, VectorKind, join_offsets
+from chamfer.indexing.kernels.maxsim import maxsim_rows
+from chamfer.models.encoders.mini import normalised
+from chamfer.models.encoders.mini_projection import load_projection
 
 BLOCK = 1024  # texts: at most 200 MB of raw token vectors, and a minute and a half of one core
 _KIND = "raw-vectors"

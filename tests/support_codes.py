@@ -1,4 +1,4 @@
-"""Token codes read back from their bytes, written from the layout's definition (indexing.kernels.codes)."""
+"""Token codes read back from their bytes, written from the layout's definition (chamfer.indexing.kernels.codes)."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from chamfer.protocols import EncoderSpec
-from chamfer.types import (
+from chamfer.core.protocols import EncoderSpec
+from chamfer.core.types import (
     AnchorScores,
     DenseVectors,
     Document,

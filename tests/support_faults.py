@@ -10,9 +10,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from support_encoders import HashEncoder, make_documents  # noqa: E402  # the path comes first
 
-from chamfer.artifact import file_digest  # noqa: E402
-from indexing.build import BuildConfig, build  # noqa: E402
-from indexing.updates import add, compact, delete  # noqa: E402
+from chamfer.core.artifact import file_digest  # noqa: E402
+from chamfer.indexing.build.builder import BuildConfig, build  # noqa: E402
+from chamfer.indexing.build.updates import add, compact, delete  # noqa: E402
 
 CONFIG = BuildConfig(block_documents=8, segment_documents=24)
 BUILT = make_documents(60, seed=1)
@@ -43,8 +43,8 @@ def contents(path: Path) -> str:
     """One digest of what a reader sees: snapshot, live documents and what they score."""
     import numpy as np
 
-    from chamfer.types import Query, VectorKind
-    from indexing.collection import Collection
+    from chamfer.core.types import Query, VectorKind
+    from chamfer.indexing.collection.collection import Collection
 
     with Collection.open(path, verify=True) as opened:
         rows = opened.rows([d.doc_id for d in BUILT + ADDED])

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from chamfer.types import Document, Query
+from chamfer.core.types import Document, Query
 
 
 def judged(query: str, text: str, image: bytes | None) -> float:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chamfer.errors import InvalidInput, Unavailable
-from chamfer.protocols import EncoderSpec
-from chamfer.types import (
+from chamfer.core.errors import InvalidInput, Unavailable
+from chamfer.core.protocols import EncoderSpec
+from chamfer.core.types import (
     F32,
     I64,
     Bool,
@@ -32,8 +32,8 @@ from chamfer.types import (
     TokenVectors,
     VectorKind,
 )
-from indexing.filters import Equals
-from service.pipeline import Pipeline
+from chamfer.indexing.collection.filters import Equals
+from chamfer.service.search.pipeline import Pipeline
 
 DIM = 16
 VOCABULARY = 512
@@ -398,7 +398,7 @@ def fables_app(load: Callable[[Path], Pipeline] | None = None, path: Path = Path
     """The application over one collection named fables; its log is discarded."""
     import structlog
 
-    from service.app import ServerConfig, create_app
+    from chamfer.service.http.app import ServerConfig, create_app
 
     log = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
     return create_app({"fables": path}, ServerConfig(**config), load or (lambda _: pipeline()), log=log)

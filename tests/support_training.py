@@ -12,7 +12,7 @@ import pytest
 from support_judges import tiny_llava_judge
 from support_models import tiny_transformer
 
-from models.training.groups import Group, write_documents, write_groups
+from chamfer.models.training.data.groups import Group, write_documents, write_groups
 
 Recipes = Callable[..., Path]
 

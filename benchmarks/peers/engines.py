@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Row, prints_elsewhere
-from chamfer.types import SparseVectors
+from chamfer.core.types import SparseVectors
 
 Run = Callable[[], list[Any]]
 SEISMIC_BUILD = {"n_postings": 2000, "centroid_fraction": 0.1, "summary_energy": 0.4}

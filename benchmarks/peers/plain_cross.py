@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.batches import Tokenizer
-from models.cross import open_cross_module, pair_ids
-from models.tower import folder_of
-from models.trained import describe
+from chamfer.models.backends.token_batches import Tokenizer
+from chamfer.models.networks.checkpoint import describe
+from chamfer.models.networks.transformer import folder_of
+from chamfer.models.rerankers.trained import open_cross_module, pair_ids
 
 
 class PairModule(torch.nn.Module):

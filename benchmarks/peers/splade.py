@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from chamfer.types import VectorKind
-from indexing.corpus import read_corpus, read_queries
-from models.backbone import DeviceConfig
-from models.hub import load_hub_encoder
+from chamfer.core.types import VectorKind
+from chamfer.indexing.build.corpus import read_corpus, read_queries
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.encoders.sentence_transformers import load_hub_encoder
 
 LENGTH = 256
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.types import SparseVectors, ragged_index
+from chamfer.core.types import SparseVectors, ragged_index
 
 WIDTH = 30_522
 CHUNK = 20_000  # rows mixed at a time

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from chamfer.types import F32, I64, Array
+from chamfer.core.types import F32, I64, Array
 
 _POINTER = ctypes.c_void_p
 _COUNT = ctypes.c_int64
@@ -18,7 +18,7 @@ _COUNT = ctypes.c_int64
 @cache
 def library() -> Any | None:
     """The loaded library, or None: not built (no C compiler at installation), or a processor without AVX512-BF16."""
-    spec = find_spec("indexing.kernels._fast")
+    spec = find_spec("chamfer.indexing.kernels._fast")
     if spec is None or spec.origin is None:
         return None
     loaded = ctypes.CDLL(spec.origin)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chamfer.types import F32, I64, Bool
+from chamfer.core.types import F32, I64, Bool
 
 if TYPE_CHECKING:
-    from indexing.kernels.impacts import Asked, Part, Scratch
+    from chamfer.indexing.kernels.impacts import Asked, Part, Scratch
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 ROOM = ("scores", "query", "uppers", "lowers", "rows", "hits", "asked", "best_sums", "best_rows")  # of a Scratch
@@ -46,7 +46,7 @@ class _Queries(ctypes.Structure):
 @cache
 def library() -> Any | None:
     """The loaded library, or None: not built (no C compiler at installation), or a processor without AVX-512."""
-    spec = find_spec("indexing.kernels._fast")
+    spec = find_spec("chamfer.indexing.kernels._fast")
     if spec is None or spec.origin is None:
         return None
     loaded = ctypes.CDLL(spec.origin)
@@ -62,7 +62,7 @@ def library() -> Any | None:
 def search(
     parts: Sequence[Part], scratch: Scratch, asked: Asked, k: int, allowed: Bool | None
 ) -> tuple[I64, F32, I64] | None:
-    """See indexing.kernels.impacts.search; None where the library cannot be had."""
+    """See chamfer.indexing.kernels.impacts.search; None where the library cannot be had."""
     fast = library()
     if fast is None:
         return None

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.types import F32, I64, Array
-from indexing.kernels import _native
+from chamfer.core.types import F32, I64, Array
+from chamfer.indexing.kernels import _native
 
 _POINTER = ctypes.c_void_p
 _COUNT = ctypes.c_int64
@@ -29,7 +29,9 @@ def scan_centroids(table: Array, ids: Array, offsets: I64, out: Array) -> bool:
 def decode(
     arrays: tuple[Array, Array, Array], lowest: F32, step: F32, bits: int, offsets: I64, rows: I64
 ) -> Array | None:
-    """Token vectors f16 of documents `rows`, end to end, from (codes, ids, scales); see indexing.kernels.codes."""
+    """Token vectors f16 of documents `rows`, end to end, from (codes, ids, scales); see
+    chamfer.indexing.kernels.codes.
+    """
     codes, ids, scales = arrays
     fast = _typed(_native.library())
     if fast is None or not _fits(codes, len(step), bits, _BYTES):

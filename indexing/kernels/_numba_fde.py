@@ -1,4 +1,6 @@
-"""Compiled twins of indexing.kernels.fde. One matrix product a document, so that its bits depend on it alone."""
+"""Compiled twins of chamfer.indexing.kernels.fde. One matrix product a document, so that its bits depend on it
+alone.
+"""
 
 from __future__ import annotations
 

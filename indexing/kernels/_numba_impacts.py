@@ -1,4 +1,4 @@
-"""Compiled twin of sparse.c, imported by indexing.kernels.impacts alone: the same results, every list read."""
+"""Compiled twin of sparse.c, imported by chamfer.indexing.kernels.impacts alone: the same results, every list read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def search(by_term: Any, by_row: Any, mode: Any, query: Any, asked: Any, k: int,
 
     by_term (offsets, documents, codes), by_row (row_offsets, row_terms, row_values, norms), mode (saturating,
     row_values are float32), query f32 [V] (zero before and after), asked (terms, weights), wanted (allowed, empty for
-    all; floor): as in indexing.kernels.impacts.
+    all; floor): as in chamfer.indexing.kernels.impacts.
     """
     saturating, float_values = mode
     norms = by_row[3]

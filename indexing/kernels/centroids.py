@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from chamfer.errors import InvalidInput
-from chamfer.types import F32, I64, Array
-from indexing.kernels import _native_late, _numba_late
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import F32, I64, Array
+from chamfer.indexing.kernels import _native_late, _numba_late
 
 MOST_CENTROIDS = 65_536
 _TOKENS_PER_CENTROID = 8  # fewer say nothing about what comes later

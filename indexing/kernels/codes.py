@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chamfer.types import F32, I64, Array, ragged_index
-from indexing.kernels import _native_late, _numba_late
-from indexing.kernels._native_late import whole_bits
-from indexing.kernels.centroids import assign
+from chamfer.core.types import F32, I64, Array, ragged_index
+from chamfer.indexing.kernels import _native_late, _numba_late
+from chamfer.indexing.kernels._native_late import whole_bits
+from chamfer.indexing.kernels.centroids import assign
 
 # The best even step for a normal variable, in its standard deviations, by bits.
 _GAUSSIAN_STEP = {2: 0.996, 3: 0.586, 4: 0.335, 8: 0.031}

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chamfer.errors import InvalidInput
-from chamfer.types import F32, I64, Array
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import F32, I64, Array
 
 F64 = NDArray[np.float64]
 _MIX = 0x9E3779B97F4A7C15

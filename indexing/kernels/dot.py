@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from chamfer.types import F32, Array
-from indexing.kernels import _numba
+from chamfer.core.types import F32, Array
+from chamfer.indexing.kernels import _numba
 
 _UNIT = 2.0**-24  # unit roundoff of float32
 

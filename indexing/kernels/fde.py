@@ -22,9 +22,9 @@ from typing import Literal
 
 import numpy as np
 
-from chamfer.errors import InvalidInput
-from chamfer.types import F32, I32, I64
-from indexing.kernels import _native, _numba_fde
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import F32, I32, I64
+from chamfer.indexing.kernels import _native, _numba_fde
 
 MAX_BITS = 16
 MAX_DIMENSIONS = 1 << 20

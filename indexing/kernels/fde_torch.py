@@ -1,8 +1,8 @@
 """Fixed dimensional encodings and MaxSim in torch, on the device of their input: the plain version, and CUDA's.
 
-The same functions of the same matrices as indexing.kernels.fde and .maxsim, in chunks of a byte budget: the same cells
-(a sign is decided in float64 where a product cannot), values equal to rounding. Cells are added up by sorting, token by
-token, never by atomic additions, so that equal calls give equal bits on CUDA too.
+The same functions of the same matrices as chamfer.indexing.kernels.fde and .maxsim, in chunks of a byte budget: the
+same cells (a sign is decided in float64 where a product cannot), values equal to rounding. Cells are added up by
+sorting, token by token, never by atomic additions, so that equal calls give equal bits on CUDA too.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from chamfer.errors import InvalidInput
-from indexing.kernels.fde import FdeMatrices, FdeShape
+from chamfer.core.errors import InvalidInput
+from chamfer.indexing.kernels.fde import FdeMatrices, FdeShape
 
 BUDGET = 256 << 20
 _EMPTY = 64 << 40  # key of a cell without tokens: distance << 40 | token
@@ -22,7 +22,9 @@ _EMPTY = 64 << 40  # key of a cell without tokens: distance << 40 | token
 def encode_queries(
     values: Tensor, offsets: Tensor, matrices: FdeMatrices, shape: FdeShape, *, budget: int = BUDGET
 ) -> Tensor:
-    """f32 [N, D] of N queries of tokens f32, f16 or bf16 [T, d], offsets i64 [N+1], as indexing.kernels.fde has it."""
+    """f32 [N, D] of N queries of tokens f32, f16 or bf16 [T, d], offsets i64 [N+1], as chamfer.indexing.kernels.fde
+    has it.
+    """
     return _encode(values, offsets, matrices, shape, is_query=True, fill=False, budget=budget)
 
 

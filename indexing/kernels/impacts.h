@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-/* One segment's index; fields as in indexing.kernels.impacts.Impacts. */
+/* One segment's index; fields as in chamfer.indexing.kernels.impacts.Impacts. */
 typedef struct {
     int64_t n_documents, n_terms, saturating, wide_documents, wide_terms, float_values;
     const int64_t *offsets;
@@ -26,7 +26,7 @@ typedef struct {
     int64_t first_row;
 } Part;
 
-/* As indexing.kernels.impacts.Asked. */
+/* As chamfer.indexing.kernels.impacts.Asked. */
 typedef struct {
     int64_t n, vocabulary;
     const int32_t *terms;

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.types import F32, I32, I64, Array, Bool
-from indexing.kernels import _native_impacts, _numba_impacts
+from chamfer.core.types import F32, I32, I64, Array, Bool
+from chamfer.indexing.kernels import _native_impacts, _numba_impacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chamfer.types import F32, I64, Array
+from chamfer.core.types import F32, I64, Array
 
 if TYPE_CHECKING:
     import torch

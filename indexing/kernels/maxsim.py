@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from chamfer.errors import InvalidInput
-from chamfer.types import F32, I64, Array
-from indexing.kernels import _native, _numba
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import F32, I64, Array
+from chamfer.indexing.kernels import _native, _numba
 
 _BF16_ERROR = 2.0**-9 * (2 / 3) ** 0.5  # standard deviation of the rounding of both factors of a product
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from chamfer.errors import InvalidInput
-from chamfer.types import F32, Array
-from indexing.kernels import _numba
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import F32, Array
+from chamfer.indexing.kernels import _numba
 
 WIDTH = 8
 CENTROIDS = 256

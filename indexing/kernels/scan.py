@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from chamfer.types import F32, Array
-from indexing.kernels import _native, _numba
+from chamfer.core.types import F32, Array
+from chamfer.indexing.kernels import _native, _numba
 
 _LARGEST_SUM = 2**31 - 1
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from chamfer.errors import InvalidInput
-from chamfer.types import F32, I64, Array, Candidates
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import F32, I64, Array, Candidates
 
 _LOWEST = np.float32(-np.inf)
 

@@ -10,8 +10,8 @@ import torch
 from benchmarks.cet_real import MEASURE, POOL, Judged, arms, bm25, cross_validated, dense_top, read
 from benchmarks.cet_simulation import Setting
 from benchmarks.encoded import EncodedSet
-from chamfer.evaluation import Qrel
-from chamfer.types import DenseVectors, Document, Encoding, TokenVectors
+from chamfer.core.evaluation import Qrel
+from chamfer.core.types import DenseVectors, Document, Encoding, TokenVectors
 
 SETTING = Setting(correlation=0, slope=0, shift=0, steps=20)
 N, Q = 120, 15

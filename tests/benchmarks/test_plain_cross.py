@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.peers.plain_cross import plain_cross_encoder
-from chamfer.types import Document, Query
-from models.backbone import DeviceConfig
-from models.registry import WEIGHTS, load_reranker
+from chamfer.core.types import Document, Query
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.registry import WEIGHTS, load_reranker
 
 
 def test_predict_gives_the_scores_of_the_trained_reranker() -> None:

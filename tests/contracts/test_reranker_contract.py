@@ -13,12 +13,12 @@ from support_judges import tiny_text_judge
 from support_models import tiny_transformer
 from support_rerank_server import rerank_server
 
-from chamfer.types import Document, Query
-from models.backbone import DeviceConfig
-from models.maxsim_reranker import MaxSimReranker
-from models.registry import load_reranker
-from models.remote import RemoteConfig, RemoteReranker
-from models.score_cache import CachedReranker, ScoreCache
+from chamfer.core.types import Document, Query
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.registry import load_reranker
+from chamfer.models.rerankers.maxsim import MaxSimReranker
+from chamfer.models.rerankers.remote import RemoteConfig, RemoteReranker
+from chamfer.models.rerankers.score_cache import CachedReranker, ScoreCache
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about tiny models
 

@@ -14,14 +14,14 @@ from support_codes import unpacked_codes
 from support_encoders import HashEncoder, make_documents
 from torch.nn import functional
 
-from chamfer.analysis import AnalysisConfig, Analyzer
-from chamfer.artifact import ArrayStream
-from chamfer.errors import InvalidInput
-from chamfer.types import DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
-from indexing.family import Family, SegmentPart
-from indexing.kernels.fde import FdeMatrices, encode_queries
-from indexing.quantisers import STORAGES
-from indexing.registry import FAMILIES, make_family
+from chamfer.core.analysis import AnalysisConfig, Analyzer
+from chamfer.core.artifact import ArrayStream
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
+from chamfer.indexing.families.family import Family, SegmentPart
+from chamfer.indexing.families.registry import FAMILIES, make_family
+from chamfer.indexing.kernels.fde import FdeMatrices, encode_queries
+from chamfer.indexing.rows.storage import STORAGES
 
 ENCODER = HashEncoder(dim=12)
 KINDS = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE, VectorKind.ANCHORS)

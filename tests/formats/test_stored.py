@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from chamfer.artifact import FORMAT_VERSION, MANIFEST, OLDEST_FORMAT
-from chamfer.errors import Incompatible
-from chamfer.types import Document
-from indexing.collection import Collection
-from indexing.filters import parse_condition
-from indexing.updates import add, compact
+from chamfer.core.artifact import FORMAT_VERSION, MANIFEST, OLDEST_FORMAT
+from chamfer.core.errors import Incompatible
+from chamfer.core.types import Document
+from chamfer.indexing.build.updates import add, compact
+from chamfer.indexing.collection.collection import Collection
+from chamfer.indexing.collection.filters import parse_condition
 
 STORED = sorted(path for path in Path(__file__).parent.iterdir() if path.name.isdigit())
 

@@ -16,10 +16,10 @@ import pytest
 import support_faults
 from support_faults import contents, fingerprint, run
 
-from chamfer.artifact import ArtifactWriter
-from chamfer.errors import NotFound
-from indexing.collection import Collection
-from indexing.snapshot import CURRENT, writer_lock
+from chamfer.core.artifact import ArtifactWriter
+from chamfer.core.errors import NotFound
+from chamfer.indexing.collection.collection import Collection
+from chamfer.indexing.collection.snapshot import CURRENT, writer_lock
 
 OPERATIONS = ("build", "add", "delete", "compact")
 
@@ -149,7 +149,7 @@ def test_a_build_dies_after_every_block_and_ends_with_the_same_bytes(
 
     from support_encoders import HashEncoder
 
-    from indexing.build import BuildRun, build
+    from chamfer.indexing.build.builder import BuildRun, build
 
     for attempt in range(20):
         try:

@@ -13,12 +13,12 @@ import torch
 from support_encoders import HashEncoder, make_documents
 from support_faults import fingerprint
 
-from chamfer.types import Query, VectorKind
-from indexing.build import BuildConfig, BuildRun, build
-from indexing.collection import Collection
-from indexing.floor import FloorConfig
-from indexing.registry import make_family
-from indexing.updates import add
+from chamfer.core.types import Query, VectorKind
+from chamfer.indexing.build.builder import BuildConfig, BuildRun, build
+from chamfer.indexing.build.recall_floor import FloorConfig
+from chamfer.indexing.build.updates import add
+from chamfer.indexing.collection.collection import Collection
+from chamfer.indexing.families.registry import make_family
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [d for d in make_documents(150, seed=3) if d.content]
@@ -61,7 +61,7 @@ def test_what_a_device_built_is_searched_and_added_to_on_the_cpu(tmp_path: Path,
 
 
 def test_the_torch_path_of_an_encoding_packs_what_the_compiled_one_does() -> None:
-    pytest.importorskip("indexing.kernels.fde_torch")
+    pytest.importorskip("chamfer.indexing.kernels.fde_torch")
     encoding = HashEncoder().encode_documents(DOCUMENTS, [VectorKind.TOKENS])
     plain = make_family("fde", {"storage": "float16", "centred": True})
     plain = plain.with_codec(plain.learn(encoding))

@@ -14,10 +14,10 @@ from support_models import WORDS, tiny_inference_free, tiny_splade
 from support_service import SEARCH, with_fables
 
 from chamfer.api import pipeline_loader
+from chamfer.core.types import Document, Query, VectorKind
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.registry import load_encoder
 from chamfer.settings import load_settings
-from chamfer.types import Document, Query, VectorKind
-from models.backbone import DeviceConfig
-from models.registry import load_encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # sentence-transformers and transformers warn about tiny models
 

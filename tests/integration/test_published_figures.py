@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chamfer.evaluation import Qrel, ScoredDoc, evaluate, strictly_falling
-from chamfer.types import Query, VectorKind
-from indexing.build import BuildConfig, build
-from indexing.collection import Collection
-from indexing.corpus import read_corpus, read_qrels, read_queries
-from models.backbone import DeviceConfig
-from models.registry import load_encoder
+from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate, strictly_falling
+from chamfer.core.types import Query, VectorKind
+from chamfer.indexing.build.builder import BuildConfig, build
+from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.collection.collection import Collection
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.registry import load_encoder
 
 pytestmark = pytest.mark.slow
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from chamfer.errors import InvalidInput, NotFound
-from chamfer.mining import files
+from chamfer.core.errors import InvalidInput, NotFound
+from chamfer.mining import pool_tables as files
 from chamfer.mining.selections import pools_of, read_selections
-from models.training.groups import read_groups
-from models.training.tables import write_table
+from chamfer.models.training.data.groups import read_groups
+from chamfer.models.training.data.parquet import write_table
 
 RECORD = {
     "request_id": "r",

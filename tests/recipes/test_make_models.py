@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from support_beir import write_sets
 
-from chamfer.types import Document, Query, VectorKind
-from models.backbone import DeviceConfig
-from models.registry import load_encoder, load_reranker
+from chamfer.core.types import Document, Query, VectorKind
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.registry import load_encoder, load_reranker
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = DeviceConfig(backend="torch", threads=1)

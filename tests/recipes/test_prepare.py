@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from support_beir import write_sets
 
-from chamfer.errors import InvalidInput
-from chamfer.types import Document, Encoding, Query, VectorKind
-from models.backbone import DeviceConfig
-from models.mini import MiniEncoder, load_mini
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import Document, Encoding, Query, VectorKind
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.encoders.mini import MiniEncoder, load_mini
 from recipes import vectors
 from recipes.prepare import SOURCES, Source, mined
 
@@ -86,7 +86,7 @@ def test_where_titles_ask_no_document_shows_its_own(tmp_path: Path, encoder: Min
 
 
 def test_kept_vectors_are_those_of_mini_and_raw_ones_are_gone(tmp_path: Path, encoder: MiniEncoder) -> None:
-    from indexing.corpus import read_corpus
+    from chamfer.indexing.build.corpus import read_corpus
 
     data, out = write_sets(tmp_path), tmp_path / "out"
     mined(source("nl2bash"), data / "nl2bash", out, encoder)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from support_codes import unpacked_codes
 
-from indexing.kernels import _native, _native_late, _numba_late
-from indexing.kernels.centroids import assign, scan, score_table, train
-from indexing.kernels.codes import TokenCodec, decode, encode, learn_step, maxsim_codes, maxsim_codes_error
-from indexing.kernels.maxsim import maxsim_plain
+from chamfer.indexing.kernels import _native, _native_late, _numba_late
+from chamfer.indexing.kernels.centroids import assign, scan, score_table, train
+from chamfer.indexing.kernels.codes import TokenCodec, decode, encode, learn_step, maxsim_codes, maxsim_codes_error
+from chamfer.indexing.kernels.maxsim import maxsim_plain
 
 needs_library = pytest.mark.skipif(_native.library() is None, reason="the C loops were not built here")
 BITS = (2, 3, 4, 8)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chamfer.errors import InvalidInput
-from indexing.kernels.cur import cur_scores, fit_query, pick_diverse, shuffled, truncated_pseudo_inverse
+from chamfer.core.errors import InvalidInput
+from chamfer.indexing.kernels.cur import cur_scores, fit_query, pick_diverse, shuffled, truncated_pseudo_inverse
 
 
 def low_rank(rank: int, n_queries: int, n_items: int, seed: int, noise: float = 0.0) -> np.ndarray:

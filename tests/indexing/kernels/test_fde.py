@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chamfer.errors import InvalidInput
-from indexing.kernels import _native, _numba_fde
-from indexing.kernels.fde import FdeMatrices, FdeShape, draw_matrices, encode_documents, encode_queries
+from chamfer.core.errors import InvalidInput
+from chamfer.indexing.kernels import _native, _numba_fde
+from chamfer.indexing.kernels.fde import FdeMatrices, FdeShape, draw_matrices, encode_documents, encode_queries
 
 DIM = 32
 SHAPES = [

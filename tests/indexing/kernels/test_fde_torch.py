@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from chamfer.errors import InvalidInput
-from indexing.kernels import fde, fde_torch
-from indexing.kernels.fde import FdeShape, draw_matrices
-from indexing.kernels.maxsim import maxsim_plain
+from chamfer.core.errors import InvalidInput
+from chamfer.indexing.kernels import fde, fde_torch
+from chamfer.indexing.kernels.fde import FdeShape, draw_matrices
+from chamfer.indexing.kernels.maxsim import maxsim_plain
 
 DIM = 64
 SHAPES = [

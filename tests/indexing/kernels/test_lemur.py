@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from indexing.kernels.lemur import (
+from chamfer.indexing.kernels.lemur import (
     DocumentFit,
     FeatureMap,
     Fit,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from indexing.kernels import _native, _numba
-from indexing.kernels.maxsim import fast_error, maxsim_fast, maxsim_rows
-from indexing.kernels.scan import quantise_rows, scan_half, scan_int8
+from chamfer.indexing.kernels import _native, _numba
+from chamfer.indexing.kernels.maxsim import fast_error, maxsim_fast, maxsim_rows
+from chamfer.indexing.kernels.scan import quantise_rows, scan_half, scan_int8
 
 needs_library = pytest.mark.skipif(
     _native.library() is None, reason="fast.c was not built here, or the processor has no AVX512-BF16"

@@ -10,14 +10,14 @@ import torch
 from support_judges import tiny_text_judge
 from support_training import Recipes
 
-from chamfer.errors import InvalidInput
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import Document, Query, VectorKind
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.networks.transformer import Attention, open_tower
+from chamfer.models.registry import load_encoder
+from chamfer.models.training.jobs.dense import DenseStudent
+from chamfer.models.training.jobs.registry import run
 from chamfer.settings import load_recipe
-from chamfer.types import Document, Query, VectorKind
-from models.backbone import DeviceConfig
-from models.registry import load_encoder
-from models.tower import Attention, open_tower
-from models.training.dense import DenseStudent
-from models.training.jobs import run
 
 ADAPTER = {"rank": 4, "alpha": 8}
 
@@ -65,7 +65,7 @@ def test_a_decoder_trained_as_an_encoder_serves_what_was_trained(
     assert query is not None
     student = DenseStudent(recipe)  # type: ignore[arg-type]
     modules = dict(student.tower.transformer.named_modules())
-    from models.trained import describe, parts_of
+    from chamfer.models.networks.checkpoint import describe, parts_of
 
     with torch.no_grad():
         for name, change in parts_of(recipe.out, describe(recipe.out))[1].items():

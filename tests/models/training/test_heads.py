@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.clustering import LEAST_WEIGHT
-from models.cross import CrossModule, pair_ids
-from models.heads import CrossHead, CrossHeadConfig, SparseHead, SparseHeadConfig, TokenHead, TokenHeadConfig
-from models.tower import Fold, Tower, fold
+from chamfer.models.networks.heads import (
+    CrossHead,
+    CrossHeadConfig,
+    SparseHead,
+    SparseHeadConfig,
+    TokenHead,
+    TokenHeadConfig,
+)
+from chamfer.models.networks.token_pooling import LEAST_WEIGHT
+from chamfer.models.networks.transformer import Fold, Tower, fold
+from chamfer.models.rerankers.trained import CrossModule, pair_ids
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.training.losses import contrastive, distillation, ranking, selection, sparsity
+from chamfer.models.training.losses import contrastive, distillation, ranking, selection, sparsity
 
 Loss = Callable[[Tensor], Tensor]
 

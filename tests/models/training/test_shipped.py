@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chamfer.types import Document, Query, SparseVectors, VectorKind
-from models.backbone import DeviceConfig
-from models.registry import RERANKERS, WEIGHTS, load_encoder, load_reranker
+from chamfer.core.types import Document, Query, SparseVectors, VectorKind
+from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.registry import RERANKERS, WEIGHTS, load_encoder, load_reranker
 
 DOCUMENTS = [
     Document("0", "The fox lost his tail in the ice when he fished through a hole in the frozen lake."),

@@ -1,0 +1,191 @@
+"""What a build learns before it writes a block: the codecs of its families, and how much their candidates hold.
+
+Both come from the first `sample_documents` documents. Their encodings are kept beside the blocks, so that a build that
+dies while it learns, or that the recall floor refuses, encodes nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chamfer.core.artifact import MANIFEST, Artifact, digest_of, open_artifact, write_artifact
+from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Encoder
+from chamfer.core.types import (
+    AnchorScores,
+    DenseVectors,
+    Document,
+    Encoding,
+    Query,
+    SparseVectors,
+    TokenVectors,
+    VectorKind,
+)
+from chamfer.indexing.build.recall_floor import FloorMeasure, made_up_queries, refusal, stands_in
+from chamfer.indexing.collection.snapshot import CollectionConfig, Learnt, add_codecs, read_codecs, read_recall
+from chamfer.indexing.families.family import Codec, Family
+
+_KIND = "encoding"
+ENCODED = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE)
+Encode = Callable[[Sequence[Document]], Encoding | None]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBlock:
+    """Documents of the sample, the digest that names them with their encoder, and where their encoding is kept."""
+
+    documents: Sequence[Document]
+    digest: str
+    path: Path
+
+    def encoding(self) -> Encoding:
+        """Read from the disk."""
+        return _kept_encoding(self.path)
+
+
+def keep_sample(folder: Path, documents: Sequence[Document], digest: str, encode: Encode) -> SampleBlock:
+    """A block of the sample; encoded and kept in `folder` unless it is there."""
+    path = folder / f"encoding-{digest[:40]}"
+    if not (path / MANIFEST).exists():
+        encoding = encode(documents)
+        if encoding is None:
+            raise InvalidInput("channels that learn from encodings were given none")
+        body: dict[str, Any] = {"vocabulary": encoding.sparse.vocabulary if encoding.sparse else 0}
+        if encoding.anchors is not None:
+            body |= {"queries": encoding.anchors.queries, "reranker": encoding.anchors.fingerprint}
+        with write_artifact(path, _KIND, body) as writer:
+            for name, array in _arrays(encoding):
+                writer.add_array(name, array)
+    return SampleBlock(documents, digest, path)
+
+
+def learn(
+    folder: Path,
+    blocks: Sequence[SampleBlock],
+    families: Mapping[str, Family],
+    encoder: Encoder | None,
+    config: CollectionConfig,
+    queries: Sequence[Query],
+) -> Learnt:
+    """Codecs and recall of a new collection, from the sample's blocks; kept in `folder`, where a resumed build finds
+    them. Equal inputs give equal bytes."""
+    recipe = [asdict(config)["parameters"], sorted(families), config.floor.depth, config.floor.queries]
+    asked = [[query.query_id, query.text] for query in queries]
+    path = folder / f"codecs-{digest_of([block.digest for block in blocks], recipe, asked)[:40]}"
+    if not (path / MANIFEST).exists():
+        encoding = Encoding.concatenate([block.encoding() for block in blocks]) if blocks else None
+        codecs = {name: family.learn(encoding) for name, family in families.items()}
+        body: dict[str, Any] = {"recall": {}}
+        measure = None if encoding is None else _measure(blocks, encoding, families, encoder, config, queries)
+        if measure is not None:
+            body["recall"] = {
+                name: asdict(measure.channel(family, codecs[name]))
+                for name, family in families.items()
+                if stands_in(family)
+            }
+        with write_artifact(path, "codecs", body) as writer:
+            add_codecs(writer, codecs)
+    return _read(open_artifact(path, "codecs"), config)
+
+
+def check_floor(
+    learnt: Learnt,
+    blocks: Sequence[SampleBlock],
+    families: Mapping[str, Family],
+    encoder: Encoder | None,
+    config: CollectionConfig,
+    queries: Sequence[Query],
+    total: int | None,
+) -> None:
+    """InvalidInput if a channel is below the floor, in the sample or, as far as can be told, in `total` documents.
+
+    What would hold more is tried before it is said.
+    """
+    for name, found in learnt.recall.items():
+        n_documents = max(total or 0, found.documents)
+        if min(found.recall, found.at(n_documents)) >= config.floor.recall:
+            continue
+        encoding = Encoding.concatenate([block.encoding() for block in blocks])
+        measure = _measure(blocks, encoding, families, encoder, config, queries)
+        parameters = config.parameters.get(name, {})
+        better = {} if measure is None else measure.alternatives(families[name].name, parameters)
+        raise InvalidInput(refusal(name, found, config.floor.recall, n_documents, better))
+
+
+def codec_digest(codecs: Mapping[str, Codec]) -> str:
+    """One digest of all codecs."""
+    parts = [
+        [channel, name, str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+        for channel, codec in sorted(codecs.items())
+        for name, array in sorted(codec.items())
+    ]
+    return digest_of(parts)
+
+
+def _measure(
+    blocks: Sequence[SampleBlock],
+    encoding: Encoding,
+    families: Mapping[str, Family],
+    encoder: Encoder | None,
+    config: CollectionConfig,
+    queries: Sequence[Query],
+) -> FloorMeasure | None:
+    """None where nothing stands in for MaxSim, or no document has a word to make a query of."""
+    if encoder is None or encoding.tokens is None or not any(stands_in(family) for family in families.values()):
+        return None
+    documents = [document for block in blocks for document in block.documents]
+    asked = list(queries[: config.floor.queries]) or made_up_queries(documents, config.floor.queries)
+    if not asked:
+        return None
+    encoded = encoder.encode_queries(asked, kinds_of(encoding))
+    return FloorMeasure(encoding, documents, encoded, not queries, config.floor)
+
+
+def kinds_of(encoding: Encoding) -> Collection[VectorKind]:
+    """The kinds that the encoder gave."""
+    return [kind for kind in ENCODED if getattr(encoding, kind.value) is not None]
+
+
+def _kept_encoding(path: Path) -> Encoding:
+    kept = open_artifact(path, _KIND)
+
+    def read(kind: str) -> dict[str, Any]:
+        return {name: np.array(array) for name, array in kept.arrays(f"{kind}.").items()}
+
+    dense, tokens, sparse, anchors = read("dense"), read("tokens"), read("sparse"), read("anchors")
+    return Encoding(
+        np.array(kept.array("n_tokens")),
+        np.array(kept.array("truncated")),
+        dense=DenseVectors(**dense) if dense else None,
+        tokens=TokenVectors(**tokens) if tokens else None,
+        sparse=SparseVectors(**sparse, vocabulary=int(kept.body["vocabulary"])) if sparse else None,
+        anchors=AnchorScores(DenseVectors(**anchors), tuple(kept.body["queries"]), kept.body["reranker"])
+        if anchors
+        else None,
+    )
+
+
+def _read(artifact: Artifact, config: CollectionConfig) -> Learnt:
+    return Learnt(read_codecs(artifact, config.channels), read_recall(artifact.body))
+
+
+def _arrays(encoding: Encoding) -> Iterator[tuple[str, Any]]:
+    yield "n_tokens", encoding.n_tokens
+    yield "truncated", encoding.truncated
+    if encoding.dense is not None:
+        yield "dense.values", encoding.dense.values
+    if encoding.tokens is not None:
+        yield "tokens.values", encoding.tokens.values
+        yield "tokens.offsets", encoding.tokens.offsets
+    if encoding.sparse is not None:
+        yield "sparse.weights", encoding.sparse.weights
+        yield "sparse.terms", encoding.sparse.terms
+        yield "sparse.offsets", encoding.sparse.offsets
+    if encoding.anchors is not None:
+        yield "anchors.values", encoding.anchors.values.values

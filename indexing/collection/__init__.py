@@ -1,0 +1,1 @@
+"""A collection on disk, opened: snapshots, segments, document tables, filters."""

@@ -1,0 +1,148 @@
+"""What the channels `lexical` and `sparse` share: postings packed, merged and searched, whatever a term or a value is.
+
+A segment's arrays: terms [V] (names, ascending). By term: offsets i64 [V+1], documents u16 or i32 [Z], codes u8 [Z],
+largest [V]. By row: row_offsets i64 [N+1], row_terms u16 or i32 [Z] (places in `terms`, ascending in a row),
+row_values [Z].
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from chamfer.core.types import F32, I32, I64, Array, Bool, Candidates, SparseVectors, join_offsets, ragged_index
+from chamfer.indexing.families.family import SegmentPart, allowed_rows, locate, starts_of
+from chamfer.indexing.families.inverted.list_pruning import exact, lists_of, pruned
+from chamfer.indexing.kernels.impacts import Impacts, Part, Scratch, invert, narrow, search
+from chamfer.indexing.kernels.topk import check_depth
+
+
+@dataclass(frozen=True, slots=True)
+class Postings:
+    """Postings that lie by row: names [V] ascending, places [Z] in them (ascending in a row), values [Z]."""
+
+    row_offsets: I64
+    names: Array
+    places: Array
+    values: Array
+
+
+def pack_postings(postings: Postings, codes: Array, weights: Array) -> dict[str, Array]:
+    """The arrays of a segment; names that nobody has are dropped. `largest` [V] are each list's largest weights."""
+    used = np.bincount(postings.places, minlength=len(postings.names)) > 0
+    names = postings.names[used]
+    row_terms = narrow((np.cumsum(used) - 1)[postings.places], len(names))
+    offsets, documents, order = invert(postings.row_offsets, row_terms, len(names))
+    return {
+        "terms": names,
+        "offsets": offsets,
+        "documents": documents,
+        "codes": codes[order],
+        "largest": np.maximum.reduceat(weights[order], offsets[:-1]) if len(names) else weights[:0],
+        "row_offsets": postings.row_offsets,
+        "row_terms": row_terms,
+        "row_values": postings.values,
+    }
+
+
+def live_postings(parts: Sequence[SegmentPart]) -> Postings:
+    """The postings of the live rows of all parts, in order."""
+    names = union([part.arrays["terms"] for part in parts])
+    offsets, places, values = [], [], []
+    for part in parts:
+        index, own = ragged_index(np.asarray(part.arrays["row_offsets"]), part.live_rows())
+        offsets.append(own)
+        places.append(np.searchsorted(names, part.arrays["terms"])[part.arrays["row_terms"][index]])
+        values.append(part.arrays["row_values"][index])
+    return Postings(join_offsets(offsets), names, np.concatenate(places), np.concatenate(values))
+
+
+def union(names: Sequence[Array]) -> Array:
+    """Every name of several ascending lists, ascending: [V]."""
+    if len(names) == 1:
+        return np.asarray(names[0])
+    return np.unique(np.concatenate(names)) if names else np.empty(0, dtype=np.uint64)
+
+
+def places_of(names: Array, wanted: Array) -> I64:
+    """Where each wanted name stands among ascending names, -1 where it is not there: i64 [n]."""
+    if not len(names):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    places = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
+    return np.where(np.asarray(names)[places] == wanted, places, -1).astype(np.int64)
+
+
+class ImpactIndex:
+    """The opened segments of one channel. Terms of queries are numbers 0..V-1 that run through all segments."""
+
+    def __init__(
+        self, parts: Sequence[SegmentPart], impacts: Sequence[Impacts], numbers: Sequence[Array], vocabulary: int
+    ) -> None:
+        """`numbers` [V of the part] are the terms' numbers in 0..vocabulary-1, ascending."""
+        self.vocabulary = vocabulary
+        self._parts = parts
+        self._starts = starts_of(parts)
+        self._impacts = impacts
+        self._numbers = numbers
+        each = zip(impacts, numbers, self._starts[:-1].tolist(), strict=True)
+        opened = [Part(own, _inverse(terms, vocabulary), first) for own, terms, first in each]
+        self._searched = [part for part in opened if part.impacts.n_documents]
+        self._lists = lists_of(self._searched, vocabulary)
+        self._pool: deque[Scratch] = deque()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def search(self, queries: SparseVectors, weights: F32, k: int, allowed: Bool | None, pruning: float) -> Candidates:
+        """The k best rows a query; `weights` f32 [Zq] stand for the queries' own."""
+        check_depth(k)
+        k = min(k, len(self))
+        usable = allowed_rows(self._parts, allowed)
+        asked = exact(queries.terms, weights, queries.offsets)
+        if pruning:
+            asked = pruned(self._lists, asked, pruning, k, usable)
+        try:
+            scratch = self._pool.pop()
+        except IndexError:
+            scratch = Scratch(self._searched, asked.rescored)
+        if scratch.rescored < asked.rescored:
+            scratch = Scratch(self._searched, asked.rescored)
+        found = search(self._searched, scratch, asked, k, usable)
+        self._pool.append(scratch)  # not after an error: it may not be clean
+        return _padded(*found)
+
+    def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
+        """The stored vectors of rows (of BM25: term frequencies). InvalidInput for a row that does not exist."""
+        part_of, local = locate(self._starts, np.asarray(rows, dtype=np.int64))
+        weights, terms, lengths = [np.empty(0, np.float32)], [np.empty(0, np.int32)], []
+        for number, row in zip(part_of.tolist(), local.tolist(), strict=True):
+            own = self._impacts[number]
+            span = slice(int(own.row_offsets[row]), int(own.row_offsets[row + 1]))
+            values = own.row_values[span].astype(np.float32)
+            scaled = own.row_values.dtype == np.uint8 and not own.saturating
+            weights.append(values * own.norms[row] if scaled else values)
+            terms.append(self._numbers[number][own.row_terms[span]].astype(np.int32))
+            lengths.append(span.stop - span.start)
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return SparseVectors(np.concatenate(weights), np.concatenate(terms), offsets, self.vocabulary)
+
+
+def _padded(rows: I64, scores: F32, counts: I64) -> Candidates:
+    """Candidates of rows and scores [Q, k] of which each query has the first `counts`."""
+    width = int(counts.max(initial=0))
+    rows, scores = rows[:, :width], scores[:, :width]
+    if counts.min(initial=width) < width:
+        beyond = np.arange(width) >= counts[:, None]
+        rows, scores = np.where(beyond, -1, rows), np.where(beyond, np.float32(-np.inf), scores)
+    return Candidates(np.ascontiguousarray(rows), np.ascontiguousarray(scores))
+
+
+def _inverse(numbers: Array, vocabulary: int) -> I32:
+    """A segment's place of each term of the vocabulary, -1 where it has none, last for unknown terms: i32 [V+1]."""
+    out = np.full(vocabulary + 1, -1, dtype=np.int32)
+    out[numbers] = np.arange(len(numbers), dtype=np.int32)
+    return out

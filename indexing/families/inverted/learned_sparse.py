@@ -1,0 +1,114 @@
+"""Family `sparse`: learned sparse vectors (SPLADE and its inference-free kin) in an inverted index of impacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from chamfer.core.artifact import ArrayStream
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import F32, I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
+from chamfer.indexing.families.family import SegmentPart, WithoutCodec
+from chamfer.indexing.families.inverted.impact_index import ImpactIndex, Postings, live_postings, pack_postings
+from chamfer.indexing.families.inverted.list_pruning import check_pruning
+from chamfer.indexing.kernels.impacts import Impacts, quantise
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseConfig:
+    """storage and speed of learned sparse vectors.
+
+    storage   float32 gives the exact scores of the encoder's vectors; uint8 those of weights in steps of 1/255 of a
+              row's largest, in two thirds of the bytes
+    pruning   0 is exact; else the share of what a query's lists could give a row that may stay unread (with_params)
+    """
+
+    storage: Literal["float32", "uint8"] = "float32"
+    pruning: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_pruning("sparse", self.pruning)
+
+
+class SparseFamily(WithoutCodec):
+    """See chamfer.indexing.families.family.Family. Arrays: those of chamfer.indexing.families.inverted.impact_index;
+    terms i32, row_values f32 or u8, largest f32, and scales f32 [N] (one step of a row's codes)."""
+
+    name: ClassVar[str] = "sparse"
+    kind: ClassVar[VectorKind | None] = VectorKind.SPARSE
+
+    def __init__(self, config: SparseConfig) -> None:
+        self.config = config
+
+    def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
+        del documents
+        if encoding is None or encoding.sparse is None:
+            raise InvalidInput("the sparse channel needs sparse vectors from the encoder")
+        vectors = encoding.sparse
+        if not np.isfinite(vectors.weights).all():
+            raise InvalidInput("a sparse weight is not finite")
+        codes, scales = quantise(vectors.weights, vectors.offsets)
+        values = vectors.weights if self.config.storage == "float32" else codes
+        names = np.arange(vectors.vocabulary, dtype=np.int32)
+        return _arrays(Postings(vectors.offsets, names, vectors.terms, values), codes, scales)
+
+    def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
+        postings = live_postings(parts)
+        scales = np.concatenate([part.arrays["scales"][part.live_rows()] for part in parts])
+        own = postings.values
+        codes = own if own.dtype == np.uint8 else quantise(own, postings.row_offsets)[0]
+        return dict(_arrays(postings, codes, scales))
+
+    def open(self, parts: Sequence[SegmentPart]) -> SparseRetriever:
+        return SparseRetriever(parts, self.config)
+
+
+class SparseRetriever:
+    """Inner products of sparse queries with all rows' vectors; rows that share no term are not returned."""
+
+    stored_kind: ClassVar[VectorKind] = VectorKind.SPARSE
+
+    def __init__(self, parts: Sequence[SegmentPart], config: SparseConfig) -> None:
+        self._config = config
+        arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
+        vocabulary = max((int(own["terms"][-1]) + 1 for own in arrays if len(own["terms"])), default=0)
+        self._index = ImpactIndex(parts, [_impacts(own) for own in arrays], [a["terms"] for a in arrays], vocabulary)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def search(self, queries: SparseVectors, k: int, allowed: Bool | None = None) -> Candidates:
+        """The k best rows a query."""
+        return self._index.search(queries, queries.weights, k, allowed, self._config.pruning)
+
+    def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
+        """The stored vectors of rows."""
+        return self._index.vectors(rows)
+
+    def stored_form(self, queries: SparseVectors) -> SparseVectors:
+        """The queries themselves."""
+        return queries
+
+    def with_params(self, **params: Any) -> Self:
+        """pruning."""
+        if unknown := set(params) - {"pruning"}:
+            raise InvalidInput(f"sparse search takes pruning, not {sorted(unknown)}")
+        out = type(self).__new__(type(self))
+        out._config, out._index = replace(self._config, **params), self._index
+        return out
+
+
+def _arrays(postings: Postings, codes: Array, scales: F32) -> dict[str, Array]:
+    weights = postings.values
+    if weights.dtype == np.uint8:
+        weights = weights * np.repeat(scales, np.diff(postings.row_offsets))
+    return {**pack_postings(postings, codes, weights), "scales": scales}
+
+
+def _impacts(arrays: dict[str, Array]) -> Impacts:
+    by_term = (arrays["offsets"], arrays["documents"], arrays["codes"], arrays["largest"])
+    by_row = (arrays["row_offsets"], arrays["row_terms"], arrays["row_values"], arrays["scales"])
+    return Impacts(*by_term, *by_row, saturating=False)

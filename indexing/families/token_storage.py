@@ -1,0 +1,120 @@
+"""Token vectors as a segment keeps them: floats, or codes of 2, 3, 4 or 8 bits a dimension and centroid ids.
+
+Codes are decoded block by block into float16 and meet the same MaxSim as stored floats do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from chamfer.core.artifact import ArrayStream
+from chamfer.core.types import F32, I64, Array, join_offsets
+from chamfer.indexing.families.family import SegmentPart
+from chamfer.indexing.kernels.centroids import scan
+from chamfer.indexing.kernels.codes import TokenCodec, decode, maxsim_codes
+from chamfer.indexing.kernels.maxsim import maxsim_fast, maxsim_rows
+
+PER_TOKEN = ("values", "centroid_ids", "scales")  # every other array of the family is small
+
+_MERGE_BYTES = 32 << 20
+_DECODED_TOKENS = 4096  # 1 MB of 128 dimensions: still in the second cache when MaxSim reads it
+
+Kernel = Callable[[F32, Array, I64, I64], F32]
+
+
+class StoredTokens:
+    """One segment's token vectors. Arrays: values f16, f32 or u8 [T, .], offsets i64 [N+1]; for codes scales f16 [T];
+    with centroids centroid_ids u16 [T]."""
+
+    def __init__(self, arrays: Mapping[str, Array], codec: TokenCodec | None) -> None:
+        # Views, not copies: compiled code takes plain arrays, and offsets are read often.
+        self._values = np.asarray(arrays["values"])
+        self._offsets = np.array(arrays["offsets"])
+        self._ids = np.asarray(arrays.get("centroid_ids", np.empty(0, np.uint16)))
+        self._scales = np.asarray(arrays.get("scales", np.empty(0, np.float16)))
+        self._codec = codec
+        self._lowest = None if codec is None else codec.lowest
+
+    @property
+    def dim(self) -> int:
+        return int(self._values.shape[1]) if self._codec is None else len(self._codec.step)
+
+    def matrix(self, row: int) -> F32:
+        """Token vectors f32 [., D] of one row."""
+        if self._codec is None or self._lowest is None:
+            return self._values[self._offsets[row] : self._offsets[row + 1]].astype(np.float32)
+        arrays = self._values, self._ids, self._scales
+        return decode(arrays, self._codec, self._lowest, self._offsets, np.array([row])).astype(np.float32)
+
+    def maxsim_fast(self, query: F32, rows: I64) -> F32:
+        """MaxSim f32 [K] of query f32 [Tq, D] with rows i64 [K], the quickest way that there is."""
+        if self._codec is not None:
+            arrays = self._values, self._ids, self._scales
+            found = maxsim_codes(query, arrays, self._codec, self._offsets, np.ascontiguousarray(rows))
+            if found is not None:
+                return found
+        return self._by(maxsim_fast, query, rows)
+
+    def maxsim_rows(self, query: F32, rows: I64) -> F32:
+        """The same in float32 from what is stored, decoded if it is codes."""
+        return self._by(maxsim_rows, query, rows)
+
+    def _by(self, kernel: Kernel, query: F32, rows: I64) -> F32:
+        if self._codec is None or self._lowest is None:
+            return kernel(query, self._values, self._offsets, rows)
+        arrays = self._values, self._ids, self._scales
+        out = np.empty(len(rows), dtype=np.float32)
+        ends = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(self._offsets[rows + 1] - self._offsets[rows], out=ends[1:])
+        start = 0
+        while start < len(rows):
+            stop = max(start + 1, int(np.searchsorted(ends, ends[start] + _DECODED_TOKENS, side="right")) - 1)
+            own = decode(arrays, self._codec, self._lowest, self._offsets, rows[start:stop])
+            places = np.arange(stop - start, dtype=np.int64)
+            out[start:stop] = kernel(query, own, ends[start : stop + 1] - ends[start], places)
+            start = stop
+        return out
+
+    def centroid_scores(self, table: Array) -> Array:
+        """Centroid scores i32 [N] of all rows; see chamfer.indexing.kernels.centroids.score_table."""
+        return scan(table, self._ids, self._offsets)
+
+
+def merge_tokens(parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
+    """The arrays of the live rows of all parts, those a token streamed."""
+    lengths = [np.diff(part.arrays["offsets"])[part.live_rows()] for part in parts]
+    offsets = join_offsets([np.concatenate([[0], np.cumsum(each)]).astype(np.int64) for each in lengths])
+    out: dict[str, Array | ArrayStream] = {
+        "offsets": offsets,
+        "largest_norm": np.array([max(float(part.arrays["largest_norm"][0]) for part in parts)]),
+    }
+    for name in PER_TOKEN:
+        if name in parts[0].arrays:
+            first = parts[0].arrays[name]
+            out[name] = ArrayStream(first.dtype, (int(offsets[-1]), *first.shape[1:]), _chunks(parts, name))
+    return out
+
+
+def _chunks(parts: Sequence[SegmentPart], name: str) -> Iterator[Array]:
+    for part in parts:
+        stored = part.arrays[name]
+        per_token = stored.itemsize * int(np.prod(stored.shape[1:]))
+        for start, stop in _runs(part, _MERGE_BYTES // per_token):
+            yield stored[start:stop]
+
+
+def _runs(part: SegmentPart, budget: int) -> Iterator[tuple[int, int]]:
+    """Token ranges of the live rows, neighbours joined, at most `budget` tokens each (one row at least)."""
+    offsets = part.arrays["offsets"]
+    start = stop = 0
+    for row in part.live_rows():
+        first, last = int(offsets[row]), int(offsets[row + 1])
+        if first != stop or last - start > max(budget, 1):
+            if stop > start:
+                yield start, stop
+            start = first
+        stop = last
+    if stop > start:
+        yield start, stop

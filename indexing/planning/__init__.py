@@ -1,0 +1,1 @@
+"""Measures candidate first stages on a sample and recommends one."""

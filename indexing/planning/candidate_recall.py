@@ -1,0 +1,128 @@
+"""How much of an exact answer candidates hold, and how that changes as a collection grows.
+
+Everything follows from one table: the rank that a source gives to each of the exact top k. Ranks in a part of the
+collection are found without another search, since no score depends on the other documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from chamfer.core.types import F32, I64, Bool, Candidates, TokenVectors
+
+ABSENT = int(np.iinfo(np.int64).max)
+TARGETS = (0.90, 0.95, 0.99)
+_SMALLEST_PART = 100
+_DRAWS = 4
+_EXACT_DEPTH = 100
+
+Ranks = Callable[[Bool | None], I64]
+"""Of a part of the collection (bool [N], None for all): ranks i64 [Q, k], see `ranks_of_best`."""
+
+
+class ExactScorer(Protocol):
+    """A retriever of exact MaxSim that also scores given rows, faster and rounded."""
+
+    def __len__(self) -> int: ...
+    def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates: ...
+    def score(self, queries: TokenVectors, rows: I64) -> F32: ...
+
+
+def rank_by_maxsim(scorer: ExactScorer, queries: TokenVectors) -> Candidates:
+    """All rows for every query: the best 100 exactly, the others as the fast score orders them. Scores are -place."""
+    n = len(scorer)
+    every = np.arange(n, dtype=np.int64)[None]
+    order = np.empty((len(queries), n), dtype=np.int64)
+    for number in range(len(queries) if n else 0):
+        query = queries.take([number])
+        fast = scorer.score(query, every)[0]
+        best = scorer.search(query, min(_EXACT_DEPTH, n)).of(0)[0]
+        fast[best] = np.inf
+        order[number] = np.concatenate([best, np.argsort(-fast, kind="stable")[len(best) :]])
+    return Candidates(order, np.tile(-np.arange(n, dtype=np.float32), (len(queries), 1)))
+
+
+def ranks_of_best(found: Candidates, exact: Candidates, k: int, members: Bool | None = None) -> I64:
+    """i64 [Q, k]: the rank from 1 in `found` of each of the exact top k rows, ABSENT where it is not found.
+
+    `exact` ranks every row. `members` bool [N] looks at a part of the collection: both rankings without the others.
+    k is lowered to the number of rows that there are.
+    """
+    n = exact.depth if members is None else int(np.count_nonzero(members))
+    out = np.full((len(exact), min(k, n)), ABSENT, dtype=np.int64)
+    for query in range(len(exact)):
+        best, rows = exact.of(query)[0], found.of(query)[0]
+        if members is not None:
+            best, rows = best[members[best]], rows[members[rows]]
+        rank = np.full(exact.depth, ABSENT, dtype=np.int64)
+        rank[rows] = np.arange(1, len(rows) + 1)
+        out[query] = rank[best[:k]]
+    return out
+
+
+def ranks_of_union(parts: Sequence[I64]) -> I64:
+    """Ranks in a union to which each of S sources gives the same number of candidates: S times the least rank.
+
+    With depth d in all, each gives d / S. Documents given twice make the union smaller than d, never larger.
+    """
+    least = np.minimum.reduce(list(parts))
+    return np.where(least == ABSENT, ABSENT, np.minimum(least, ABSENT // len(parts)) * len(parts))
+
+
+def recall(ranks: I64, depth: int) -> float:
+    """The share of the exact top k among the first `depth` candidates, mean over queries (all have the same k)."""
+    return float((ranks <= depth).mean()) if ranks.size else 1.0
+
+
+def needed(ranks: I64, target: float) -> int | None:
+    """The smallest depth at which `recall` reaches the target; None if no depth does."""
+    if not ranks.size:
+        return 0
+    ordered = np.sort(ranks, axis=None)
+    depth = int(ordered[max(int(np.ceil(target * ranks.size - 1e-9)), 1) - 1])
+    return None if depth == ABSENT else depth
+
+
+def growth(ranks: Ranks, n: int, seed: int = 1) -> float:
+    """The exponent g with which the depth needed for a recall grows: needed(N) = needed(n) (N / n)^g, 0 <= g <= 1.
+
+    Least squares of log needed on log size, one intercept a target, over nested random halves of the n documents down
+    to 100, four times. g = 0: candidates crowd at the top whatever is added. g = 1: wrong documents come in proportion,
+    the worst that can be expected of documents like these; also the answer where the sample is too small to say.
+    """
+    whole = ranks(None)
+    points: list[tuple[int, float, float]] = []
+    for draw in np.random.default_rng(seed).spawn(_DRAWS):
+        order = draw.permutation(n)
+        size = n // 2
+        while size >= _SMALLEST_PART:
+            members = np.zeros(n, dtype=bool)
+            members[order[:size]] = True
+            points += _needs(ranks(members), size)
+            size //= 2
+    if not points:
+        return 1.0
+    points += _needs(whole, n) * _DRAWS
+    above = below = 0.0
+    for number in range(len(TARGETS)):
+        own = np.array([(x, y) for target, x, y in points if target == number])
+        if len(own):
+            x, y = (own - own.mean(axis=0)).T
+            above += float(x @ y)
+            below += float(x @ x)
+    return min(1.0, max(0.0, above / below)) if below > 0 else 1.0
+
+
+def depth_in_sample(depth: int, n_sample: int, n_documents: int, exponent: float) -> int:
+    """The depth in the sample that holds as much as `depth` in the whole collection: depth (n_sample / N)^exponent."""
+    if n_documents <= n_sample:
+        return depth
+    return int(depth * (n_sample / n_documents) ** exponent + 1e-9)
+
+
+def _needs(ranks: I64, size: int) -> list[tuple[int, float, float]]:
+    depths = [needed(ranks, target) for target in TARGETS]
+    return [(number, float(np.log(size)), float(np.log(d))) for number, d in enumerate(depths) if d]

@@ -1,0 +1,186 @@
+"""From measured first stages to one setting: extrapolated to the whole corpus, within budgets, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chamfer.indexing.planning.candidate_recall import TARGETS, depth_in_sample, needed, recall
+from chamfer.indexing.planning.planner import K, Measured, Sample, Source
+
+DEPTHS = (50, 100, 200, 500, 1000)
+_NEAR = 1.1  # options within so much of the least time count as equally fast; the smaller one wins
+_NOTICEABLE = 0.01
+_SHOWN = 100  # documents that leave a channel which has scored its candidates itself
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A first stage with a number of candidates, at the full size of the corpus.
+
+    recall            expected share of the exact top 10, from the measured growth
+    recall_at_worst   if wrong documents come in proportion to the size (growth exponent 1)
+    query_ms          one thread; scans extrapolated linearly, MaxSim over `depth` documents added
+    bytes_per_document   token vectors included
+    """
+
+    measured: Measured
+    depth: int
+    recall: float
+    recall_at_worst: float
+    query_ms: float
+    bytes_per_document: float
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """What is asked: a share of the exact top 10, and at most so many milliseconds a query and bytes a document."""
+
+    floor: float = 0.99
+    ms: float | None = None
+    bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What the planner says, ready to print, draw and save. `chosen` is None where no option is within the budgets."""
+
+    n_documents: int
+    sample: Sample
+    measured: Sequence[Measured]
+    options: Sequence[Option]
+    chosen: Option | None
+    reason: str
+    remarks: Sequence[str]
+
+
+def advise(sample: Sample, measured: Sequence[Measured], n_documents: int, budgets: Budgets) -> Advice:
+    """The whole advice for a corpus of n_documents."""
+    choices = options(measured, sample, n_documents)
+    chosen, reason = recommend(choices, budgets)
+    return Advice(n_documents, sample, measured, choices, chosen, reason, remarks(measured))
+
+
+def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> list[Option]:
+    """Every source at every depth that is less than the corpus, and the direct ones."""
+    n = len(sample.documents)
+    out = []
+    for each in measured:
+        scan = each.costs.query_ms * n_documents / n
+        for depth in (K,) if each.direct else DEPTHS:
+            if depth >= n_documents and not each.direct:
+                continue
+            expected, worst = (
+                each.kept * recall(each.ranks_10, depth_in_sample(depth, n, n_documents, g))
+                for g in (each.exponent, 1.0)
+            )
+            if each.direct:
+                # Its order is the answer. Exact MaxSim stays exact; what pooling loses, it loses at any size.
+                expected = worst = recall(each.ranks_10, K)
+            rescore_ms = sample.rescore_ms if each.rescore_ms is None else each.rescore_ms
+            ms = scan if each.direct else scan + rescore_ms * depth / 1000
+            size = each.costs.bytes_per_document + (0 if each.holds_tokens else sample.token_bytes)
+            out.append(Option(each, depth, expected, worst, ms, size))
+    return out
+
+
+def recommend(choices: Sequence[Option], budgets: Budgets) -> tuple[Option | None, str]:
+    """(the fastest option that reaches the floor within the budgets, why); the best there is if none reaches it."""
+    affordable = [
+        option
+        for option in choices
+        if (budgets.ms is None or option.query_ms <= budgets.ms)
+        and (budgets.bytes is None or option.bytes_per_document <= budgets.bytes)
+    ]
+    good = [option for option in affordable if option.recall >= budgets.floor]
+    if good:
+        least = min(option.query_ms for option in good)
+        best = min(
+            (o for o in good if o.query_ms <= _NEAR * least),
+            key=lambda o: (o.bytes_per_document, o.query_ms, -o.recall),
+        )
+        return best, f"the fastest that is expected to find {budgets.floor:.0%} of the exact top 10"
+    if affordable:
+        best = max(affordable, key=lambda o: (o.recall, -o.query_ms))
+        return best, f"nothing within the budgets finds {budgets.floor:.0%} of the exact top 10; this finds the most"
+    smallest = min((o.bytes_per_document for o in choices), default=0.0)
+    fastest = min((o.query_ms for o in choices), default=0.0)
+    return None, (
+        f"nothing is within the budgets: the smallest takes {smallest:,.0f} bytes a document (--budget-bytes), the "
+        f"fastest {fastest:.3g} ms a query (--budget-ms)"
+    )
+
+
+def pareto(choices: Sequence[Option]) -> list[Option]:
+    """The options that no other one beats in both recall and time, by time."""
+    out: list[Option] = []
+    for option in sorted(choices, key=lambda o: (o.query_ms, -o.recall)):
+        if not out or option.recall > out[-1].recall:
+            out.append(option)
+    return out
+
+
+def needed_at(measured: Measured, sample: Sample, n_documents: int) -> dict[float, int | None]:
+    """How many candidates hold 90, 95 and 99 % of the exact top 10 in the whole corpus; None: not all are found."""
+    scale = max(1.0, n_documents / len(sample.documents)) ** measured.exponent
+    found = {target: needed(measured.ranks_10, target) for target in TARGETS}
+    return {target: None if depth is None else int(np.ceil(depth * scale)) for target, depth in found.items()}
+
+
+def remarks(measured: Sequence[Measured]) -> list[str]:
+    """What a user of FDEs should know about this encoder: the failures that others found after they had built."""
+    at_100 = {each.name: recall(each.ranks_10, 100) for each in measured}
+    size = {each.name: each.costs.bytes_per_document for each in measured}
+    out = []
+    for name in ("fde 2560", "fde 10240"):
+        if at_100.get(name, 1.0) < 0.9:
+            out.append(
+                f"{name} with MUVERA's settings holds only {at_100[name]:.1%} of the exact top 10 in 100 candidates: "
+                "this encoder's token vectors do not suit it"
+            )
+        centred = at_100.get(f"{name} centred", at_100.get(name, 0.0)) - at_100.get(name, 0.0)
+        if abs(centred) >= _NOTICEABLE:
+            out.append(f"centring moves {name} by {centred:+.1%} at 100 candidates")
+    unfilled = at_100.get("fde 2560 unfilled", 0.0) - at_100.get("fde 2560", 0.0)
+    if "fde 2560 unfilled" in at_100 and abs(unfilled) >= _NOTICEABLE:
+        out.append(f"leaving empty cells empty moves fde 2560 by {unfilled:+.1%} at 100 candidates")
+    encodings = [name for name in at_100 if name.startswith("fde ")]
+    if "dense" in at_100 and encodings:
+        best = max(encodings, key=lambda name: at_100[name])
+        if at_100["dense"] >= at_100[best]:
+            out.append(
+                f"the dense vector of the same forward pass ({size['dense']:,.0f} bytes) holds {at_100['dense']:.1%}, "
+                f"no encoding more ({best}: {at_100[best]:.1%}, {size[best]:,.0f} bytes)"
+            )
+    return out
+
+
+def settings_of(option: Option, encoder: str) -> dict[str, Any]:
+    """The settings tree that builds and searches as the option says: models, build and the plan `late`."""
+    own = option.measured.sources
+    if option.measured.direct:
+        pooled = f"{encoder}+{own[0].pooling}" if own[0].pooling else encoder
+        plan: dict[str, Any] = {"channels": {"multivector": {"depth": 100}}}
+        build: dict[str, Any] = {"channels": ["multivector"]}
+        if own[0].parameters:
+            build["parameters"] = {"multivector": dict(own[0].parameters)}
+        return {"models": {"encoder": pooled}, "build": build, "plans": {"late": plan}}
+    share = option.depth // len(own)
+    build = {"channels": sorted({"multivector", *(source.family for source in own)})}
+    build["parameters"] = {source.family: dict(source.parameters) for source in own if source.parameters}
+    plan = {"channels": {source.family: {"depth": share} for source in own}}
+    if option.measured.holds_tokens:
+        build["parameters"]["multivector"] |= {"candidates": share, "margin": 1.0}
+        plan["channels"]["multivector"]["depth"] = min(share, _SHOWN)
+    if len(own) > 1 or not option.measured.holds_tokens:
+        build["floor"] = _floor(own, share)
+        plan["rescore"] = {"channel": "multivector", "depth": option.depth}
+    return {"models": {"encoder": encoder}, "build": build, "plans": {"late": plan}}
+
+
+def _floor(own: Sequence[Source], share: int) -> dict[str, Any]:
+    """A channel of a union is not held to the floor alone."""
+    return {"recall": 0.0} if len(own) > 1 else {"depth": share}

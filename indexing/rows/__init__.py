@@ -1,0 +1,1 @@
+"""Indexes of one vector a document: how rows are stored, scanned and found by neighbour search."""

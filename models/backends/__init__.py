@@ -1,0 +1,1 @@
+"""Runs a network on a device: torch, OpenVINO, ONNX Runtime."""

@@ -1,0 +1,1 @@
+"""Encoders: texts to dense, token and sparse vectors."""

@@ -1,0 +1,1 @@
+"""Rerankers: scores of (query, document) pairs and lists."""

@@ -1,0 +1,1 @@
+"""The training jobs, one module each; `registry.py` lists them."""

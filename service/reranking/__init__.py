@@ -1,0 +1,1 @@
+"""Reranking requests: pairs of many callers scored together."""

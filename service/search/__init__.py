@@ -1,0 +1,1 @@
+"""A search without the web: plans, the pipeline and its stages."""

@@ -1,0 +1,104 @@
+"""Any reranker over a file of pairs: scored in blocks that survive a kill, each distinct pair once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from chamfer.core.artifact import MANIFEST, digest_of, discard_temporaries, open_artifact, write_artifact
+from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Reranker
+from chamfer.core.types import F32, Document, Query
+from chamfer.mining.features import score_pairs
+from chamfer.models.training.data.groups import read_documents, read_images
+from chamfer.models.training.data.parquet import float_lists, read_table, write_table
+
+CACHE_BYTES = 64 << 20
+Pairs = list[tuple[Query, Document]]
+
+
+def judge_file(
+    source: Path,
+    out: Path,
+    reranker: Reranker,
+    *,
+    column: str = "judge",
+    block: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Writes `source` with the reranker's scores as another column; returns how many pairs there were.
+
+    `source` is flat (query, text, and image and query_image as paths where there are any) or groups (query, doc_ids,
+    with the texts in the .documents.parquet beside it). Logits become probabilities; NaN is a pair that could not be
+    judged. Run again after a kill, it goes on with the first block of rows that is missing.
+    """
+    table = read_table(source, ("query",))
+    grouped = "doc_ids" in table.column_names
+    documents = _documents_beside(source) if grouped else {}
+    scorer = _cached(reranker)
+    folder = out.with_name(f".{out.name}.blocks")
+    discard_temporaries(folder)
+    scores: list[F32] = []
+    lengths: list[int] = []
+    for number, start in enumerate(range(0, table.num_rows, block)):
+        rows = table.slice(start, block).to_pylist()
+        found = [
+            _group(row, documents, source.parent) if grouped else [_pair(row, start + i)] for i, row in enumerate(rows)
+        ]
+        lengths += [len(pairs) for pairs in found]
+        scores.append(_scored(folder, number, [pair for pairs in found for pair in pairs], scorer))
+        if progress is not None:
+            progress(start + len(rows), table.num_rows)
+    flat = np.concatenate([np.empty(0, dtype=np.float32), *scores])
+    parts = np.split(flat, np.cumsum(lengths)[:-1]) if lengths else []
+    values = float_lists(parts) if grouped else pa.array(flat, pa.float32())
+    if column in table.column_names:
+        table = table.drop_columns([column])
+    write_table(out, table.append_column(column, values))
+    shutil.rmtree(folder, ignore_errors=True)
+    return len(flat)
+
+
+def _scored(folder: Path, number: int, pairs: Pairs, reranker: Reranker) -> F32:
+    identity = [[q.text, str(q.image), d.content, str(d.image)] for q, d in pairs]
+    path = folder / f"{number:06d}-{digest_of(reranker.fingerprint, identity)[:40]}"
+    if not (path / MANIFEST).exists():
+        with write_artifact(path, "judged-block", {}) as writer:
+            writer.add_array("scores", score_pairs(reranker, pairs))
+    return np.array(open_artifact(path, "judged-block").array("scores"))
+
+
+def _cached(reranker: Any) -> Reranker:
+    from chamfer.models.rerankers.score_cache import CachedReranker, ScoreCache
+
+    if not hasattr(reranker, "score_pairs"):
+        return reranker  # type: ignore[no-any-return]  # it reads lists
+    return CachedReranker(reranker, ScoreCache(CACHE_BYTES))
+
+
+def _documents_beside(source: Path) -> dict[str, Document]:
+    stem = source.name.removesuffix(".parquet").removesuffix(".groups")
+    path = source.with_name(f"{stem}.documents.parquet")
+    images = read_images(path)
+    return {i: Document(i, text, image=images.get(i)) for i, text in read_documents(path).items()}
+
+
+def _group(row: dict[str, Any], documents: dict[str, Document], folder: Path) -> Pairs:
+    image = row.get("query_image")
+    query = Query(str(row.get("query_id", "")), row["query"], folder / image if isinstance(image, str) else image)
+    if missing := [doc_id for doc_id in row["doc_ids"] if doc_id not in documents]:
+        raise InvalidInput(f"document {missing[0]!r} of query {row['query']!r} is not in the documents file")
+    return [(query, documents[doc_id]) for doc_id in row["doc_ids"]]
+
+
+def _pair(row: dict[str, Any], number: int) -> tuple[Query, Document]:
+    if row.get("text") is None and row.get("image") is None:
+        raise InvalidInput(f"row {number} has neither text nor image; expected the columns query and text (or image)")
+    query_image, image = (Path(row[name]) if row.get(name) else None for name in ("query_image", "image"))
+    query = Query(str(row.get("query_id", row["query"])), row["query"] or "", query_image)
+    return query, Document(str(row.get("doc_id", number)), row.get("text") or "", image=image)

@@ -1,0 +1,288 @@
+"""Mining over a small collection: what is written, that a killed run goes on, and that the guard guards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from support_encoders import HashEncoder
+
+from chamfer.api import Searcher, parse_plan
+from chamfer.core.errors import InvalidInput
+from chamfer.core.types import F32, Document, Query
+from chamfer.indexing.build.builder import BuildConfig, build
+from chamfer.indexing.collection.collection import Collection
+from chamfer.mining import pool_tables as files
+from chamfer.mining.config import MiningConfig
+from chamfer.mining.miner import MiningReport, Question, mine
+from chamfer.mining.teacher_scores import judge_file
+from chamfer.models.training.data.groups import Group, add_images, write_documents, write_groups
+from chamfer.service.search.pipeline import Pipeline
+from chamfer.service.search.request import SearchRequest, SearchResult
+
+ANIMALS = ("fox", "crow", "ant", "lion", "hare", "wolf", "dog", "mouse", "frog", "stork")
+PLACES = ("hill", "river", "garden", "castle", "market")
+CONFIG = MiningConfig(depth=30, consistency=30, keep=4, stride=2, block=3, twin=None)
+
+
+class WordReranker:
+    """The logit of the share of the query's words that a document has."""
+
+    name = fingerprint = "words"
+    reads_images = False
+    score_kind = "logit"
+
+    def __init__(self, fail_after: int = 10**9) -> None:
+        self.pairs = 0
+        self.fail_after = fail_after
+
+    def score(self, query: Query, documents: Sequence[Document]) -> F32:
+        return self.score_pairs([(query, document) for document in documents])
+
+    def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> F32:
+        self.pairs += len(pairs)
+        if self.pairs > self.fail_after:
+            raise KeyboardInterrupt
+        shares = [len({*q.text.split()} & {*d.text.split()}) / len(q.text.split()) for q, d in pairs]
+        return np.array([8 * share - 4 for share in shares], dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def searcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searcher]:
+    documents = [
+        Document(f"{animal}-{place}", f"the {animal} went up to the {place} and met a {animal} of the {place} there")
+        for animal in ANIMALS
+        for place in PLACES
+    ]
+    twin = documents[0]
+    documents.append(replace(twin, doc_id="copy", text=f"{twin.text} again"))
+    path = tmp_path_factory.mktemp("mining") / "tales"
+    encoder = HashEncoder(limit=32)
+    build(documents, path, encoder=encoder, config=BuildConfig(channels=("dense", "lexical")))
+    with Searcher(Pipeline(Collection.open(path), encoder)) as opened:
+        yield opened
+
+
+def questions() -> list[Question]:
+    return [
+        Question(Query(f"q{n}", f"why did the {animal} see the hill"), (f"{animal}-hill",))
+        for n, animal in enumerate(ANIMALS)
+    ]
+
+
+def run(
+    searcher: Searcher, out: Path, config: MiningConfig = CONFIG, judge: WordReranker | None = None
+) -> MiningReport:
+    return mine(searcher, questions(), out, config, judge=judge, labels=("tales", "train"))
+
+
+def test_every_candidate_is_logged_with_features_and_fate(searcher: Searcher, tmp_path: Path) -> None:
+    out = tmp_path / "mined.parquet"
+    report = run(searcher, out, judge=WordReranker())
+    rows = pq.read_table(out).to_pylist()
+    assert [row["query_id"] for row in rows] == [f"q{n}" for n in range(10)]
+    for row in rows:
+        n = len(row["doc_ids"])
+        assert n >= 30
+        for name in (
+            "labels",
+            "fates",
+            "rank",
+            "score",
+            "dense.score",
+            "lexical.rank",
+            "fuse.score",
+            "overlap",
+            "judge",
+        ):
+            assert len(row[name]) == n
+        assert row["fates"].count("kept") <= 4
+        assert [fate == "positive" for fate in row["fates"]] == [label == 1.0 for label in row["labels"]]
+        assert 0 < min(row["judge"]) <= max(row["judge"]) < 1
+    assert sum(report.fates.values()) == sum(len(row["doc_ids"]) for row in rows)
+
+
+def test_groups_hold_positives_then_negatives_and_their_texts_are_there(searcher: Searcher, tmp_path: Path) -> None:
+    out = tmp_path / "mined.parquet"
+    report = run(searcher, out)
+    groups = pq.read_table(files.groups_path(out)).to_pylist()
+    texts = dict(zip(*pq.read_table(files.documents_path(out)).to_pydict().values(), strict=True))
+    assert len(groups) == report.groups == 10
+    for row, asked in zip(groups, questions(), strict=True):
+        assert row["doc_ids"][0] == asked.relevant[0]
+        assert row["labels"] == [1.0] + [0.0] * 4
+        assert len(set(row["doc_ids"])) == 5
+        assert all(texts[doc_id].startswith("the ") for doc_id in row["doc_ids"])
+
+
+def test_a_copy_of_the_positive_is_no_negative(searcher: Searcher, tmp_path: Path) -> None:
+    out = tmp_path / "mined.parquet"
+    run(searcher, out)
+    row = pq.read_table(out).to_pylist()[0]
+    assert row["fates"][row["doc_ids"].index("copy")] == "duplicate"
+
+
+def test_the_judge_guards_against_false_negatives(searcher: Searcher, tmp_path: Path) -> None:
+    run(searcher, tmp_path / "mined.parquet", replace(CONFIG, beta=0.01, duplicate=None), WordReranker())
+    for row in pq.read_table(tmp_path / "mined.parquet").to_pylist():
+        positive = row["judge"][row["fates"].index("positive")]
+        for fate, judge in zip(row["fates"], row["judge"], strict=True):
+            assert fate == "positive" or (fate == "judge") == (judge > positive - np.float32(0.01))
+
+
+def test_a_query_whose_positive_is_far_down_is_left_out(searcher: Searcher, tmp_path: Path) -> None:
+    out = tmp_path / "mined.parquet"
+    asked = [*questions()[:2], Question(Query("odd", "why did the fox see the hill"), ("stork-market",))]
+    report = mine(searcher, asked, out, replace(CONFIG, consistency=3))
+    assert set(pq.read_table(out).to_pylist()[2]["fates"]) == {"positive", "inconsistent"}
+    assert report.groups == 2
+
+
+def test_an_unretrieved_positive_is_in_the_pool_without_a_rank(searcher: Searcher, tmp_path: Path) -> None:
+    out = tmp_path / "mined.parquet"
+    mine(
+        searcher,
+        [Question(Query("odd", "why did the fox see the hill"), ("stork-market",))],
+        out,
+        replace(CONFIG, depth=5, consistency=0),
+    )
+    row = pq.read_table(out).to_pylist()[0]
+    assert row["doc_ids"][-1] == "stork-market"
+    assert np.isnan(row["rank"][-1])
+    assert row["labels"] == [0.0] * (len(row["labels"]) - 1) + [1.0]
+
+
+def test_clusters_keep_what_is_near_the_query(searcher: Searcher, tmp_path: Path) -> None:
+    run(searcher, tmp_path / "mined.parquet", replace(CONFIG, clusters=6, nearest=2, duplicate=None))
+    for row in pq.read_table(tmp_path / "mined.parquet").to_pylist():
+        for fate, place in zip(row["fates"], row["cluster"], strict=True):
+            assert (fate == "cluster") == (place > 2 and fate != "positive")
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(searcher: Searcher, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole.parquet", tmp_path / "killed.parquet"
+    run(searcher, whole, judge=WordReranker())
+    with pytest.raises(KeyboardInterrupt):
+        run(searcher, killed, judge=WordReranker(fail_after=200))  # in the third of four blocks
+    assert not killed.exists()
+    report = run(searcher, killed, judge=WordReranker())
+    assert report.reused_blocks == 2
+    for path in (lambda p: p, files.groups_path, files.documents_path):
+        assert path(killed).read_bytes() == path(whole).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_another_configuration_does_not_reuse_blocks(searcher: Searcher, tmp_path: Path) -> None:
+    out = tmp_path / "mined.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        run(searcher, out, judge=WordReranker(fail_after=200))
+    assert run(searcher, out, replace(CONFIG, keep=3), WordReranker()).reused_blocks == 0
+
+
+def test_a_plan_with_feedback_has_features_of_both_rounds(searcher: Searcher) -> None:
+    plan = {"channels": {"dense": {}, "lexical": {}}, "feedback": {"channels": {"dense": {}}, "guard": None}}
+    request = SearchRequest(query="why did the fox see the hill", k=2, plan=parse_plan(plan), pool=20)
+    [result] = searcher.pipeline.run([request])
+    assert isinstance(result, SearchResult)
+    assert result.pool is not None
+    features = result.pool.features()
+    assert {"dense.rank", "dense.again.rank", "lexical.score", "fuse.score", "fuse_again.score"} <= set(features)
+    assert len(result.pool.doc_ids) == len(features["dense.again.score"]) == 20
+    assert [hit.doc_id for hit in result.hits] == list(result.pool.doc_ids[:2])
+
+
+def test_faults_are_said_in_a_sentence(searcher: Searcher, tmp_path: Path) -> None:
+    out = tmp_path / "mined.parquet"
+    with pytest.raises(InvalidInput, match="of another corpus"):
+        mine(searcher, [Question(Query("q", "fox"), ("nowhere",))], out, CONFIG)
+    with pytest.raises(InvalidInput, match=r"margins compare 'sparse.score'.*dense.score"):
+        run(searcher, out, replace(CONFIG, margin=0.1, by="sparse.score"))
+
+
+def test_mined_groups_are_judged_in_their_form(searcher: Searcher, tmp_path: Path) -> None:
+    out, judged = tmp_path / "mined.parquet", tmp_path / "judged.parquet"
+    run(searcher, out)
+    count = judge_file(files.groups_path(out), judged, WordReranker(), column="words", block=4)
+    rows = pq.read_table(judged).to_pylist()
+    assert count == sum(len(row["doc_ids"]) for row in rows) == 50
+    row = rows[0]
+    assert row["words"][0] == pytest.approx(
+        1 / (1 + np.exp(-(8 * 3 / 7 - 4))), rel=1e-6
+    )  # the, fox, hill of seven words
+
+
+def test_flat_pairs_are_judged_once_each_and_a_killed_run_goes_on(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    source, out = tmp_path / "pairs.parquet", tmp_path / "judged.parquet"
+    pq.write_table(pa.table({"query": ["a b"] * 6, "text": ["a", "b", "a b", "c", "a", "a"]}), source)
+    with pytest.raises(KeyboardInterrupt):
+        judge_file(source, out, WordReranker(fail_after=3), block=2)
+    again = WordReranker()
+    assert judge_file(source, out, again, block=2) == 6
+    assert again.pairs == 3  # the second block's two, and the text that only the unread first block had
+    expected = 1 / (1 + np.exp(-(8 * np.array([0.5, 0.5, 1.0, 0.0, 0.5, 0.5]) - 4)))
+    np.testing.assert_allclose(pq.read_table(out)["judge"].to_numpy(), expected, rtol=1e-6)
+
+
+def test_pairs_without_text_are_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"query": ["a"], "answer": ["b"]}), tmp_path / "pairs.parquet")
+    with pytest.raises(InvalidInput, match="row 0 has neither text nor image"):
+        judge_file(tmp_path / "pairs.parquet", tmp_path / "out.parquet", WordReranker())
+
+
+def test_negatives_of_a_wrong_modality_outrank_the_positive_and_all_others_have_the_wanted_one(tmp_path: Path) -> None:
+    """Pictures of the asked place stand above the text that is wanted; other filters do not touch them."""
+    documents = [
+        Document(f"{kind}-{place}", f"{words} {place}", metadata={"kind": kind})
+        for place in PLACES
+        for kind, words in (("image", "fox hill castle at the"), ("text", "a long tale of a fox that came to the"))
+    ]
+    encoder = HashEncoder(limit=32)
+    build(documents, tmp_path / "mixed", encoder=encoder, config=BuildConfig(channels=("dense", "lexical")))
+    config = replace(CONFIG, depth=10, consistency=10, modality="kind", wrong=2, stride=1, duplicate=None, margin=0.0)
+    with Searcher(Pipeline(Collection.open(tmp_path / "mixed"), encoder)) as searcher:
+        mine(
+            searcher,
+            [Question(Query("q", "fox hill castle at the river"), ("text-river",))],
+            tmp_path / "m.parquet",
+            config,
+        )
+    [row] = pq.read_table(tmp_path / "m.parquet").to_pylist()
+    own = dict(zip(row["doc_ids"], zip(row["fates"], row["modality"], row["rank"], strict=True), strict=True))
+    rank = own["text-river"][2]
+    wrong = [doc_id for doc_id, (fate, _, _) in own.items() if fate == "wrong_modality"]
+    assert len(wrong) == 2
+    for doc_id, (fate, modality, place) in own.items():
+        assert modality == float(doc_id.startswith("image"))
+        assert fate != "wrong_modality" or (modality == 1 and place < rank)
+        assert fate != "kept" or modality == 0
+    [group] = pq.read_table(files.groups_path(tmp_path / "m.parquet")).to_pylist()
+    assert group["doc_ids"][0] == "text-river"
+    assert set(wrong) <= set(group["doc_ids"])
+    assert group["modality"][0] == 0
+
+
+def test_a_judge_that_sees_is_shown_the_images_of_groups(tmp_path: Path) -> None:
+    (tmp_path / "asked.png").write_bytes(b"asked")
+    group = Group("q", "which one", ["a", "b"], [1.0, 0.0], query_image=Path("asked.png"))
+    write_groups(tmp_path / "g.groups.parquet", [group])
+    write_documents(tmp_path / "g.documents.parquet", [(["a", "b"], ["one", "two"])])
+    add_images(tmp_path / "g.documents.parquet", {"b": b"picture"})
+    seen: list[tuple[object, object]] = []
+
+    class Seeing(WordReranker):
+        reads_images = True
+
+        def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> F32:
+            seen.extend((query.image, document.image) for query, document in pairs)
+            return super().score_pairs(pairs)
+
+    assert judge_file(tmp_path / "g.groups.parquet", tmp_path / "out.parquet", Seeing()) == 2
+    assert set(seen) == {(tmp_path / "asked.png", None), (tmp_path / "asked.png", b"picture")}

@@ -33,7 +33,8 @@ from chamfer.indexing.collection.snapshot import (
     has_snapshot,
     writer_lock,
 )
-from chamfer.indexing.families.family import Codec, Family
+from chamfer.indexing.families.family import Family
+from chamfer.indexing.rows.segment_part import Codec
 
 T = TypeVar("T")
 _Prepared = tuple[Sequence[Document], str, Callable[[], Encoding | None]]  # documents, their digest, how to encode them

@@ -29,7 +29,8 @@ from chamfer.core.types import (
 )
 from chamfer.indexing.build.recall_floor import FloorMeasure, made_up_queries, refusal, stands_in
 from chamfer.indexing.collection.snapshot import CollectionConfig, Learnt, add_codecs, read_codecs, read_recall
-from chamfer.indexing.families.family import Codec, Family
+from chamfer.indexing.families.family import Family
+from chamfer.indexing.rows.segment_part import Codec
 
 _KIND = "encoding"
 ENCODED = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE)

@@ -16,10 +16,11 @@ import numpy as np
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Candidates, Document, Encoding, Query, TokenVectors, VectorKind
-from chamfer.indexing.families.family import Codec, Family, SegmentPart
+from chamfer.indexing.families.family import Family
 from chamfer.indexing.families.multivector import MultivectorConfig, MultivectorFamily
 from chamfer.indexing.families.registry import make_family
 from chamfer.indexing.planning.candidate_recall import depth_in_sample, growth, rank_by_maxsim, ranks_of_best, recall
+from chamfer.indexing.rows.segment_part import Codec, SegmentPart
 
 K = 10
 _QUERY_WORDS = 12

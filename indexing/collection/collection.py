@@ -16,7 +16,8 @@ from chamfer.indexing.build.recall_floor import ChannelRecall
 from chamfer.indexing.collection.filters import Condition
 from chamfer.indexing.collection.segment import Segment
 from chamfer.indexing.collection.snapshot import CollectionConfig, Snapshot, naming_corruption, open_snapshot
-from chamfer.indexing.families.family import Family, locate
+from chamfer.indexing.families.family import Family
+from chamfer.indexing.rows.segment_part import locate
 
 
 @dataclass(frozen=True, slots=True)

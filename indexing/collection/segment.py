@@ -12,7 +12,8 @@ from chamfer.core.artifact import Artifact, open_artifact, write_artifact
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import I64, Bool, Document, Encoding
 from chamfer.indexing.collection.documents import DocumentTable, write_documents, write_merged
-from chamfer.indexing.families.family import Family, SegmentPart
+from chamfer.indexing.families.family import Family
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 KIND = "segment"
 

@@ -27,8 +27,9 @@ from chamfer.core.artifact import (
 from chamfer.core.errors import ChamferError, Conflict, Corrupt, Incompatible, InvalidInput, NotFound
 from chamfer.indexing.build.recall_floor import ChannelRecall, FloorConfig
 from chamfer.indexing.collection.segment import Segment, open_segment
-from chamfer.indexing.families.family import Codec, Family
+from chamfer.indexing.families.family import Family
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import Codec
 
 KIND = "snapshot"
 CURRENT = "CURRENT"

@@ -3,7 +3,7 @@
 A segment's postings lie twice: by term, as small codes that are added up to find the rows that could be among the k
 best; and by row, with the values that scores are made of. The first has an error that is bounded, so that the rows it
 lets through hold the true k best; their scores come from the second in a fixed order of additions. Hence results do not
-depend on how documents lie in segments, on pruning, or on which of the compiled twins answered (ADR 2, ADR 10).
+depend on how documents lie in segments, on pruning, or on which of the compiled twins answered (ADR 2, ADR 8).
 """
 
 from __future__ import annotations

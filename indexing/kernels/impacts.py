@@ -3,7 +3,7 @@
 A segment stores its postings twice. By term, as small codes whose sums select the rows that may be among the k best;
 the error of a sum is bounded, so that the true k best are always selected. By row, with the values from which the
 scores of the selected rows are added up in a fixed order. Hence results depend neither on how documents are spread over
-segments nor on which of the compiled twins searched (ADR 2, ADR 10).
+segments nor on which of the compiled twins searched (ADR 2, ADR 8).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The anchor queries and the fingerprint of the model that scored them belong to the collection (its codec). Anchor items
 are chosen at opening among the live documents, by a rule that looks at documents alone, so that adding, deleting and
-compacting leave an index that equals one built afresh (ADR 7).
+compacting leave an index that equals one built afresh (ADR 9).
 """
 
 from __future__ import annotations

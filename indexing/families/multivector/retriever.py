@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chamfer.core.errors import Incompatible, InvalidInput
+from chamfer.core.protocols import Expandable, Rescorer, Retriever
 from chamfer.core.types import F32, I64, Array, Bool, Candidates, TokenVectors, VectorKind
 from chamfer.indexing.families.family import check_tokens
 from chamfer.indexing.families.multivector.config import MultivectorConfig, check_candidates, most_candidates
@@ -28,8 +29,8 @@ CentroidScan = Callable[[F32], F32]
 """Gives the centroid scores f32 [n], whole numbers, of n rows for a query f32 [Tq, D]."""
 
 
-class MultivectorRetriever:
-    """MaxSim over the parts' token vectors, exact or over the best candidates; also a Rescorer."""
+class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expandable[TokenVectors]):
+    """MaxSim over the parts' token vectors, exact or over the best candidates."""
 
     stored_kind: ClassVar[VectorKind] = VectorKind.TOKENS
 

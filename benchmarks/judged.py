@@ -94,7 +94,7 @@ def open_judged(
 
 
 class _Memory:
-    """An opened collection that lies in memory (chamfer.service.search.request.CollectionView)."""
+    """An opened collection that lies in memory (chamfer.service.search.channels.CollectionView)."""
 
     snapshot, encoder_name, encoder_fingerprint, bytes_per_document = "memory", None, None, 0.0
 

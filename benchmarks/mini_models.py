@@ -46,7 +46,7 @@ from chamfer.models.encoders.mini_projection import load_projection
 from chamfer.models.networks.token_pooling import parse_pooling, pool
 from chamfer.models.registry import load_reranker
 from chamfer.service.search.fusion import blend, interpolate
-from chamfer.service.search.plans import FIRST_STAGE_WEIGHTS
+from chamfer.service.search.presets import FIRST_STAGE_WEIGHTS
 
 POOLINGS = ("", "w0x32", "w8x32", "w4x8", "w25")
 POST_HOC = ("c0x32n", "c8x32n", "c4x8n")

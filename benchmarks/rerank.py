@@ -149,8 +149,8 @@ def quality(name: str, corpus: Path, n_queries: int) -> list[Row]:
 
 def concurrency(name: str, documents: list[Document], rounds: int, n_pairs: int) -> list[Row]:
     """Seconds of 16 requests for reranking, one after another and all at once, and whether scores agree."""
-    from chamfer.service.http.app import ServerConfig, create_app
-    from chamfer.service.http.rerank_schemas import RerankingConfig
+    from chamfer.service.http.app import create_app
+    from chamfer.service.http.config import RerankingConfig, ServerConfig
 
     # Both ways through one process without a network: what differs is the queue alone. Nothing comes from the cache.
     server = ServerConfig(reranking=RerankingConfig(score_cache_bytes=0))

@@ -152,7 +152,7 @@ def _evaluate(
     """Plans compared on quality, latency and bytes per document."""
     from chamfer.api import open as open_searcher
     from chamfer.indexing.build.corpus import read_qrels, read_queries
-    from chamfer.service.search.plans import DEFAULT_PRESET
+    from chamfer.service.search.presets import DEFAULT_PRESET
 
     names = measures.split()
     qrels = read_qrels(queries, split)

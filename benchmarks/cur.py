@@ -27,8 +27,8 @@ from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.families.cur.anchor_scores import AnchorScorer
 from chamfer.indexing.families.cur.family import CurConfig, CurFamily, CurRetriever
 from chamfer.indexing.families.cur.search import CurSearch, search
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.kernels.topk import as_candidates
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.registry import load_reranker
 from chamfer.settings import load_settings
 

@@ -39,8 +39,9 @@ from chamfer.core.errors import ChamferError
 from chamfer.core.types import I64, Bool, Document, Hit
 from chamfer.service.http.app import ServerConfig, create_app
 from chamfer.service.runtime.batching import BatchingConfig
-from chamfer.service.search.pipeline import Pipeline, SearchRequest, SearchResult
+from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.plans import ChannelPlan, Plan, ResolvedPlan
+from chamfer.service.search.request import SearchRequest, SearchResult
 
 PATH = "/v1/collections/demo/search"
 REQUEST = orjson.dumps({"query": "Why did the fox lose his tail?", "k": 10, "plan": "balanced"})

@@ -29,8 +29,8 @@ from chamfer.core.types import (
     VectorKind,
 )
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.plans import Plan
 from chamfer.service.search.request import SearchRequest, SearchResult

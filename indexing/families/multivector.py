@@ -16,21 +16,13 @@ from numpy.typing import NDArray
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import F32, I64, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
-from chamfer.indexing.families.family import (
-    Codec,
-    OnCpu,
-    SegmentPart,
-    allowed_rows,
-    check_finite,
-    check_tokens,
-    locate,
-    starts_of,
-)
+from chamfer.indexing.families.family import OnCpu, check_finite, check_tokens
 from chamfer.indexing.families.token_storage import StoredTokens, merge_tokens
 from chamfer.indexing.kernels.centroids import MOST_CENTROIDS, assign, score_table, train
 from chamfer.indexing.kernels.codes import TokenCodec, encode, learn_step, maxsim_codes_error
 from chamfer.indexing.kernels.maxsim import fast_error
 from chamfer.indexing.kernels.topk import as_candidates, best, check_depth, near_best
+from chamfer.indexing.rows.segment_part import Codec, SegmentPart, allowed_rows, locate, starts_of
 
 F64 = NDArray[np.float64]
 SAMPLE = 32

@@ -11,10 +11,10 @@ import numpy as np
 
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.types import F32, I64, Array, join_offsets
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.kernels.centroids import scan
 from chamfer.indexing.kernels.codes import TokenCodec, decode, maxsim_codes
 from chamfer.indexing.kernels.maxsim import maxsim_fast, maxsim_rows
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 PER_TOKEN = ("values", "centroid_ids", "scales")  # every other array of the family is small
 

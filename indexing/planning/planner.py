@@ -19,10 +19,10 @@ import numpy as np
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import I64, Bool, Candidates, Document, Encoding, Query, TokenVectors, VectorKind
-from chamfer.indexing.families.family import SegmentPart
-from chamfer.indexing.families.fde import FdeConfig
+from chamfer.indexing.families.fde.encoder import FdeConfig
 from chamfer.indexing.families.registry import FAMILIES, make_family
 from chamfer.indexing.planning.candidate_recall import growth, rank_by_maxsim, ranks_of_best, ranks_of_union, recall
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 Pool = Callable[[TokenVectors, str], TokenVectors]
 Say = Callable[[str, int, int], None]

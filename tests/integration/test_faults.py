@@ -19,7 +19,8 @@ from support_faults import contents, fingerprint, run
 from chamfer.core.artifact import ArtifactWriter
 from chamfer.core.errors import NotFound
 from chamfer.indexing.collection.collection import Collection
-from chamfer.indexing.collection.snapshot import CURRENT, writer_lock
+from chamfer.indexing.collection.snapshot import CURRENT
+from chamfer.indexing.collection.writer import writer_lock
 
 OPERATIONS = ("build", "add", "delete", "compact")
 

@@ -17,7 +17,7 @@ from chamfer.core.analysis import AnalysisConfig, Analyzer, term_hashes
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
-from chamfer.indexing.families.family import SegmentPart, WithoutCodec
+from chamfer.indexing.families.family import WithoutCodec
 from chamfer.indexing.families.inverted.impact_index import (
     ImpactIndex,
     Postings,
@@ -27,7 +27,8 @@ from chamfer.indexing.families.inverted.impact_index import (
     union,
 )
 from chamfer.indexing.families.inverted.list_pruning import check_pruning
-from chamfer.indexing.kernels.impacts import Impacts
+from chamfer.indexing.kernels.impact_types import Impacts
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 _MOST = np.iinfo(np.uint8).max
 _LEAST_NORM = np.float32(1e-30)  # with k1 = 0: tf / (tf + norm) is then 1

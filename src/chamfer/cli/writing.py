@@ -13,8 +13,8 @@ from chamfer.cli import printing
 from chamfer.core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from chamfer.indexing.build.recall_floor import ChannelRecall
     from chamfer.indexing.collection.collection import Collection
+    from chamfer.indexing.collection.recall_report import ChannelRecall
 
 CollectionArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A collection.")]
 CorpusArgument = Annotated[

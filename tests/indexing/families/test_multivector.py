@@ -15,9 +15,9 @@ from chamfer.core.types import Encoding, Query, TokenVectors, VectorKind
 from chamfer.indexing.build.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.families import multivector
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.multivector import MultivectorConfig, MultivectorFamily, most_candidates
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 N = 300
 

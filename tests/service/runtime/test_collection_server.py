@@ -16,7 +16,8 @@ from chamfer.core.errors import Corrupt, Unavailable
 from chamfer.service.runtime.batching import BatchingConfig
 from chamfer.service.runtime.collection_server import Answer, ServedCollection
 from chamfer.service.runtime.telemetry import CollectionTelemetry, Telemetry
-from chamfer.service.search.pipeline import Pipeline, SearchRequest
+from chamfer.service.search.pipeline import Pipeline
+from chamfer.service.search.request import SearchRequest
 
 
 class Shelf:

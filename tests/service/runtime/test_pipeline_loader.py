@@ -13,8 +13,8 @@ from support_service import FakeCollection, HashEncoder, LengthReranker, collect
 
 from chamfer.core.errors import Incompatible
 from chamfer.service.runtime.collection_server import PipelineLoader
-from chamfer.service.search.pipeline import SearchRequest, SearchResult
 from chamfer.service.search.plans import ChannelPlan, Plan
+from chamfer.service.search.request import SearchRequest, SearchResult
 
 
 class Shop:

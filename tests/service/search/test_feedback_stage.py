@@ -10,8 +10,9 @@ from support_service import LengthReranker, ManualClock, collection, pipeline
 
 from chamfer.core.errors import ChamferError
 from chamfer.core.types import VectorKind
-from chamfer.service.search.pipeline import Pipeline, SearchRequest, SearchResult
+from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.plans import Plan
+from chamfer.service.search.request import SearchRequest, SearchResult
 
 QUERY = "why did the fox lose his tail"
 HYBRID = {"dense": {"weight": 0.6}, "lexical": {"weight": 0.4}}

@@ -20,8 +20,9 @@ from support_service import (
 from chamfer.core.errors import ChamferError, DeadlineExceeded, Internal, InvalidInput
 from chamfer.core.types import Query, VectorKind
 from chamfer.indexing.collection.filters import Equals
-from chamfer.service.search.pipeline import Pipeline, SearchRequest, SearchResult
+from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.plans import ChannelPlan, Plan
+from chamfer.service.search.request import SearchRequest, SearchResult
 
 QUERY = "why did the fox lose his tail"
 DENSE = Plan(channels={"dense": ChannelPlan()})

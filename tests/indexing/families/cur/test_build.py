@@ -15,9 +15,10 @@ from chamfer.core.types import Document, Query
 from chamfer.indexing.build.builder import BuildRun, build
 from chamfer.indexing.build.updates import add, compact, delete
 from chamfer.indexing.collection.collection import Collection
-from chamfer.indexing.collection.snapshot import CollectionConfig
-from chamfer.service.search.pipeline import Pipeline, SearchRequest, SearchResult
+from chamfer.indexing.collection.config import CollectionConfig
+from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.plans import Plan
+from chamfer.service.search.request import SearchRequest, SearchResult
 
 DOCUMENTS = [d for d in make_documents(150, seed=2) if d.text]
 QUERIES = [Query(f"q{i}", f"w{i} w{i + 1}") for i in range(12)]

@@ -14,9 +14,9 @@ from reference.configuration import NOTICE
 
 HEAD = """# Command line
 
-Data goes to standard output, messages and progress to standard error. Exit status: 0 done, 1 failed, 2 the input cannot
-be used, 130 interrupted. Every command that writes can be killed and run again: it resumes where it was. `--config FILE`
-names the [settings file](settings.md); without it `CHAMFER_CONFIG` does.
+Data goes to standard output, messages and progress to standard error. Exit status: 0 done, 1 failed, 2 the input
+cannot be used, 130 interrupted. Every command that writes can be killed and run again: it resumes where it was.
+`--config FILE` names the [settings file](settings.md); without it `CHAMFER_CONFIG` does.
 """
 
 

@@ -19,8 +19,8 @@ SETTINGS_HEAD = """# Settings
 
 Settings come from one TOML file, named by `--config FILE` or `CHAMFER_CONFIG`, and from the environment. An environment
 variable wins over the file, and a command line option wins over both. A key in the file is a variable in the
-environment: `[service.batching] max_batch = 32` is `CHAMFER_SERVICE__BATCHING__MAX_BATCH=32`. An unknown key is refused;
-the error names the nearest known key.
+environment: `[service.batching] max_batch = 32` is `CHAMFER_SERVICE__BATCHING__MAX_BATCH=32`. An unknown key is
+refused; the error names the nearest known key.
 
 ```toml
 [models]
@@ -45,9 +45,9 @@ Parameters of a channel are set when a collection is built, in a table of their 
 
 RECIPES_HEAD = """# Recipe keys
 
-A recipe is a TOML file for [`chamfer train`](../training.md). Its first key, `job`, chooses the job and with it the keys
-that may follow. `--set fit.batch_size=64` overrides a key on the command line. An unknown key is refused; the error names
-the nearest known key.
+A recipe is a TOML file for [`chamfer train`](../training.md). Its first key, `job`, chooses the job and with it the
+keys that may follow. `--set fit.batch_size=64` overrides a key on the command line. An unknown key is refused; the
+error names the nearest known key.
 """
 
 SECTIONS = {"models": "Models", "build": "Building", "service": "Service"}

@@ -1,4 +1,4 @@
-"""A Griffe extension: docstrings as Markdown has to have them.
+"""Docstrings as Markdown has to have them.
 
 Docstrings of this project list fields as
 
@@ -6,29 +6,21 @@ Docstrings of this project list fields as
     seed      of all draws;
               continued here
 
-which Markdown would join into one paragraph; the extension makes a list of them. Shapes such as [B][K] would be read as
-links; their brackets are escaped outside code.
+which Markdown would join into one paragraph; they become a list. Shapes such as [B][K] would be read as links; their
+brackets are escaped outside code.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
-
-from griffe import Extension, Object
 
 ENTRY = re.compile(r"^([\w.*,\[\] ]*\w[\w.*\]]*) {2,}(\S.*)$")
-
-
 CODE = re.compile(r"(`[^`]*`)")
 
 
-class PlainDocstrings(Extension):
-    """Rewrites the docstring of every object when it is loaded."""
-
-    def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        if obj.docstring is not None:
-            obj.docstring.value = without_links(with_lists(obj.docstring.value))
+def as_markdown(text: str) -> str:
+    """A docstring as Markdown."""
+    return without_links(with_lists(text))
 
 
 def with_lists(text: str) -> str:

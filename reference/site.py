@@ -1,18 +1,20 @@
 """mkdocs hooks: the pages that are not files below docs/.
 
-README, ARCHITECTURE, CHANGELOG and CONTRIBUTING stand at the top of the repository, where people look for them; the site
-has them as pages, with their links into docs/ made relative to it. The pages of the Python reference are one per package,
+README, ARCHITECTURE, CHANGELOG and CONTRIBUTING are at the top of the repository, where people look for them. The site
+has them as pages; links between them and docs/ are rewritten. The pages of the Python reference are one per package,
 written from the tree, so that a module that is moved or added needs no edit here.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
@@ -32,7 +34,7 @@ def on_config(config: Any) -> Any:
     for section in config.nav:
         for title, entries in section.items():
             if title == "Reference":
-                entries[-1] = {"Python": [f"{PYTHON}/index.md", *({name: _page(name)} for name in packages())]}
+                entries[-1] = {"Python": [f"{PYTHON}/index.md", *({_short(name): _page(name)} for name in packages())]}
             if title == "Concepts":
                 entries[-1] = {"Decisions": ["adr/index.md", *(f"adr/{path.name}" for path in decisions())]}
     return config
@@ -40,6 +42,8 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the generated pages."""
+    from mkdocs.structure.files import File
+
     for source, page in TOP_PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=with_site_links(text)))
@@ -47,6 +51,18 @@ def on_files(files: Files, config: Any) -> Files:
     for name, modules in packages().items():
         files.append(File.generated(config, _page(name), content=_package(name, modules)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
+    """Leads the links of a page below docs/ to pages at the top of the repository to their place on the site."""
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def moved(match: re.Match[str]) -> str:
+        top = posixpath.normpath(posixpath.join(folder, match[1])).removeprefix("../")
+        target = posixpath.relpath(TOP_PAGES[top], folder or ".") if top in TOP_PAGES else match[1]
+        return f"]({target}{match[2] or ''})"
+
+    return LINK.sub(moved, markdown)
 
 
 def with_site_links(text: str) -> str:
@@ -65,7 +81,7 @@ def packages() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for module in _modules(SOURCE / "chamfer", "chamfer"):
         found.setdefault(module.rpartition(".")[0] if module != "chamfer" else module, []).append(module)
-    return {package: modules for package, modules in sorted(found.items())}
+    return dict(sorted(found.items()))
 
 
 def decisions() -> list[Path]:
@@ -73,7 +89,7 @@ def decisions() -> list[Path]:
 
 
 def _modules(folder: Path, name: str) -> Iterator[str]:
-    """Dotted names of modules; a package counts as a module where its __init__ holds more than a docstring."""
+    """Dotted names of the public modules below a folder."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("_") or path.stem in PRIVATE:
             continue
@@ -81,6 +97,11 @@ def _modules(folder: Path, name: str) -> Iterator[str]:
             yield from _modules(path, f"{name}.{path.name}")
         elif path.suffix == ".py":
             yield f"{name}.{path.stem}"
+
+
+def _short(package: str) -> str:
+    """The name without `chamfer.`, so that it fits into the navigation."""
+    return package.removeprefix("chamfer.")
 
 
 def _page(package: str) -> str:

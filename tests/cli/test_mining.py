@@ -10,7 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from chamfer.cli import mining, writing
+from chamfer.cli import app as commands
+from chamfer.cli import register_commands
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document
 from chamfer.indexing.build.builder import BuildConfig, build
@@ -23,10 +24,8 @@ TEXTS = {
 
 @pytest.fixture
 def app() -> typer.Typer:
-    out = typer.Typer()
-    mining.register(out)
-    writing.register(out)
-    return out
+    register_commands()
+    return commands
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from support_cli import chamfer
 from support_encoders import HashEncoder, make_documents
 
-from chamfer.cli import plan_page, planning
+from chamfer.cli import plan, plan_report
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Query, VectorKind
 
@@ -104,17 +104,17 @@ def test_an_encoder_without_token_vectors_is_refused() -> None:
     encoder = HashEncoder()
     del encoder.spec.dims[VectorKind.TOKENS]
     with pytest.raises(InvalidInput, match="needs token vectors"):
-        planning._encode(encoder, make_documents(3), [Query("q", "w1")])
+        plan._encode(encoder, make_documents(3), [Query("q", "w1")])
 
 
 def test_a_sample_is_a_part_of_the_corpus_drawn_evenly(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps({"_id": str(i), "text": "x"}) + "\n" for i in range(400)))
-    drawn, n = planning.draw_sample(str(path), 100)
+    drawn, n = plan.draw_sample(str(path), 100)
     ids = {int(document.doc_id) for document in drawn}
     assert (n, len(ids)) == (400, 100)
     assert 150 < sum(ids) / 100 < 250
-    assert planning.draw_sample(str(path), 1000)[1] == 400
+    assert plan.draw_sample(str(path), 1000)[1] == 400
 
 
 def test_settings_are_written_as_toml() -> None:
@@ -123,4 +123,4 @@ def test_settings_are_written_as_toml() -> None:
         "build": {"channels": ["x", "y"], "floor": {"recall": 0.5, "on": True}},
         "e": {},
     }
-    assert tomllib.loads(plan_page.toml(tree)) == {k: v for k, v in tree.items() if k != "e"}
+    assert tomllib.loads(plan_report.toml(tree)) == {k: v for k, v in tree.items() if k != "e"}

@@ -16,9 +16,9 @@ from chamfer.core.errors import InvalidInput
 from chamfer.core.types import F32, Document, Query
 from chamfer.indexing.build.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
-from chamfer.mining import pool_tables as files
+from chamfer.mining import pool_tables
 from chamfer.mining.config import MiningConfig
-from chamfer.mining.miner import MiningReport, Question, mine
+from chamfer.mining.miner import JudgedQuery, MiningReport, mine
 from chamfer.mining.teacher_scores import judge_file
 from chamfer.models.training.data.groups import Group, add_images, write_documents, write_groups
 from chamfer.service.search.pipeline import Pipeline
@@ -67,9 +67,9 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searcher]:
         yield opened
 
 
-def questions() -> list[Question]:
+def judged_queries() -> list[JudgedQuery]:
     return [
-        Question(Query(f"q{n}", f"why did the {animal} see the hill"), (f"{animal}-hill",))
+        JudgedQuery(Query(f"q{n}", f"why did the {animal} see the hill"), (f"{animal}-hill",))
         for n, animal in enumerate(ANIMALS)
     ]
 
@@ -77,7 +77,7 @@ def questions() -> list[Question]:
 def run(
     searcher: Searcher, out: Path, config: MiningConfig = CONFIG, judge: WordReranker | None = None
 ) -> MiningReport:
-    return mine(searcher, questions(), out, config, judge=judge, labels=("tales", "train"))
+    return mine(searcher, judged_queries(), out, config, judge=judge, labels=("tales", "train"))
 
 
 def test_every_candidate_is_logged_with_features_and_fate(searcher: Searcher, tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_every_candidate_is_logged_with_features_and_fate(searcher: Searcher, tm
 def test_groups_hold_positives_then_negatives_and_their_texts_are_there(searcher: Searcher, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
     report = run(searcher, out)
-    groups = pq.read_table(files.groups_path(out)).to_pylist()
-    texts = dict(zip(*pq.read_table(files.documents_path(out)).to_pydict().values(), strict=True))
+    groups = pq.read_table(pool_tables.groups_path(out)).to_pylist()
+    texts = dict(zip(*pq.read_table(pool_tables.documents_path(out)).to_pydict().values(), strict=True))
     assert len(groups) == report.groups == 10
-    for row, asked in zip(groups, questions(), strict=True):
+    for row, asked in zip(groups, judged_queries(), strict=True):
         assert row["doc_ids"][0] == asked.relevant[0]
         assert row["labels"] == [1.0] + [0.0] * 4
         assert len(set(row["doc_ids"])) == 5
@@ -136,7 +136,7 @@ def test_the_judge_guards_against_false_negatives(searcher: Searcher, tmp_path: 
 
 def test_a_query_whose_positive_is_far_down_is_left_out(searcher: Searcher, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
-    asked = [*questions()[:2], Question(Query("odd", "why did the fox see the hill"), ("stork-market",))]
+    asked = [*judged_queries()[:2], JudgedQuery(Query("odd", "why did the fox see the hill"), ("stork-market",))]
     report = mine(searcher, asked, out, replace(CONFIG, consistency=3))
     assert set(pq.read_table(out).to_pylist()[2]["fates"]) == {"positive", "inconsistent"}
     assert report.groups == 2
@@ -146,7 +146,7 @@ def test_an_unretrieved_positive_is_in_the_pool_without_a_rank(searcher: Searche
     out = tmp_path / "mined.parquet"
     mine(
         searcher,
-        [Question(Query("odd", "why did the fox see the hill"), ("stork-market",))],
+        [JudgedQuery(Query("odd", "why did the fox see the hill"), ("stork-market",))],
         out,
         replace(CONFIG, depth=5, consistency=0),
     )
@@ -171,7 +171,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(searcher: Searcher, tmp
     assert not killed.exists()
     report = run(searcher, killed, judge=WordReranker())
     assert report.reused_blocks == 2
-    for path in (lambda p: p, files.groups_path, files.documents_path):
+    for path in (lambda p: p, pool_tables.groups_path, pool_tables.documents_path):
         assert path(killed).read_bytes() == path(whole).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
@@ -198,7 +198,7 @@ def test_a_plan_with_feedback_has_features_of_both_rounds(searcher: Searcher) ->
 def test_faults_are_said_in_a_sentence(searcher: Searcher, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
     with pytest.raises(InvalidInput, match="of another corpus"):
-        mine(searcher, [Question(Query("q", "fox"), ("nowhere",))], out, CONFIG)
+        mine(searcher, [JudgedQuery(Query("q", "fox"), ("nowhere",))], out, CONFIG)
     with pytest.raises(InvalidInput, match=r"margins compare 'sparse.score'.*dense.score"):
         run(searcher, out, replace(CONFIG, margin=0.1, by="sparse.score"))
 
@@ -206,7 +206,7 @@ def test_faults_are_said_in_a_sentence(searcher: Searcher, tmp_path: Path) -> No
 def test_mined_groups_are_judged_in_their_form(searcher: Searcher, tmp_path: Path) -> None:
     out, judged = tmp_path / "mined.parquet", tmp_path / "judged.parquet"
     run(searcher, out)
-    count = judge_file(files.groups_path(out), judged, WordReranker(), column="words", block=4)
+    count = judge_file(pool_tables.groups_path(out), judged, WordReranker(), column="words", block=4)
     rows = pq.read_table(judged).to_pylist()
     assert count == sum(len(row["doc_ids"]) for row in rows) == 50
     row = rows[0]
@@ -250,7 +250,7 @@ def test_negatives_of_a_wrong_modality_outrank_the_positive_and_all_others_have_
     with Searcher(Pipeline(Collection.open(tmp_path / "mixed"), encoder)) as searcher:
         mine(
             searcher,
-            [Question(Query("q", "fox hill castle at the river"), ("text-river",))],
+            [JudgedQuery(Query("q", "fox hill castle at the river"), ("text-river",))],
             tmp_path / "m.parquet",
             config,
         )
@@ -263,7 +263,7 @@ def test_negatives_of_a_wrong_modality_outrank_the_positive_and_all_others_have_
         assert modality == float(doc_id.startswith("image"))
         assert fate != "wrong_modality" or (modality == 1 and place < rank)
         assert fate != "kept" or modality == 0
-    [group] = pq.read_table(files.groups_path(tmp_path / "m.parquet")).to_pylist()
+    [group] = pq.read_table(pool_tables.groups_path(tmp_path / "m.parquet")).to_pylist()
     assert group["doc_ids"][0] == "text-river"
     assert set(wrong) <= set(group["doc_ids"])
     assert group["modality"][0] == 0

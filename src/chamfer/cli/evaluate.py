@@ -184,7 +184,7 @@ def _warn_of_other_corpus(collection: Collection, qrels: list[Qrel]) -> None:
     missing = int(np.count_nonzero(collection.rows(relevant) < 0))
     if 2 * missing > len(relevant):
         terminal.messages.print(
-            f"{missing:,} of {len(relevant):,} relevant documents are not in the collection; it may hold another corpus",
+            f"{missing:,} of {len(relevant):,} relevant documents are not in the collection; it may hold other data",
             style="yellow",
         )
 

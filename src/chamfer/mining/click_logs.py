@@ -47,7 +47,7 @@ class Impression:
     split: str = "train"
 
     def pool(self, query: str) -> Pool:
-        """The impression as a pool: clicked documents are positive; `shown` is a feature, 1 or 0; fates follow from both."""
+        """The impression as a pool: clicked documents are positive; feature `shown` is 1 or 0; fates tell both."""
         n = len(self.doc_ids)
         clicked = np.array([doc_id in self.clicked for doc_id in self.doc_ids], dtype=bool)
         shown = np.arange(n) < self.shown

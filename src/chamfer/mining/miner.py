@@ -71,7 +71,7 @@ def mine(
     answerable = [q for q in queries if (searcher.collection.rows(list(q.relevant)) >= 0).any()]
     if not answerable:
         raise InvalidInput(
-            f"none of the {len(queries):,} queries has a relevant document in the collection; it may hold another corpus"
+            f"none of the {len(queries):,} queries has a relevant document in the collection; it may hold other data"
         )
     folder = out.with_name(f".{out.name}.blocks")
     discard_temporaries(folder)

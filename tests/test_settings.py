@@ -1,4 +1,4 @@
-"""Settings: file, environment, overrides; unknown keys fail with the nearest name."""
+"""Settings from file, environment and overrides; unknown keys are errors that suggest the nearest name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_defaults_need_no_file_and_no_environment() -> None:
     assert settings.build.channels == ("dense", "multivector", "lexical")
 
 
-def test_the_environment_wins_over_the_file_and_overrides_over_both(tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file_and_overrides_override_both(tmp_path: Path) -> None:
     file = write(
         tmp_path / "c.toml",
         """
@@ -74,11 +74,11 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
     assert load_settings(None, {"CHAMFER_CONFIG": str(file)}).service.port == 5
 
 
-def test_converted_models_are_kept_in_the_users_cache_unless_told_otherwise(tmp_path: Path) -> None:
+def test_converted_models_are_cached_in_the_users_cache_directory_by_default(tmp_path: Path) -> None:
     assert load_settings(None, {"XDG_CACHE_HOME": "/c"}).models.device.cache_dir == Path("/c/chamfer")
     assert load_settings(None, {"HOME": "/h"}).models.device.cache_dir == Path("/h/.cache/chamfer")
-    told = load_settings(None, {"CHAMFER_MODELS__DEVICE__CACHE_DIR": "/elsewhere"})
-    assert told.models.device.cache_dir == Path("/elsewhere")
+    configured = load_settings(None, {"CHAMFER_MODELS__DEVICE__CACHE_DIR": "/elsewhere"})
+    assert configured.models.device.cache_dir == Path("/elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_converted_models_are_kept_in_the_users_cache_unless_told_otherwise(tmp_
     [
         ("[servce]\nport = 1", "unknown setting 'servce'; did you mean 'service'"),
         ("[service]\nprot = 1", r"unknown setting 'service\.prot'; did you mean 'port'"),
-        ("[multivector]\nstorage = 'int3'", r"parameters stand in \[build\.parameters\.multivector\]"),
+        ("[multivector]\nstorage = 'int3'", r"parameters of a channel belong in \[build\.parameters\.multivector\]"),
         ("[service]\nport = 'many'", r"setting 'service\.port' is 'many'"),
         ("[service]\nbatching = 3", r"setting 'service\.batching' is 3, expected a table"),
         ("[models.device]\ndevice = 'tpu'", r"models\.device\.device.*'cpu'"),
@@ -96,19 +96,19 @@ def test_converted_models_are_kept_in_the_users_cache_unless_told_otherwise(tmp_
         ("x = [", "not valid TOML"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_setting_is_reported_with_its_dotted_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         load_settings(write(tmp_path / "c.toml", text), {})
 
 
-def test_an_unknown_variable_is_named_with_the_nearest_setting() -> None:
+def test_an_unknown_variable_is_an_error_that_suggests_the_nearest_setting() -> None:
     with pytest.raises(InvalidInput, match="did you mean 'encoder'"):
         load_settings(None, {"CHAMFER_MODELS__ENCODR": "mini"})
     with pytest.raises(InvalidInput, match="which is a value, not a table"):
         load_settings(None, {"CHAMFER_MODELS": "x", "CHAMFER_MODELS__ENCODER": "mini"})
 
 
-def test_a_missing_file_is_not_silently_ignored() -> None:
+def test_a_missing_settings_file_is_an_error() -> None:
     with pytest.raises(NotFound, match=r"none\.toml does not exist"):
         load_settings(Path("none.toml"), {})
 
@@ -126,7 +126,7 @@ def leaves(cls: Any, place: str = "") -> dict[str, Any]:
     return out
 
 
-def test_every_setting_and_its_default_stand_in_the_documentation() -> None:
+def test_every_setting_and_its_default_are_documented() -> None:
     text = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", text, flags=re.MULTILINE))
     known = leaves(Settings)

@@ -202,7 +202,7 @@ def _open(asked: Iterable[tuple[Path, str, int]], options: Any) -> list[Judged]:
 
 
 def _has(collection: Judged, pair: str) -> bool:
-    return pair in collection.pipeline.features.channels
+    return pair in collection.pipeline.capabilities.channels
 
 
 def _mean(results: Sequence[Evaluation], measure: str) -> float:

@@ -37,10 +37,12 @@ from benchmarks import harness
 from benchmarks.harness import Row
 from chamfer.core.errors import ChamferError
 from chamfer.core.types import I64, Bool, Document, Hit
-from chamfer.service.http.app import ServerConfig, create_app
+from chamfer.service.http.app import create_app
+from chamfer.service.http.config import ServerConfig
 from chamfer.service.runtime.batching import BatchingConfig
 from chamfer.service.search.pipeline import Pipeline
-from chamfer.service.search.plans import ChannelPlan, Plan, ResolvedPlan
+from chamfer.service.search.plans import ChannelPlan, Plan
+from chamfer.service.search.presets import ResolvedPlan
 from chamfer.service.search.request import SearchRequest, SearchResult
 
 PATH = "/v1/collections/demo/search"
@@ -107,7 +109,7 @@ def chamfer_app(inline_ms: float = 1.0) -> Any:
 
 def canned_body() -> dict[str, Any]:
     """What the real application answers."""
-    from chamfer.service.http.search_schemas import search_answer
+    from chamfer.service.http.search_responses import search_answer
 
     [result] = CannedPipeline().run([SearchRequest(query="fox")])
     assert isinstance(result, SearchResult)

@@ -82,7 +82,7 @@ def open_judged(
             f"sparse_{name}": array
             for name, array in _kept(path, lambda: _encode_sparse(sparse, documents, queries)).items()
         }
-    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, split)]
+    qrels = read_qrels(folder, split)
     judged = {qrel.query_id for qrel in qrels} & set(names)
     chosen = [query for query in queries if query.query_id in judged]
     if most and len(chosen) > most:
@@ -94,7 +94,7 @@ def open_judged(
 
 
 class _Memory:
-    """An opened collection that lies in memory (chamfer.service.search.request.CollectionView)."""
+    """An opened collection that lies in memory (chamfer.service.search.channels.CollectionView)."""
 
     snapshot, encoder_name, encoder_fingerprint, bytes_per_document = "memory", None, None, 0.0
 

@@ -36,7 +36,8 @@ from chamfer.core.types import (
     VectorKind,
 )
 from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
-from chamfer.indexing.families.multivector import MultivectorConfig, MultivectorFamily
+from chamfer.indexing.families.multivector.config import MultivectorConfig
+from chamfer.indexing.families.multivector.family import MultivectorFamily
 from chamfer.indexing.kernels.topk import as_candidates, best
 from chamfer.indexing.planning.candidate_recall import needed, rank_by_maxsim, ranks_of_best
 from chamfer.indexing.rows.segment_part import SegmentPart
@@ -45,7 +46,7 @@ from chamfer.models.encoders.mini_projection import load_projection
 from chamfer.models.networks.token_pooling import parse_pooling, pool
 from chamfer.models.registry import load_reranker
 from chamfer.service.search.fusion import blend, interpolate
-from chamfer.service.search.plans import FIRST_STAGE_WEIGHTS
+from chamfer.service.search.presets import FIRST_STAGE_WEIGHTS
 
 POOLINGS = ("", "w0x32", "w8x32", "w4x8", "w25")
 POST_HOC = ("c0x32n", "c8x32n", "c4x8n")

@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.harness import Row, demo_corpus, emit, interleave, parser
-from chamfer.api import Searcher
 from chamfer.core.types import Document
 from chamfer.indexing.build.builder import BuildConfig, build
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
@@ -29,6 +28,7 @@ from chamfer.mining.miner import Question, mine
 from chamfer.models.backends.backend import DeviceConfig
 from chamfer.models.registry import load_encoder
 from chamfer.service.search.pipeline import Pipeline
+from chamfer.service.search.searcher import Searcher
 
 PEER = "mine_hard_negatives fp32"
 PLAIN = MiningConfig(plan="fast", depth=100, consistency=0, keep=8, stride=1, duplicate=None, twin=None)

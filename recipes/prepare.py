@@ -31,7 +31,7 @@ from chamfer.models.backends.backend import DeviceConfig
 from chamfer.models.registry import load_encoder
 from chamfer.models.training.data.groups import Group, read_documents, read_groups, write_documents, write_groups
 from chamfer.service.search.fusion import interpolate
-from chamfer.service.search.plans import FIRST_STAGE_WEIGHTS
+from chamfer.service.search.presets import FIRST_STAGE_WEIGHTS
 from recipes.vectors import Encoded, encoded
 
 DEPTH = 100

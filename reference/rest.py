@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from chamfer.service.http.app import ServerConfig, create_app
+from chamfer.service.http.app import create_app
+from chamfer.service.http.config import ServerConfig
 from reference.configuration import NOTICE
 
 Schema = Mapping[str, Any]

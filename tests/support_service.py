@@ -398,7 +398,8 @@ def fables_app(load: Callable[[Path], Pipeline] | None = None, path: Path = Path
     """The application over one collection named fables; its log is discarded."""
     import structlog
 
-    from chamfer.service.http.app import ServerConfig, create_app
+    from chamfer.service.http.app import create_app
+    from chamfer.service.http.config import ServerConfig
 
     log = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
     return create_app({"fables": path}, ServerConfig(**config), load or (lambda _: pipeline()), log=log)

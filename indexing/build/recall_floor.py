@@ -18,7 +18,8 @@ from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Candidates, Document, Encoding, Query, TokenVectors, VectorKind
 from chamfer.indexing.collection.recall_report import ChannelRecall, FloorConfig, K
 from chamfer.indexing.families.family import Family
-from chamfer.indexing.families.multivector import MultivectorConfig, MultivectorFamily
+from chamfer.indexing.families.multivector.config import MultivectorConfig
+from chamfer.indexing.families.multivector.family import MultivectorFamily
 from chamfer.indexing.families.registry import make_family
 from chamfer.indexing.planning.candidate_recall import growth, rank_by_maxsim, ranks_of_best, recall
 from chamfer.indexing.rows.segment_part import Codec, SegmentPart

@@ -10,6 +10,7 @@ import numpy as np
 
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Expandable, Retriever
 from chamfer.core.types import F32, I64, Array, Bool, Candidates, DenseVectors, Document, Encoding, VectorKind
 from chamfer.indexing.families.family import WithoutCodec
 from chamfer.indexing.kernels.dot import dot_rows, dots, margin, products
@@ -53,7 +54,7 @@ class DenseFamily(WithoutCodec):
         return DenseRetriever(parts)
 
 
-class DenseRetriever:
+class DenseRetriever(Retriever[DenseVectors], Expandable[DenseVectors]):
     """Exact search over the parts' vectors."""
 
     stored_kind: ClassVar[VectorKind] = VectorKind.DENSE

@@ -14,6 +14,7 @@ import numpy as np
 
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import Incompatible, InvalidInput
+from chamfer.core.protocols import Retriever
 from chamfer.core.types import F32, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
 from chamfer.indexing.families.family import check_finite, check_tokens
 from chamfer.indexing.kernels.lemur import (
@@ -134,7 +135,7 @@ class LemurFamily:
         return STORAGES[self.config.storage]
 
 
-class LemurRetriever:
+class LemurRetriever(Retriever[TokenVectors]):
     """Every row's inner product with the query's vector; scores estimate MaxSim up to one shift and scale a query."""
 
     def __init__(self, parts: Sequence[SegmentPart], storage: Storage, features: FeatureMap | None) -> None:

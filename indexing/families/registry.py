@@ -17,7 +17,8 @@ from chamfer.indexing.families.fde.family import FdeFamily
 from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
 from chamfer.indexing.families.inverted.learned_sparse import SparseConfig, SparseFamily
 from chamfer.indexing.families.lemur import LemurConfig, LemurFamily
-from chamfer.indexing.families.multivector import MultivectorConfig, MultivectorFamily
+from chamfer.indexing.families.multivector.config import MultivectorConfig
+from chamfer.indexing.families.multivector.family import MultivectorFamily
 
 FAMILIES: dict[str, tuple[Callable[[Any], Family], type[Any]]] = {
     "dense": (DenseFamily, DenseConfig),

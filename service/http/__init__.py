@@ -1,1 +1,1 @@
-"""The HTTP interface: routes, request and answer schemas, errors on the wire, the console."""
+"""The HTTP interface: routes, schemas of requests and responses, error responses, the console."""

@@ -1,4 +1,4 @@
-"""Waiting for futures while the client may leave or the time may run out."""
+"""Waits for the results of a request, and cancels its work if the client disconnects meanwhile."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from chamfer.core.errors import ChamferError, DeadlineExceeded
-from chamfer.service.http.errors import ClientLeft
+from chamfer.core.errors import ChamferError
+from chamfer.service.http.errors import ClientDisconnected
+from chamfer.service.search.deadlines import exceeded
 
 WATCH_AFTER_SECONDS = 0.02
 Result = TypeVar("Result")
 
 
-async def answers(
-    receive: Receive, futures: Sequence[asyncio.Future[Result]], seconds: float | None = None
+async def await_results(
+    receive: Receive, futures: Sequence[asyncio.Future[Result]], timeout_seconds: float | None = None
 ) -> list[Result | ChamferError]:
-    """What the futures give, in order; DeadlineExceeded for each that is not done after `seconds`.
+    """The result or error of each future, in order; DeadlineExceeded for each that is not done after the timeout.
 
-    If the client leaves before, they are cancelled; raises ClientLeft then.
+    All unfinished futures are cancelled at the end. Raises ClientDisconnected if the client disconnects first.
     """
     watch = _DisconnectWatch(receive, futures)
     try:
-        if seconds is not None and futures:
-            await asyncio.wait(futures, timeout=seconds)
-        found: list[Result | ChamferError] = []
+        if timeout_seconds is not None and futures:
+            await asyncio.wait(futures, timeout=timeout_seconds)
+        results: list[Result | ChamferError] = []
         for future in futures:
-            if seconds is not None and not future.done():
-                found.append(DeadlineExceeded("the time was over before"))
+            if timeout_seconds is not None and not future.done():
+                results.append(exceeded("the result was ready"))
                 continue
             try:
-                found.append(await future)
+                results.append(await future)
             except ChamferError as error:
-                found.append(error)
-        return found
+                results.append(error)
+        return results
     except asyncio.CancelledError:
-        if watch.client_left:
-            raise ClientLeft from None
+        if watch.disconnected:
+            raise ClientDisconnected from None
         raise
     finally:
         watch.stop()
@@ -47,10 +48,10 @@ async def answers(
 
 
 class _DisconnectWatch:
-    """Cancels futures when the client leaves. Starts only after a while: most searches are over before."""
+    """Cancels futures when the client disconnects. Starts after a delay, within which most searches have finished."""
 
     def __init__(self, receive: Receive, futures: Sequence[asyncio.Future[Any]]) -> None:
-        self.client_left = False
+        self.disconnected = False
         self._receive = receive
         self._futures = futures
         self._task: asyncio.Task[None] | None = None
@@ -62,7 +63,7 @@ class _DisconnectWatch:
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.client_left = True
+        self.disconnected = True
         for future in self._futures:
             future.cancel()
 

@@ -1,4 +1,4 @@
-"""The console: a static page, read once and served with headers that let it load nothing from elsewhere."""
+"""The console: a static page, read once, and served with headers that forbid loading anything from another host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 FOLDER = Path(__file__).parents[1] / "console"
 
-# Path -> file and media type. Nothing else in the folder is reachable.
+# Path -> (file, media type). No other file in the folder is served.
 PAGES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/console.css": ("console.css", "text/css; charset=utf-8"),
@@ -31,7 +31,7 @@ HEADERS = {
 
 
 def add_console(router: APIRouter) -> None:
-    """Adds the console's files."""
+    """Adds the files of the console."""
     for path, (name, media_type) in PAGES.items():
         page = _page((FOLDER / name).read_bytes(), media_type)
         router.add_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)

@@ -1,50 +1,61 @@
-"""What all routes share: the direct way to an endpoint, its description, reading a body under a limit, JSON."""
+"""What all routes share: the direct call of an endpoint, its OpenAPI description, bounded reading of bodies, JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import APIRouter, Path, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chamfer.service.http.errors import MEDIA_TYPE, ClientLeft, TooLarge, to_json
+from chamfer.service.http.errors import MEDIA_TYPE, ClientDisconnected, TooLarge
+from chamfer.service.runtime.json_encoding import to_json
 
-REQUEST_ID = "chamfer.request_id"
+Endpoint = Callable[..., Awaitable[Response]]
+CollectionName = Annotated[str, Path(description="A name from GET /v1/collections.")]
 
 
 class DirectRoute(APIRoute):
-    """Calls its endpoint with the request and the path's parameters, and sends the Response that comes back.
+    """Calls its endpoint with the request and the parameters of the path, and sends the Response that it returns.
 
-    The signature still documents the route; what the framework would do with it on every request is left out.
+    The signature still documents the route. The framework's own conversions, exit stacks and thread pool, which would
+    take longer than the rest of a request, are left out.
     """
 
-    def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **documentation: Any) -> None:
+    def __init__(self, path: str, endpoint: Endpoint, **documentation: Any) -> None:
         super().__init__(path, endpoint, **documentation)
 
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             response = await endpoint(request=Request(scope, receive), **scope["path_params"])
             await response(scope, receive, send)
 
-        self.app = answer  # what the framework's route calls once it has matched
+        self.app = respond  # what the framework's route calls once it has matched
 
 
-def documentation(answer: str | None = None, body: str | None = None) -> dict[str, Any]:
-    """What OpenAPI says of a route beyond its docstring; schemas are added to the document by
-    `chamfer.service.http.app`.
+def add_route(
+    router: APIRouter,
+    method: str,
+    path: str,
+    endpoint: Endpoint,
+    *,
+    response: str | None = None,
+    body: str | None = None,
+) -> None:
+    """Adds a DirectRoute. `response` and `body` name the schemas of its OpenAPI description
+    (`chamfer.service.http.openapi`).
     """
     responses: dict[int | str, dict[str, Any]] = {
         "default": {"description": "Any error", "content": {MEDIA_TYPE: {"schema": _reference("Problem")}}}
     }
-    if answer:
-        responses[200] = {"description": "Success", "content": {"application/json": {"schema": _reference(answer)}}}
+    if response:
+        responses[200] = {"description": "Success", "content": {"application/json": {"schema": _reference(response)}}}
     described: dict[str, Any] = {"responses": responses, "response_class": Response, "response_model": None}
     if body:
         content = {"application/json": {"schema": _reference(body)}}
         described["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
-    return described
+    router.add_api_route(path, endpoint, methods=[method], route_class_override=DirectRoute, **described)
 
 
 def _reference(schema: str) -> dict[str, str]:
@@ -52,7 +63,7 @@ def _reference(schema: str) -> dict[str, str]:
 
 
 async def read_body(request: Request, max_bytes: int, setting: str) -> bytes:
-    """The whole body; TooLarge as soon as it is known to be, before it is read if its length is announced."""
+    """The whole body. Raises TooLarge as early as possible: before reading, if the announced length is too large."""
     for name, value in request.scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value[:20]) > max_bytes:
             raise _too_large(max_bytes, setting)
@@ -60,7 +71,7 @@ async def read_body(request: Request, max_bytes: int, setting: str) -> bytes:
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise ClientLeft
+            raise ClientDisconnected
         parts.append(bytes(message.get("body", b"")))
         size += len(parts[-1])
         if size > max_bytes:
@@ -74,7 +85,7 @@ def _too_large(max_bytes: int, setting: str) -> TooLarge:
 
 
 class Json(Response):
-    """JSON, without the general response's look through headers that nobody gave."""
+    """A JSON response without the general response's processing of headers, which these responses do not have."""
 
     def __init__(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         self.status_code = status

@@ -1,4 +1,7 @@
-"""Errors on the wire: RFC 9457 problem details with a code and the request's id."""
+"""Errors on the wire: HTTP statuses, RFC 9457 problem documents, and the error bodies of the Cohere and TEI APIs.
+
+Every other module raises a ChamferError. Its status and its body are decided here alone.
+"""
 
 from __future__ import annotations
 
@@ -7,44 +10,58 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from chamfer.core.errors import ChamferError, Internal, InvalidInput, NotFound, Overloaded, Unavailable
+from chamfer.core.errors import (
+    ChamferError,
+    Conflict,
+    DeadlineExceeded,
+    Internal,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+from chamfer.service.http.request_id import REQUEST_ID
+from chamfer.service.runtime.json_encoding import to_json
+from chamfer.service.runtime.telemetry import Telemetry
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:chamfer:problem:"
+SERVICE_FAILED = "the service failed; its log has the details under this request id"
+RERANKER_FAILED = "the reranker failed; the log of the service has the details"
 
 
-class ClientLeft(Exception):  # an event rather than an error
-    """The client closed the connection: nobody reads an answer."""
+class ClientDisconnected(Exception):  # an event, not an error: there is nobody to respond to
+    """The client closed the connection before the response."""
 
 
 class TooLarge(InvalidInput):
-    """The request has more bytes than the service reads."""
+    """The request is larger than the service accepts."""
 
     code = "too_large"
-    status = 413
 
 
 class MethodNotAllowed(InvalidInput):
     """The path exists, but not for this method."""
 
     code = "method_not_allowed"
-    status = 405
 
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One fault in a body: a JSON pointer (RFC 6901) and what is wrong there."""
+    """One error in a body: a JSON pointer (RFC 6901), and what is wrong there."""
 
     pointer: str
     detail: str
 
 
 class InvalidBody(InvalidInput):
-    """A body with faults in named places."""
+    """A body with errors at known places."""
 
     def __init__(self, errors: Iterable[FieldError]) -> None:
         self.errors = tuple(errors)
@@ -53,34 +70,55 @@ class InvalidBody(InvalidInput):
         super().__init__(f"{first.pointer or 'body'}: {first.detail}{more}")
 
     def under(self, pointer: str) -> InvalidBody:
-        """The same faults in a body that is a part of another."""
-        return InvalidBody(FieldError(pointer + fault.pointer, fault.detail) for fault in self.errors)
+        """The same errors for a body that is part of another."""
+        return InvalidBody(FieldError(pointer + error.pointer, error.detail) for error in self.errors)
 
     @classmethod
     def of(cls, error: ValidationError) -> InvalidBody:
-        """The same faults with JSON pointers; at most twenty, without the caller's values."""
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        return cls(FieldError(json_pointer(fault["loc"]), fault["msg"]) for fault in found[:20])
+        """The errors of pydantic with JSON pointers: at most twenty, and without the values of the caller."""
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        return cls(FieldError(json_pointer(fault["loc"]), fault["msg"]) for fault in faults[:20])
+
+
+# The status of each kind of error. A kind that is not listed has the status of its nearest listed parent.
+STATUSES: Mapping[type[Exception], int] = {
+    ChamferError: 500,
+    InvalidInput: 400,
+    NotFound: 404,
+    MethodNotAllowed: 405,
+    Conflict: 409,
+    TooLarge: 413,
+    Overloaded: 429,
+    ClientDisconnected: 499,  # as nginx logs it; nobody receives it
+    Unavailable: 503,
+    DeadlineExceeded: 504,
+}
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error."""
+    return next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
+
+
+_UNION_TAGS = {"<name>", "<plan>", "<interpolation>", "<rrf>"}
 
 
 def json_pointer(location: Iterable[str | int]) -> str:
-    """RFC 6901 from pydantic's location; the names of union members (in angle brackets) are not part of the body."""
+    """RFC 6901 from pydantic's location; the tags of union members (in angle brackets) are not part of the body."""
     parts = [str(part) for part in location]
     inner = [p for p in parts[:-1] if not (p.startswith("<") and p.endswith(">"))]
     last = [p for p in parts[-1:] if p != "[key]" and p not in _UNION_TAGS]
     return "".join("/" + part.replace("~", "~0").replace("/", "~1")[:100] for part in inner + last)
 
 
-_UNION_TAGS = {"<name>", "<plan>", "<interpolation>", "<rrf>"}
-
-
 def problem(error: ChamferError, request_id: str, instance: str) -> dict[str, Any]:
-    """The members of a problem document. Faults of the service itself are named by code alone: the log has the rest."""
+    """The members of a problem document. Errors of status 500 are named by code alone; the log has the details."""
+    status = status_of(error)
     body: dict[str, Any] = {
         "type": TYPE_PREFIX + error.code,
         "title": error.code.replace("_", " ").capitalize(),
-        "status": error.status,
-        "detail": error.detail if error.status != 500 else "the service failed; its log has more under this request id",
+        "status": status,
+        "detail": error.detail if status != 500 else SERVICE_FAILED,
         "instance": instance,
         "code": error.code,
         "request_id": request_id,
@@ -92,50 +130,82 @@ def problem(error: ChamferError, request_id: str, instance: str) -> dict[str, An
     return body
 
 
-def problem_headers(error: ChamferError) -> dict[str, str]:
-    """Retry-After where trying again makes sense."""
+def problem_response(
+    error: ChamferError, request_id: str, instance: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The response to a failed request."""
+    return Response(
+        to_json(problem(error, request_id, instance)),
+        status_code=status_of(error),
+        headers={**retry_headers(error), **(headers or {})},
+        media_type=MEDIA_TYPE,
+    )
+
+
+def retry_headers(error: ChamferError) -> dict[str, str]:
+    """Retry-After for errors that may go away."""
     if isinstance(error, Overloaded):
         return {"Retry-After": str(ceil(error.retry_after_seconds))}
     return {"Retry-After": "1"} if isinstance(error, Unavailable) else {}
 
 
-def problem_response(
-    error: ChamferError, request_id: str, instance: str, headers: Mapping[str, str] | None = None
-) -> Response:
-    """The whole answer to a failed request."""
-    return Response(
-        to_json(problem(error, request_id, instance)),
-        status_code=error.status,
-        headers={**problem_headers(error), **(headers or {})},
-        media_type=MEDIA_TYPE,
-    )
+def cohere_error(error: ChamferError, request_id: str) -> tuple[int, dict[str, Any]]:
+    """(status, error body) of the Cohere (`message`) and Jina (`detail`) APIs."""
+    detail = _reranker_detail(error)
+    return status_of(error), {"id": request_id, "message": detail, "detail": detail}
 
 
-def from_status(status: int, detail: str) -> ChamferError:
+_TEI_STATUSES = {400: 422, 404: 424, 500: 424, 504: 424}
+_TEI_TYPES = {413: "Validation", 422: "Validation", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
+
+
+def tei_error(error: ChamferError) -> tuple[int, dict[str, Any]]:
+    """(status, error body) of text-embeddings-inference: 422 for an invalid body, 424 where the model failed."""
+    status = status_of(error)
+    status = _TEI_STATUSES.get(status, status)
+    return status, {"error": _reranker_detail(error), "error_type": _TEI_TYPES.get(status, "Backend")}
+
+
+def _reranker_detail(error: ChamferError) -> str:
+    return error.detail if status_of(error) != 500 else RERANKER_FAILED
+
+
+def log_failure(telemetry: Telemetry, event: str, error: ChamferError, request_id: str) -> None:
+    """Logs an error of status 500, whose details are withheld from the client."""
+    if status_of(error) == 500:
+        telemetry.log.error(event, request_id=request_id, code=error.code, exc_info=error)
+
+
+def add_error_responses(app: FastAPI, telemetry: Telemetry) -> None:
+    """Makes the application respond to every exception of a route with a problem document."""
+
+    async def on_chamfer_error(request: Request, error: ChamferError) -> Response:
+        log_failure(telemetry, "request failed", error, request.scope[REQUEST_ID])
+        return problem_response(error, request.scope[REQUEST_ID], request.url.path)
+
+    async def on_http_exception(request: Request, error: HTTPException) -> Response:
+        failure = _from_framework(error.status_code, str(error.detail))
+        return problem_response(failure, request.scope[REQUEST_ID], request.url.path, error.headers)
+
+    async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
+        return problem_response(InvalidInput(str(error)), request.scope[REQUEST_ID], request.url.path)
+
+    async def on_client_disconnected(_request: Request, error: ClientDisconnected) -> Response:
+        return Response(status_code=status_of(error))
+
+    for kind, respond in (
+        (ChamferError, on_chamfer_error),
+        (HTTPException, on_http_exception),
+        (RequestValidationError, on_validation_error),
+        (ClientDisconnected, on_client_disconnected),
+    ):
+        app.add_exception_handler(kind, respond)  # type: ignore[arg-type]  # each takes its own kind of exception
+
+
+def _from_framework(status: int, detail: str) -> ChamferError:
     """The error for a status that the web framework raised."""
     if status == 404:
-        return NotFound("there is nothing at this path; /openapi.json lists what there is")
+        return NotFound("no such path; /openapi.json lists the paths of this service")
     if status == 405:
-        return MethodNotAllowed("this path does not take this method; the Allow header lists those it takes")
+        return MethodNotAllowed("this path does not support this method; the Allow header lists those it supports")
     return InvalidInput(detail) if status < 500 else Internal(detail)
-
-
-def to_json(value: Any) -> bytes:
-    """UTF-8 JSON; NaN and infinity become null, half-formed text is mended, what JSON lacks becomes its text form."""
-    try:
-        return orjson.dumps(value, default=str)
-    except TypeError:
-        return orjson.dumps(_mended(value), default=str)
-
-
-def _mended(value: Any) -> Any:
-    """The value as orjson takes it: lone surrogates replaced, keys and integers beyond 64 bits made strings."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, int) and value.bit_length() > 63:
-        return str(value)
-    if isinstance(value, Mapping):
-        return {_mended(str(key)): _mended(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_mended(item) for item in value]
-    return value

@@ -1,7 +1,8 @@
-"""Images in requests: data URIs, and URLs of hosts that the settings name.
+"""Images in requests: data URIs, and URLs of the hosts that the settings list.
 
-A service that fetches what strangers name can be sent to its own network. So: no host that is not listed, no
-redirect, no name and password, no proxy, and limits on bytes and time.
+A service that fetches URLs from requests can be made to access its own network (server-side request forgery).
+Therefore only listed hosts are contacted, redirects, credentials in URLs and proxies are not used, and bytes and time
+are limited.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import asyncio
 import base64
 import binascii
 import re
-from dataclasses import dataclass
 
 import httpx
 
 from chamfer.core.errors import InvalidInput, Unavailable
+from chamfer.service.http.config import ImageConfig
 from chamfer.service.http.errors import FieldError, InvalidBody, TooLarge
 
 _DATA_URI = re.compile(r"data:image/[a-zA-Z0-9.+-]{1,40};base64,")
@@ -23,29 +24,15 @@ _LOOKS_LIKE_IMAGE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageConfig:
-    """hosts        whose URLs are fetched, each HOST or HOST:PORT; none: only data URIs are read
-    max_bytes    of one image
-    max_images   of one request
-    seconds      for fetching one image
-    """
-
-    hosts: tuple[str, ...] = ()
-    max_bytes: int = 10 << 20
-    max_images: int = 64
-    seconds: float = 5.0
-
-
 def looks_like_image(text: str) -> bool:
-    """Whether a plain text is the address of an image: scoring its characters would fail without a word."""
+    """Whether a plain text is the URI of an image; scoring it as text would silently give a meaningless result."""
     return _LOOKS_LIKE_IMAGE.match(text[:4096]) is not None
 
 
 async def read_image(source: str, config: ImageConfig) -> bytes:
-    """The bytes behind a data URI or an allowed URL; what they hold is looked at by the model that reads them.
+    """The bytes of a data URI or an allowed URL; they are decoded only by the model that reads them.
 
-    Raises InvalidInput for another source, TooLarge, and Unavailable where the host does not answer in time.
+    Raises InvalidInput for any other source, TooLarge, and Unavailable if the host does not respond in time.
     """
     if source.startswith("data:"):
         return _from_data_uri(source, config)
@@ -59,26 +46,26 @@ async def read_image(source: str, config: ImageConfig) -> bytes:
         raise Unavailable(f"{url.host} did not send the image ({type(error).__name__})") from error
 
 
-async def read_image_at(place: str, source: str, config: ImageConfig) -> bytes:
-    """As `read_image`, with the JSON pointer `place` in what it says is wrong with the source: InvalidBody."""
+async def read_image_at(pointer: str, source: str, config: ImageConfig) -> bytes:
+    """As `read_image`, but an InvalidInput becomes an InvalidBody with the JSON pointer of the image."""
     try:
         return await read_image(source, config)
     except TooLarge:
         raise
     except InvalidInput as error:
-        raise InvalidBody([FieldError(place, error.detail)]) from None
+        raise InvalidBody([FieldError(pointer, error.detail)]) from None
 
 
 def _from_data_uri(source: str, config: ImageConfig) -> bytes:
     start = _DATA_URI.match(source)
     if start is None:
-        raise InvalidInput("an image's data URI does not begin with data:image/TYPE;base64,")
+        raise InvalidInput("the data URI of an image does not begin with data:image/TYPE;base64,")
     if (len(source) - start.end()) * 3 // 4 > config.max_bytes + 3:
         raise _too_large(config)
     try:
         return base64.b64decode(source[start.end() :], validate=True)
     except binascii.Error as error:
-        raise InvalidInput(f"an image's data URI is not base64: {error}") from None
+        raise InvalidInput(f"the data URI of an image is not base64: {error}") from None
 
 
 def _allowed(source: str, config: ImageConfig) -> httpx.URL:
@@ -87,13 +74,13 @@ def _allowed(source: str, config: ImageConfig) -> httpx.URL:
     except (httpx.InvalidURL, ValueError):
         raise InvalidInput("an image is neither a data URI nor a URL") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise InvalidInput("an image is neither a data URI nor a URL of http or https")
+        raise InvalidInput("an image is neither a data URI nor an http or https URL")
     if url.userinfo:
-        raise InvalidInput("an image's URL holds a name or password")
-    place = url.host if url.port is None else f"{url.host}:{url.port}"
-    if place not in config.hosts:
+        raise InvalidInput("the URL of an image contains a user name or password")
+    host = url.host if url.port is None else f"{url.host}:{url.port}"
+    if host not in config.hosts:
         raise InvalidInput(
-            f"images are not fetched from {place[:200]!r}; service.reranking.images.hosts lists the hosts"
+            f"images are not fetched from {host[:200]!r}; service.reranking.images.hosts lists the allowed hosts"
         )
     return url
 
@@ -102,16 +89,16 @@ async def _fetch(url: httpx.URL, config: ImageConfig) -> bytes:
     client = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=config.seconds)
     async with client, client.stream("GET", url) as response:
         if response.is_redirect:
-            raise InvalidInput(f"{url.host} sends the image's request elsewhere, and redirects are not followed")
+            raise InvalidInput(f"{url.host} redirects the request for the image, and redirects are not followed")
         if response.status_code != 200:
-            raise InvalidInput(f"{url.host} answered the image's request with status {response.status_code}")
+            raise InvalidInput(f"{url.host} responded to the request for the image with status {response.status_code}")
         content = b""
-        async for part in response.aiter_bytes():
-            content += part
+        async for chunk in response.aiter_bytes():
+            content += chunk
             if len(content) > config.max_bytes:
                 raise _too_large(config)
         return content
 
 
 def _too_large(config: ImageConfig) -> TooLarge:
-    return TooLarge(f"an image has more than {config.max_bytes} bytes (service.reranking.images.max_bytes)")
+    return TooLarge(f"an image is larger than {config.max_bytes} bytes (service.reranking.images.max_bytes)")

@@ -1,6 +1,7 @@
-"""`POST /v1/rerank` and `/v2/rerank` for clients of Cohere, Jina and vLLM, `POST /rerank` for those of TEI.
+"""`POST /v1/rerank` and `/v2/rerank` for clients of Cohere, Jina and vLLM, `POST /rerank` for clients of TEI.
 
-Each answers errors as its model does. All of a request's pairs go to the reranker's queue, the first documents first.
+Errors have the format of the respective API. All pairs of a request go to the queue of the reranker; between requests,
+their first documents take precedence.
 """
 
 from __future__ import annotations
@@ -14,26 +15,20 @@ from starlette.responses import Response
 
 from chamfer.core.errors import ChamferError, DeadlineExceeded, InvalidInput, NotFound
 from chamfer.core.types import F32
-from chamfer.service.http.client_disconnect import answers
-from chamfer.service.http.endpoint import REQUEST_ID, DirectRoute, Json, documentation, read_body
-from chamfer.service.http.errors import problem_headers
-from chamfer.service.http.rerank_schemas import (
-    RerankingConfig,
-    RerankRequest,
-    cohere_error,
-    read_rerank,
-    read_tei,
-    rerank_answer,
-    rerank_request,
-    tei_answer,
-    tei_error,
-)
+from chamfer.service.http.client_disconnect import await_results
+from chamfer.service.http.config import RerankingConfig
+from chamfer.service.http.endpoint import Json, add_route, read_body
+from chamfer.service.http.errors import cohere_error, log_failure, retry_headers, tei_error
+from chamfer.service.http.request_id import REQUEST_ID
+from chamfer.service.http.rerank_requests import RerankRequest, read_rerank, read_tei, rerank_request
+from chamfer.service.http.rerank_responses import rerank_answer, tei_answer
 from chamfer.service.reranking.reranker_queue import ServedReranker
 from chamfer.service.runtime.telemetry import Telemetry
+from chamfer.service.search.deadlines import exceeded
 
 
 class RerankApi:
-    """The endpoints over a set of rerankers; the first is the one of requests that name none."""
+    """The endpoints for a set of rerankers; the first one serves requests that name none."""
 
     def __init__(self, rerankers: Mapping[str, ServedReranker], config: RerankingConfig, telemetry: Telemetry) -> None:
         self._rerankers = rerankers
@@ -41,57 +36,55 @@ class RerankApi:
         self._telemetry = telemetry
 
     def add_routes(self, router: APIRouter) -> None:
-        """Adds the routes with their documentation."""
+        """Adds the routes with their descriptions."""
         for path in ("/v1/rerank", "/v2/rerank"):
-            described = documentation(None, "RerankBody")
-            router.add_api_route(path, self.rerank, methods=["POST"], route_class_override=DirectRoute, **described)
-        described = documentation(None, "TeiBody")
-        router.add_api_route("/rerank", self.tei, methods=["POST"], route_class_override=DirectRoute, **described)
+            add_route(router, "POST", path, self.rerank, body="RerankBody")
+        add_route(router, "POST", "/rerank", self.tei, body="TeiBody")
 
     async def rerank(self, request: Request) -> Response:
-        """Rerank documents for a query, in the shape of Cohere and Jina."""
+        """Rerank documents for a query, in the format of Cohere and Jina."""
         request_id = request.scope[REQUEST_ID]
 
-        async def answered() -> Response:
+        async def respond() -> Response:
             body = read_rerank(await read_body(request, self._config.max_body_bytes, "reranking.max_body_bytes"))
             served = self._served(body.model)
-            asked = await rerank_request(body.query, body.documents, self._config)
-            scores = await self._scores(request, served, asked, body.timeout_ms or self._config.timeout_ms)
+            pairs = await rerank_request(body.query, body.documents, self._config)
+            scores = await self._scores(request, served, pairs, body.timeout_ms or self._config.timeout_ms)
             return Json(rerank_answer(body, served.name, scores, served.reranker.score_kind, request_id))
 
-        return await self._guarded(request, answered, lambda error: (error.status, cohere_error(error, request_id)))
+        return await self._with_errors(request, respond, lambda error: cohere_error(error, request_id))
 
     async def tei(self, request: Request) -> Response:
-        """Rerank texts for a query, in the shape of text-embeddings-inference."""
+        """Rerank texts for a query, in the format of text-embeddings-inference."""
 
-        async def answered() -> Response:
+        async def respond() -> Response:
             body = read_tei(await read_body(request, self._config.max_body_bytes, "reranking.max_body_bytes"))
             served = self._served(None)
-            asked = await rerank_request(body.query, body.texts, self._config)
-            scores = await self._scores(request, served, asked, self._config.timeout_ms)
+            pairs = await rerank_request(body.query, body.texts, self._config)
+            scores = await self._scores(request, served, pairs, self._config.timeout_ms)
             unscored = int(np.isnan(scores).sum())
             headers = {"X-Chamfer-Degraded": f"{unscored} texts were not scored in time"} if unscored else {}
             return Json(tei_answer(body, scores, served.reranker.score_kind), headers=headers)
 
-        return await self._guarded(request, answered, tei_error)
+        return await self._with_errors(request, respond, tei_error)
 
-    async def _scores(self, request: Request, served: ServedReranker, asked: RerankRequest, timeout_ms: float) -> F32:
-        """Scores f32 [n]; NaN for documents that the time did not reach. Raises the first error of a document."""
-        has_images = asked.query.image is not None or any(d.image is not None for d in asked.documents)
+    async def _scores(self, request: Request, served: ServedReranker, pairs: RerankRequest, timeout_ms: float) -> F32:
+        """Scores f32 [n]; NaN for documents that were not scored in time. Raises the first error of a document."""
+        has_images = pairs.query.image is not None or any(d.image is not None for d in pairs.documents)
         if has_images and not served.reranker.reads_images:
-            raise InvalidInput(f"reranker {served.name} reads text only, and the request has images")
-        futures = served.submit(asked.query, asked.documents)
-        outcomes = await answers(request.receive, futures, timeout_ms / 1e3 if timeout_ms else None)
+            raise InvalidInput(f"reranker {served.name} reads text only, but the request has images")
+        futures = served.submit(pairs.query, pairs.documents)
+        outcomes = await await_results(request.receive, futures, timeout_ms / 1e3 if timeout_ms else None)
         for outcome in outcomes:
             if isinstance(outcome, ChamferError) and not isinstance(outcome, DeadlineExceeded):
                 raise outcome
         scored = [outcome for outcome in outcomes if not isinstance(outcome, ChamferError)]
         if not scored:
-            raise DeadlineExceeded("no document was scored in the allowed time; allow more by timeout_ms")
+            raise exceeded("any document was scored")
         if len(futures) == 1:
             return scored[0]
-        none = np.array([np.nan], dtype=np.float32)
-        return np.concatenate([none if isinstance(outcome, ChamferError) else outcome for outcome in outcomes])
+        unscored = np.array([np.nan], dtype=np.float32)
+        return np.concatenate([unscored if isinstance(outcome, ChamferError) else outcome for outcome in outcomes])
 
     def _served(self, model: str | None) -> ServedReranker:
         if not self._rerankers:
@@ -102,17 +95,16 @@ class RerankApi:
             raise NotFound(f"no reranker {model[:100]!r}; this service has {', '.join(self._rerankers)}")
         return self._rerankers[model]
 
-    async def _guarded(
+    async def _with_errors(
         self,
         request: Request,
-        answered: Callable[[], Awaitable[Response]],
-        body_of: Callable[[ChamferError], tuple[int, Any]],
+        respond: Callable[[], Awaitable[Response]],
+        error_body: Callable[[ChamferError], tuple[int, Any]],
     ) -> Response:
+        """The response of `respond`, or the error that it raises in the format of the API."""
         try:
-            return await answered()
+            return await respond()
         except ChamferError as error:
-            if error.status == 500:
-                request_id = request.scope[REQUEST_ID]
-                self._telemetry.log.error("rerank failed", request_id=request_id, code=error.code, exc_info=error)
-            status, body = body_of(error)
-            return Json(body, status, problem_headers(error))
+            log_failure(self._telemetry, "rerank failed", error, request.scope[REQUEST_ID])
+            status, body = error_body(error)
+            return Json(body, status, retry_headers(error))

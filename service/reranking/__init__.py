@@ -1,1 +1,1 @@
-"""Reranking requests: pairs of many callers scored together."""
+"""Rerank requests: the pairs of many callers scored together."""

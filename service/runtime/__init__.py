@@ -1,1 +1,1 @@
-"""What a running service needs: batching, loading and reloading, telemetry, the selection log."""
+"""What a running service needs: batching, loading and reloading of collections, telemetry, the selection log."""

@@ -1,115 +1,32 @@
-"""From a directory to a collection that answers: open, warm up, serve, exchange for a newer snapshot.
+"""Serves one collection: opens it, warms it up, queues searches, and switches to newer snapshots.
 
-`PipelineLoader` is the one place that chooses classes. `ServedCollection` owns the queue and the pipeline behind
-it: every batch runs on one snapshot from beginning to end, and a replaced one is closed when its last batch is over.
+Every batch runs on one snapshot from start to end. A replaced snapshot is closed when its last batch has finished.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any, cast
 
-from chamfer.core.errors import ChamferError, Incompatible, Internal, Unavailable
-from chamfer.core.protocols import Encoder, Reranker
+from chamfer.core.errors import ChamferError, Internal, NotFound, Unavailable
 from chamfer.service.runtime.batching import CHARACTERS_PER_TOKEN, Batcher, BatchingConfig
+from chamfer.service.runtime.pipeline_loader import LoadPipeline
 from chamfer.service.runtime.telemetry import CollectionTelemetry
 from chamfer.service.search.pipeline import Pipeline
-from chamfer.service.search.plans import Plan
 from chamfer.service.search.request import SearchRequest, SearchResult
-
-LoadPipeline = Callable[[Path], Pipeline]
 
 POINTER = "CURRENT"
 LONGEST_RETRY_SECONDS = 60.0
 
 
-class PipelineLoader:
-    """Opens collections with the models they need; a model is loaded once and shared by collections and snapshots."""
-
-    def __init__(
-        self,
-        device: Any,
-        *,
-        rerankers: Sequence[str] = (),
-        plans: Mapping[str, Plan] | None = None,
-        load_reranker: Callable[[str], Reranker] | None = None,
-        score_cache_bytes: int = 0,
-    ) -> None:
-        """`load_reranker` opens one by name (default: on `device`, without remote ones)."""
-        self._device = device
-        self._reranker_names = tuple(rerankers)
-        self._load_reranker = load_reranker or self._load_plain_reranker
-        self._score_cache_bytes = score_cache_bytes
-        self._score_cache: Any = None
-        self._plans = dict(plans or {})
-        self._encoders: dict[str, Encoder] = {}
-        self._rerankers: dict[str, Reranker] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, path: Path) -> Pipeline:
-        """The newest snapshot at `path`, ready to be warmed up; raises NotFound, Corrupt or Incompatible."""
-        from chamfer.indexing.collection.collection import Collection
-
-        collection = Collection.open(path)
-        try:
-            encoder = self._encoder_of(collection.encoder_name, collection.encoder_fingerprint, path)
-            return Pipeline(collection, encoder, self._rerankers_of(collection), plans=self._plans)
-        except BaseException:
-            collection.close()
-            raise
-
-    def _encoder_of(self, name: str | None, fingerprint: str | None, path: Path) -> Encoder | None:
-        if name is None:
-            return None
-        from chamfer.models.registry import load_encoder
-
-        with self._lock:
-            if name not in self._encoders:
-                self._encoders[name] = load_encoder(name, self._device)
-            encoder = self._encoders[name]
-        if encoder.spec.fingerprint != fingerprint:
-            raise Incompatible(
-                f"{path} was built with encoder {name} of fingerprint {str(fingerprint)[:16]}…, the one loaded "
-                f"here has {encoder.spec.fingerprint[:16]}…; load the encoder it was built with, or build again"
-            )
-        return encoder
-
-    def reranker(self, name: str) -> Reranker:
-        """The reranker of this name, loaded once. All that judge pairs share one cache of scores."""
-        with self._lock:
-            if name not in self._rerankers:
-                self._rerankers[name] = self._cached(self._load_reranker(name))
-            return self._rerankers[name]
-
-    def _rerankers_of(self, collection: Any) -> Mapping[str, Reranker]:
-        """Those of the settings, and those whose scores the collection keeps (family `cur`)."""
-        kept = (getattr(channel.family.config, "reranker", "") for channel in collection.channels.values())
-        return {name: self.reranker(name) for name in dict.fromkeys([*self._reranker_names, *kept]) if name}
-
-    def _cached(self, reranker: Any) -> Reranker:
-        if not self._score_cache_bytes or not hasattr(reranker, "score_pairs"):
-            return cast(Reranker, reranker)
-        from chamfer.models.rerankers.score_cache import CachedReranker, ScoreCache
-
-        if self._score_cache is None:
-            self._score_cache = ScoreCache(self._score_cache_bytes)
-        return CachedReranker(reranker, self._score_cache)
-
-    def _load_plain_reranker(self, name: str) -> Reranker:
-        from chamfer.models.registry import load_reranker
-
-        return load_reranker(name, self._device)
-
-
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A result, and how long its request waited for a worker, in milliseconds."""
+class ServedResult:
+    """A search result, and how long its request waited in the queue, in milliseconds."""
 
     result: SearchResult
     queue_ms: float
@@ -118,7 +35,7 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class _Queued:
     request: SearchRequest
-    since: float
+    submitted: float
 
 
 class _Generation:
@@ -132,7 +49,7 @@ class _Generation:
         self._lock = threading.Lock()
 
     def enter(self) -> bool:
-        """Counts a batch in; False if the generation is closed already."""
+        """Registers a batch; False if the generation has been closed."""
         with self._lock:
             if self._retired:
                 return False
@@ -147,7 +64,7 @@ class _Generation:
             self.pipeline.close()
 
     def retire(self) -> None:
-        """No new batch; closes now or when the last running batch is over."""
+        """Accepts no further batch, and closes the pipeline now or when the last running batch has finished."""
         with self._lock:
             idle = not self._retired and not self._running
             self._retired = True
@@ -156,7 +73,7 @@ class _Generation:
 
 
 class ServedCollection:
-    """A collection by name: its queue, its present pipeline, and the watch over its pointer file."""
+    """A named collection: its queue, its current pipeline, and the task that polls for newer snapshots."""
 
     def __init__(
         self,
@@ -177,18 +94,18 @@ class ServedCollection:
         self._failure: ChamferError | None = None
         self._reloading = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
-        self._batcher: Batcher[_Queued, Answer] = Batcher(
+        self._batcher: Batcher[_Queued, ServedResult] = Batcher(
             self._run, batching, tokens=_estimated_tokens, observer=telemetry
         )
         telemetry.watch_queue(lambda: self._batcher.waiting)
 
     async def start(self) -> None:
-        """Starts the queue and, in the background, the first loading and the watch."""
+        """Starts the queue and, in the background, loading and polling."""
         self._batcher.start()
         self._watch = asyncio.create_task(self._keep_current(), name=f"watch-{self.name}")
 
     async def close(self) -> None:
-        """Ends the watch, answers what waits, closes the pipeline."""
+        """Stops polling, completes the queued searches, and closes the pipeline."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
@@ -199,25 +116,23 @@ class ServedCollection:
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline that answers now; Unavailable before the first is warm."""
+        """The pipeline that serves now; raises Unavailable until the first one is warm."""
         if self._generation is None:
-            reason = (
-                f"its loading failed ({self._failure.code}) and is tried again" if self._failure else "it is loading"
-            )
+            reason = f"loading failed ({self._failure.code}) and is retried" if self._failure else "it is loading"
             raise Unavailable(f"collection {self.name!r} is not ready: {reason}")
         return self._generation.pipeline
 
-    def submit(self, requests: Sequence[SearchRequest]) -> list[asyncio.Future[Answer]]:
-        """One future for each request; cancel it when the caller leaves. Raises Overloaded or Unavailable."""
+    def submit(self, requests: Sequence[SearchRequest]) -> list[asyncio.Future[ServedResult]]:
+        """One future for each request; cancel it when the client disconnects. Raises Overloaded or Unavailable."""
         if self._generation is None:
             _ = self.pipeline
         now = perf_counter()
         return self._batcher.submit([_Queued(request, now) for request in requests])
 
     async def reload(self) -> bool:
-        """Opens the newest snapshot if it is not the one that answers; True if the pipeline was exchanged.
+        """Opens the newest snapshot unless it is being served already; True if the pipeline was replaced.
 
-        Raises Unavailable if it cannot be opened; the present one keeps answering.
+        Raises Unavailable if it cannot be opened; the current one continues to serve.
         """
         async with self._reloading:
             marker = await asyncio.to_thread(_pointer, self._path)
@@ -230,7 +145,7 @@ class ServedCollection:
             previous, self._generation = self._generation, _Generation(pipeline, marker)
             self._failure = None
             self._telemetry.reloaded(succeeded=True)
-            self._telemetry.log.info("snapshot serves", snapshot=pipeline.snapshot)
+            self._telemetry.log.info("serving snapshot", snapshot=pipeline.snapshot)
             if previous is not None:
                 previous.retire()
             return True
@@ -248,21 +163,21 @@ class ServedCollection:
         self._failure = error if isinstance(error, ChamferError) else Internal(str(error))
         serving = self._generation.pipeline.snapshot if self._generation else None
         self._telemetry.reloaded(succeeded=False)
-        unforeseen = None if isinstance(error, ChamferError) else error  # the others say all in a sentence
+        unexpected = None if isinstance(error, ChamferError) else error  # a ChamferError's message needs no traceback
         self._telemetry.log.error(
             "snapshot cannot be opened",
             serving=serving,
             code=self._failure.code,
             detail=self._failure.detail,
-            exc_info=unforeseen,
+            exc_info=unexpected,
         )
         return Unavailable(
             f"the newest snapshot of {self.name!r} cannot be opened ({self._failure.code}); "
-            f"{f'{serving} keeps answering' if serving else 'nothing answers yet'}; the log has more"
+            f"{f'{serving} is still served' if serving else 'no snapshot is served yet'}; see the log for details"
         )
 
     async def _keep_current(self) -> None:
-        """Loads, then polls the pointer file; a snapshot that failed is tried again, less and less often."""
+        """Loads, then polls the pointer file; a snapshot that cannot be opened is retried at growing intervals."""
         failed, failures, retry_at = None, 0, 0.0
         while True:
             marker = await asyncio.to_thread(_pointer, self._path)
@@ -289,21 +204,29 @@ class ServedCollection:
         finally:
             generation.leave()
 
-    def _run(self, queued: Sequence[_Queued]) -> list[Answer | ChamferError]:
+    def _run(self, queued: Sequence[_Queued]) -> list[ServedResult | ChamferError]:
         """One batch, in a worker thread."""
         started = perf_counter()
         with self._lease() as pipeline:
             results = pipeline.run([item.request for item in queued])
-        answers: list[Answer | ChamferError] = []
+        outcomes: list[ServedResult | ChamferError] = []
         for item, result in zip(queued, results, strict=True):
             if isinstance(result, ChamferError):
                 self._telemetry.outcome(result.code)
-                answers.append(result)
+                outcomes.append(result)
             else:
-                queue_ms = (started - item.since) * 1e3
+                queue_ms = (started - item.submitted) * 1e3
                 self._telemetry.searched(queue_ms, result.timings_ms, result.degraded)
-                answers.append(Answer(result, queue_ms))
-        return answers
+                outcomes.append(ServedResult(result, queue_ms))
+        return outcomes
+
+
+def find_collection(collections: Mapping[str, ServedCollection], name: str) -> ServedCollection:
+    """The collection of this name; NotFound lists those that are served."""
+    served = collections.get(name)
+    if served is None:
+        raise NotFound(f"no collection {name[:100]!r}; this service has {', '.join(sorted(collections))}")
+    return served
 
 
 def _estimated_tokens(queued: _Queued) -> int:
@@ -311,7 +234,7 @@ def _estimated_tokens(queued: _Queued) -> int:
 
 
 def _pointer(path: Path) -> bytes:
-    """What the pointer file holds; empty if it cannot be read."""
+    """The content of the pointer file; empty if it cannot be read."""
     try:
         return (path / POINTER).read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the service tells its operators: metrics in their own registry, and JSON lines of log."""
+"""Metrics in a registry of their own, and the log as JSON lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def json_logger(stream: TextIO | None = None) -> Any:
-    """A structlog logger that writes one JSON object a line to `stream` (standard error if None)."""
+    """A structlog logger that writes one JSON object per line to `stream` (standard error if None)."""
     return structlog.wrap_logger(
         structlog.PrintLogger(stream or sys.stderr),
         processors=[
@@ -35,7 +35,7 @@ def json_logger(stream: TextIO | None = None) -> Any:
 
 
 class Tally:
-    """One labelled series of a histogram; `lock` is the histogram's."""
+    """One labelled series of a histogram; `lock` belongs to the histogram."""
 
     __slots__ = ("bounds", "counts", "lock", "total")
 
@@ -47,18 +47,21 @@ class Tally:
 
     def observe(self, value: float) -> None:
         """Counts one value."""
-        place = bisect_left(self.bounds, value)
+        bucket = bisect_left(self.bounds, value)
         with self.lock:
-            self.counts[place] += 1
+            self.counts[bucket] += 1
             self.total += value
 
 
 class Tallies(Collector):
-    """A histogram with labels, rendered by the client library. Its own takes 0.8 us a value, a fifth of what the
-    application spends on a request beside the search when every stage is counted; this one takes 0.35 (experiments)."""
+    """A histogram with labels, rendered by the client library.
 
-    def __init__(self, name: str, what: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
-        self._name, self._what, self._labels, self._bounds = name, what, labels, tuple(bounds)
+    The library's own histogram takes 0.8 us per value. With one value per stage, that is a fifth of the time that the
+    application spends on a request outside the search. This one takes 0.35 us (docs/experiments.md).
+    """
+
+    def __init__(self, name: str, description: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
+        self._name, self._description, self._labels, self._bounds = name, description, labels, tuple(bounds)
         self._series: dict[tuple[str, ...], Tally] = {}
         self._lock = threading.Lock()
 
@@ -68,12 +71,12 @@ class Tallies(Collector):
             return self._series.setdefault(values, Tally(self._bounds, self._lock))
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """What the registry renders."""
-        family = HistogramMetricFamily(self._name, self._what, labels=self._labels)
+        """The series, as the registry renders them."""
+        family = HistogramMetricFamily(self._name, self._description, labels=self._labels)
         with self._lock:
-            found = [(labels, list(accumulate(tally.counts)), tally.total) for labels, tally in self._series.items()]
+            series = [(labels, list(accumulate(tally.counts)), tally.total) for labels, tally in self._series.items()]
         bounds = [*map(str, map(float, self._bounds)), "+Inf"]
-        for labels, counts, total in found:
+        for labels, counts, total in series:
             family.add_metric(labels, list(zip(bounds, counts, strict=True)), sum_value=total)
         yield family
 
@@ -85,12 +88,12 @@ class Telemetry:
         self.log = json_logger() if log is None else log
         self.registry = CollectorRegistry(auto_describe=True)
         self.requests = Counter(
-            "chamfer_http_requests", "HTTP requests answered", ["method", "route", "status"], registry=self.registry
+            "chamfer_http_requests", "HTTP responses", ["method", "route", "status"], registry=self.registry
         )
         self.request_seconds = Tallies("chamfer_http_request_seconds", "Wall time", ["route"], _SECONDS)
         self.stage_seconds = Tallies(
             "chamfer_stage_seconds",
-            "Wall time of one stage of a search, waiting in the queue included as the stage queue",
+            "Wall time of one stage of a search; the stage queue is the time spent in the queue",
             ["collection", "stage"],
             _SECONDS,
         )
@@ -98,15 +101,18 @@ class Telemetry:
         self.rerank_batch = Tallies("chamfer_rerank_batch_pairs", "Pairs per batch", ["reranker"], _SIZES)
         for tallies in (self.request_seconds, self.stage_seconds, self.batch_size, self.rerank_batch):
             self.registry.register(tallies)
-        self.queue_depth = Gauge("chamfer_queue_depth", "Searches that wait", ["collection"], registry=self.registry)
+        self.queue_depth = Gauge("chamfer_queue_depth", "Queued searches", ["collection"], registry=self.registry)
         self.searches = Counter(
             "chamfer_searches",
-            "Searches by outcome: ok or the error's code",
+            "Searches by outcome: ok or the code of the error",
             ["collection", "outcome"],
             registry=self.registry,
         )
         self.degraded = Counter(
-            "chamfer_degraded_stages", "Stages left out for a deadline", ["collection", "stage"], registry=self.registry
+            "chamfer_degraded_stages",
+            "Stages skipped or cut because of a deadline",
+            ["collection", "stage"],
+            registry=self.registry,
         )
         self.reloads = Counter(
             "chamfer_reloads",
@@ -120,10 +126,10 @@ class Telemetry:
             ["collection"],
             registry=self.registry,
         )
-        self.rerank_depth = Gauge("chamfer_rerank_queue", "Pairs that wait", ["reranker"], registry=self.registry)
+        self.rerank_depth = Gauge("chamfer_rerank_queue", "Queued pairs", ["reranker"], registry=self.registry)
         self.reranked = Counter(
             "chamfer_reranked_pairs",
-            "Pairs of rerank requests by outcome: ok or the error's code",
+            "Pairs of rerank requests by outcome: ok or the code of the error",
             ["reranker", "outcome"],
             registry=self.registry,
         )
@@ -136,10 +142,10 @@ class Telemetry:
         self._requests: dict[tuple[str, str, int], tuple[Counter, Tally]] = {}
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Counts one HTTP answer."""
+        """Counts one HTTP response."""
         key = (method, route, status)
         children = self._requests.get(key)
-        if children is None:  # looking a child up by labels costs more than the rest of this function
+        if children is None:  # looking up a child by labels takes longer than the rest of this function
             children = self._requests[key] = (
                 self.requests.labels(method, route, str(status)),
                 self.request_seconds.labels(route),
@@ -153,7 +159,7 @@ class Telemetry:
 
 
 class CollectionTelemetry:
-    """The metrics of one collection; the observer of its queue."""
+    """The metrics of one collection; observes its queue."""
 
     def __init__(self, telemetry: Telemetry, collection: str) -> None:
         self.log = telemetry.log.bind(collection=collection)
@@ -165,7 +171,7 @@ class CollectionTelemetry:
         self._failing = telemetry.reload_failing.labels(collection)
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
-        """Reads the queue's depth whenever metrics are asked."""
+        """Reads the depth of the queue whenever metrics are rendered."""
         self._telemetry.queue_depth.labels(self._collection).set_function(depth)
 
     def batch_started(self, size: int) -> None:
@@ -178,7 +184,7 @@ class CollectionTelemetry:
         self.outcome("overloaded", count)
 
     def outcome(self, outcome: str, count: int = 1) -> None:
-        """Counts searches that ended so: ok, or an error's code."""
+        """Counts searches by outcome: "ok" or the code of an error."""
         child = self._outcomes.get(outcome)
         if child is None:
             child = self._outcomes[outcome] = self._telemetry.searches.labels(self._collection, outcome)
@@ -194,7 +200,7 @@ class CollectionTelemetry:
             self._telemetry.degraded.labels(self._collection, stage).inc()
 
     def reloaded(self, succeeded: bool) -> None:
-        """Counts an attempt to open a snapshot."""
+        """Counts one attempt to open a snapshot."""
         self._failing.set(0 if succeeded else 1)
         self._telemetry.reloads.labels(self._collection, "ok" if succeeded else "failed").inc()
 
@@ -206,7 +212,7 @@ class CollectionTelemetry:
 
 
 class RerankerTelemetry:
-    """The metrics of one reranker's own queue; its observer."""
+    """The metrics of one reranker's queue; observes it."""
 
     def __init__(self, telemetry: Telemetry, reranker: str) -> None:
         self.log = telemetry.log.bind(reranker=reranker)
@@ -215,7 +221,7 @@ class RerankerTelemetry:
         self._batch_size = telemetry.rerank_batch.labels(reranker)
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
-        """Reads the queue's depth whenever metrics are asked."""
+        """Reads the depth of the queue whenever metrics are rendered."""
         self._telemetry.rerank_depth.labels(self._reranker).set_function(depth)
 
     def batch_started(self, size: int) -> None:
@@ -228,5 +234,5 @@ class RerankerTelemetry:
         self.outcome("overloaded", count)
 
     def outcome(self, outcome: str, count: int = 1) -> None:
-        """Counts pairs that ended so: ok, or an error's code."""
+        """Counts pairs by outcome: "ok" or the code of an error."""
         self._telemetry.reranked.labels(self._reranker, outcome).inc(count)

@@ -1,1 +1,1 @@
-"""A search without the web: plans, the pipeline and its stages."""
+"""Searching without HTTP: plans, the pipeline and its stages."""

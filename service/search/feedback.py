@@ -1,12 +1,14 @@
-"""Pseudo-relevance feedback: a query's vectors mixed with those of documents that a first ranking put on top.
+"""Pseudo-relevance feedback: mixes a query's vectors with those of the top documents of a first ranking.
 
-Pure functions over vectors of one query. Every channel's score is linear in the query's vectors, so that feedback
-scores are alpha s(q, d) + beta mean_i s(p_i, d), p_i being the feedback documents' stored vectors (Li et al., TOIS
-2023, arXiv 2108.11044; arXiv 2205.00235). Documents are never encoded again, and there are no negatives.
+Pure functions over the vectors of one query. The score of every channel is linear in the query's vectors, so the score
+after feedback is alpha s(q, d) + beta mean_i s(p_i, d), where p_i are the stored vectors of the feedback documents (Li
+et al., TOIS 2023, arXiv 2108.11044; arXiv 2205.00235). Documents are never encoded again, and no negative documents are
+used.
 
-Where queries and documents are encoded differently (FDE, sparse) their vectors differ in length by orders of
-magnitude, and alpha and beta would mean nothing. Documents are therefore scaled to the query's length there, as
-Anserini's Rocchio scales both to 1; on unit vectors it changes nothing, and `stored` leaves them as the paper does.
+Where queries and documents are encoded differently (FDE, sparse), the lengths of their vectors differ by orders of
+magnitude, and alpha and beta would not be comparable. Documents are therefore scaled to the length of the query, as
+Anserini's Rocchio scales both to 1. Unit vectors are unaffected; length "stored" leaves vectors as they are, as in the
+paper.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ Length = Literal["query", "stored"]
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Shares of the query and of the feedback documents' mean. Rocchio's defaults are those of Li et al."""
+    """The weights of the query and of the feedback documents' mean; the defaults are those of Li et al. for Rocchio."""
 
     alpha: float = 0.4
     beta: float = 0.6
@@ -37,16 +39,17 @@ class Mixture:
         """The mean of the query and k documents: Rocchio with 1/(k+1) and k/(k+1)."""
         return cls(1 / (k + 1), k / (k + 1))
 
-    def trusted(self, trust: float) -> Mixture:
-        """The documents' share weakened to trust (0..1) of itself."""
+    def weakened(self, trust: float) -> Mixture:
+        """The mixture with the documents' weight multiplied by trust (0..1)."""
         return Mixture(self.alpha, self.beta * trust)
 
 
 def standout(scores: F32, k: int) -> float:
-    """How far the first k of a ranking's falling scores f32 [n] stand out: (mean - all's mean) / deviation (ddof 0).
+    """How far the first k of a ranking's descending scores f32 [n] stand out, as a z-score:
+    (mean of the first k - mean of all) / standard deviation of all (ddof 0).
 
-    A predictor of the kind of NQC and WIG (Shtok et al., TOIS 2012). 0 where nothing stands out: no more than k
-    scores, or equal ones. At most sqrt(n / k - 1).
+    A query performance predictor like NQC and WIG (Shtok et al., TOIS 2012). 0 if there are at most k scores, or if
+    all are equal. At most sqrt(n / k - 1).
     """
     values = scores.astype(np.float64)
     if not 0 < k < len(values) or values.max() == values.min():
@@ -54,17 +57,17 @@ def standout(scores: F32, k: int) -> float:
     return float((values[:k].mean() - values.mean()) / values.std())
 
 
-def trust(standing: float, low: float, high: float) -> float:
-    """0 up to `low`, 1 from `high`, straight between, in thousandths: how much of beta a ranking deserves."""
+def trust(z: float, low: float, high: float) -> float:
+    """The factor 0..1 for beta: 0 up to z = low, 1 from z = high, linear in between, rounded to three digits."""
     if high <= low:
-        return 1.0 if standing >= high else 0.0
-    return round(min(1.0, max(0.0, (standing - low) / (high - low))), 3)
+        return 1.0 if z >= high else 0.0
+    return round(min(1.0, max(0.0, (z - low) / (high - low))), 3)
 
 
 def rocchio(query: F32, documents: F32, mixture: Mixture, length: Length = "query") -> F32:
-    """alpha q + beta mean(p_i): f32 [D] from a query f32 [D] and documents f32 [k, D]; the query itself for k = 0.
+    """alpha q + beta mean(p_i): f32 [D] from a query f32 [D] and documents f32 [k, D]; alpha q for k = 0.
 
-    Never normalised again. Sums are taken in f64 in the order of the documents and rounded once.
+    The result is not normalised. Sums are computed in f64 in the order of the documents and rounded once.
     """
     if not len(documents) or mixture.beta == 0:
         return _scaled(query, mixture.alpha)
@@ -78,9 +81,9 @@ def rocchio(query: F32, documents: F32, mixture: Mixture, length: Length = "quer
 def sparse_rocchio(
     query: SparseVectors, documents: SparseVectors, mixture: Mixture, terms: int, length: Length = "query"
 ) -> SparseVectors:
-    """Rocchio on one sparse query and k documents; only the `terms` heaviest of the documents' mean are added.
+    """Rocchio on one sparse query and k documents; only the `terms` heaviest terms of the documents' mean are added.
 
-    Among equal weights the smaller term is kept. The query's own terms are always kept.
+    Among equal weights the smaller term is kept. The terms of the query are always kept.
     """
     if not len(documents) or mixture.beta == 0:
         return _one_row(query.terms, query.weights * np.float32(mixture.alpha), query.vocabulary)
@@ -96,15 +99,16 @@ def rm3(
 ) -> SparseVectors:
     """RM3 (Abdul-Jaleel et al., TREC 2004): original * P(t | q) + (1 - original) * P(t | R), times the query's mass.
 
-    P(t | R) is the sum over documents of s_i * w_it / sum_t w_it, its `terms` largest made to sum to 1; s_i are the
-    ranking's scores, all equal if one is not positive. original = 1 gives the query itself. `trust` weakens the rest.
+    P(t | R) is the sum over documents of s_i * w_it / sum_t w_it, of which the `terms` largest are kept and normalised
+    to sum to 1. s_i are the scores of the ranking, or all equal if any of them is not positive. original = 1 gives the
+    query itself. `trust` multiplies 1 - original.
     """
     added = (1.0 - original) * trust
     if not len(documents) or added == 0:
         return query
-    belief = scores.astype(np.float64) if (scores > 0).all() else np.ones(len(documents))
+    document_weights = scores.astype(np.float64) if (scores > 0).all() else np.ones(len(documents))
     masses = np.array([weights.sum(dtype=np.float64) for _, weights in _rows(documents)])
-    model = _heaviest(_weighted_sum(documents, belief / np.maximum(masses, 1e-30)), terms)
+    model = _heaviest(_weighted_sum(documents, document_weights / np.maximum(masses, 1e-30)), terms)
     mass = float(query.weights.sum(dtype=np.float64))
     scaled = model[0], model[1] * mass / max(float(model[1].sum()), 1e-30)
     return _mixed(query, scaled, Mixture(1.0 - added, added), terms)
@@ -115,57 +119,57 @@ def expand_tokens(
 ) -> F32:
     """Query token vectors f32 [Tq, D] and up to `vectors` more, from clusters of the feedback documents' tokens.
 
-    Each document is clustered to at most `clusters` means (CRISP; `chamfer.models.networks.token_pooling`), brought to
-    length 1. Their rarity is 1 - commonness, how well an average document of the collection matches them; the rarest
-    are taken with weights w_i = beta Tq r_i / sum r, so that MaxSim becomes MaxSim(q, d) + beta Tq * a mean of max_j
-    <c_i, d_j> weighted by rarity. After ColBERT-PRF (Wang et al., ICTIR 2021), whose rarity is the idf of the nearest
-    token.
+    Each document is clustered to at most `clusters` means (CRISP; `chamfer.models.networks.token_pooling`), which are
+    normalised to length 1. The rarity r_i of a mean is 1 - commonness, where commonness is how well an average document
+    of the collection matches it. The rarest are added with weights w_i = beta Tq r_i / sum r, so that MaxSim becomes
+    MaxSim(q, d) + beta Tq * (mean of max_j <c_i, d_j>, weighted by rarity). After ColBERT-PRF (Wang et al., ICTIR
+    2021), which takes the idf of the nearest token as rarity.
     """
     if not len(query) or beta == 0:
         return query
-    centres = [
+    per_document = [
         means(tokens, assign(tokens, clusters)) if len(tokens) > clusters else tokens
         for start, stop in zip(documents.offsets[:-1], documents.offsets[1:], strict=True)
         if len(tokens := np.ascontiguousarray(documents.values[start:stop], dtype=np.float32))
     ]
-    if not centres:
+    if not per_document:
         return query
-    found = np.concatenate(centres)
-    found /= np.maximum(np.sqrt(np.square(found).sum(axis=1, keepdims=True)), np.float32(1e-12))
-    rarity = np.clip(1.0 - commonness(found), 0.0, 1.0)
+    centroids = np.concatenate(per_document)
+    centroids /= np.maximum(np.sqrt(np.square(centroids).sum(axis=1, keepdims=True)), np.float32(1e-12))
+    rarity = np.clip(1.0 - commonness(centroids), 0.0, 1.0)
     chosen = np.argsort(-rarity, kind="stable")[:vectors]
     total = float(rarity[chosen].sum())
     if not total > 0:
         return query
     weights = beta * len(query) * rarity[chosen] / total
-    return np.concatenate([query, (found[chosen] * weights[:, None]).astype(np.float32)])
+    return np.concatenate([query, (centroids[chosen] * weights[:, None]).astype(np.float32)])
 
 
-_Terms = tuple[Array, F64]  # terms ascending, weights
+_WeightedTerms = tuple[Array, F64]  # (terms ascending, their weights)
 
 
-def _mixed(query: SparseVectors, added: _Terms, mixture: Mixture, terms: int) -> SparseVectors:
-    names, weights = _heaviest(added, terms)
-    merged, places = np.unique(np.concatenate([query.terms, names]), return_inverse=True)
-    parts = np.concatenate([mixture.alpha * query.weights.astype(np.float64), mixture.beta * weights])
-    return _one_row(merged, np.bincount(places, parts, len(merged)).astype(np.float32), query.vocabulary)
+def _mixed(query: SparseVectors, added: _WeightedTerms, mixture: Mixture, terms: int) -> SparseVectors:
+    added_terms, added_weights = _heaviest(added, terms)
+    merged, positions = np.unique(np.concatenate([query.terms, added_terms]), return_inverse=True)
+    weights = np.concatenate([mixture.alpha * query.weights.astype(np.float64), mixture.beta * added_weights])
+    return _one_row(merged, np.bincount(positions, weights, len(merged)).astype(np.float32), query.vocabulary)
 
 
-def _weighted_sum(documents: SparseVectors, shares: F64) -> _Terms:
-    """sum_i shares_i p_i, added up in the order of the documents."""
-    names, places = np.unique(documents.terms, return_inverse=True)
+def _weighted_sum(documents: SparseVectors, shares: F64) -> _WeightedTerms:
+    """sum_i shares_i p_i, summed in the order of the documents."""
+    terms, positions = np.unique(documents.terms, return_inverse=True)
     weights: F64 = documents.weights.astype(np.float64) * np.repeat(shares, np.diff(documents.offsets))
-    return names, np.bincount(places, weights, len(names)).astype(np.float64)
+    return terms, np.bincount(positions, weights, len(terms)).astype(np.float64)
 
 
-def _heaviest(found: _Terms, most: int) -> _Terms:
-    names, weights = found
+def _heaviest(weighted: _WeightedTerms, most: int) -> _WeightedTerms:
+    terms, weights = weighted
     kept = np.sort(np.argsort(-weights, kind="stable")[:most])
-    return names[kept], weights[kept]
+    return terms[kept], weights[kept]
 
 
 def _one_row(terms: Array, weights: F32, vocabulary: int) -> SparseVectors:
-    """A sparse query of the terms whose weight is above 0."""
+    """A sparse query of the terms whose weight is above 0, the others dropped."""
     kept = weights > 0
     offsets = np.array([0, np.count_nonzero(kept)], dtype=np.int64)
     return SparseVectors(weights[kept], terms[kept].astype(np.int32), offsets, vocabulary)

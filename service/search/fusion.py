@@ -1,7 +1,7 @@
-"""Several rankings into one: pure functions over Candidates, each with one stated meaning.
+"""Fuses several rankings into one: pure functions over Candidates.
 
-All fused lists hold the union of what the channels found, best first, ties by smaller row. Sums are taken in f64
-in the order of the channels and rounded once, to f32, before ranking.
+A fused list is the union of the channels' lists, best first, ties by smaller row. Sums are computed in f64 in the order
+of the channels and rounded once, to f32, before ranking.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ChannelShare:
-    """What one channel gave to each fused candidate, all arrays [Q, K].
+    """What one channel contributed to each fused candidate, all arrays [Q, K].
 
-    ranks i64 (from 1, 0 where the channel did not find the document), scores f32 (raw, NaN where not found),
-    values f32 (what was weighted: the normalised score or 1/(k+rank)), shares f32 (weight * value).
+    ranks i64 (from 1; 0 where the channel did not retrieve the document), scores f32 (raw; NaN where not retrieved),
+    values f32 (the normalised score or 1/(k+rank), before weighting), shares f32 (weight * value).
     """
 
     weight: float
@@ -36,7 +36,7 @@ class ChannelShare:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """The fused ranking, and the arithmetic behind it by channel."""
+    """The fused ranking, and each channel's contribution to it."""
 
     candidates: Candidates
     channels: Mapping[str, ChannelShare]
@@ -45,10 +45,10 @@ class Fused:
 def interpolate(runs: Mapping[str, Candidates], weights: Mapping[str, float], normalisation: str = "min_max") -> Fused:
     """sum over channels of weight * normalised score.
 
-    A document that a channel did not find gets the lowest normalised score that the channel gave to this query
-    (min_max: 0). A channel that found nothing, or has weight 0, takes no part. See `normalise` for the rest.
-    With two channels, weights lambda and 1 - lambda and min_max this is the interpolation of Li et al.
-    (arXiv 2205.00235) as the code that it refers to computes it.
+    A document that a channel did not retrieve takes the lowest normalised score of the channel for this query
+    (min_max: 0). Channels that retrieved nothing or have weight 0 do not contribute. See `normalise` for the methods.
+    With two channels, weights lambda and 1 - lambda, and min_max, this is the interpolation of Li et al.
+    (arXiv 2205.00235) as computed by the code that the paper refers to.
     """
     return _fuse(runs, weights, lambda scores: normalise(scores, normalisation))
 
@@ -56,8 +56,8 @@ def interpolate(runs: Mapping[str, Candidates], weights: Mapping[str, float], no
 def distribution_based(runs: Mapping[str, Candidates], weights: Mapping[str, float]) -> Fused:
     """sum over channels of weight * (s - m + 3 d) / 6 d, where m and d are a list's mean and standard deviation.
 
-    d is the sample's (ddof 1), as in Qdrant; one score, or equal ones, give 0.5. Scores within three deviations come
-    to lie in 0..1; others are not clipped. A channel that did not find a document adds 0.
+    d is the sample standard deviation (ddof 1), as in Qdrant; a single score, or equal scores, give 0.5. Scores within
+    three deviations of the mean map to 0..1; others are not clipped. A channel that did not retrieve a document adds 0.
     """
 
     def by_distribution(scores: F32) -> tuple[F64, float]:
@@ -71,10 +71,10 @@ def distribution_based(runs: Mapping[str, Candidates], weights: Mapping[str, flo
 
 
 def reciprocal_rank(runs: Mapping[str, Candidates], weights: Mapping[str, float], k: float = 60.0) -> Fused:
-    """sum over channels of weight / (k + rank), ranks from 1; a channel that did not find a document adds 0.
+    """sum over channels of weight / (k + rank), ranks from 1; a channel that did not retrieve a document adds 0.
 
-    Cormack, Clarke and Buettcher, SIGIR 2009, there with k = 60 and weights 1. Engines that count ranks from 0 call
-    the same thing by a k that is 1 more (Qdrant's default of 2 is 1 here).
+    Cormack, Clarke and Buettcher, SIGIR 2009, who use k = 60 and weights 1. Engines that count ranks from 0 need a k
+    that is larger by 1 for the same result (Qdrant's default of 2 is 1 here). Raises InvalidInput unless k > 0.
     """
     if not k > 0:
         raise InvalidInput(f"k of reciprocal rank fusion is {k}, expected above 0")
@@ -86,13 +86,15 @@ def reciprocal_rank(runs: Mapping[str, Candidates], weights: Mapping[str, float]
 
 
 def normalise(scores: F32, normalisation: str) -> tuple[F64, float]:
-    """(normalised scores f64 [n], the value for documents that are not in the list) of one query's falling scores.
+    """(normalised scores f64 [n], the value for documents that are not in the list) of one query's descending scores.
 
-    none     scores as they are; missing: the lowest
+    none     scores unchanged; missing documents take the lowest
     min_max  (s - min) / (max - min); equal scores all give 1; missing: 0 (Li et al., ICTIR 2021, their code)
     centred  (s - (min + max) / 2) / (max - min); equal scores all give 0.5; missing: -0.5, the lowest (Pyserini's
-             hybrid search). min_max less a half, so the order is that of min_max
+             hybrid search). It is min_max - 0.5, so the order is that of min_max
     z_score  (s - mean) / standard deviation (of the list, ddof 0); equal scores all give 0; missing: the lowest
+
+    Raises InvalidInput for another normalisation.
     """
     values: F64 = scores.astype(np.float64)
     if not len(values):
@@ -102,32 +104,34 @@ def normalise(scores: F32, normalisation: str) -> tuple[F64, float]:
         return values, lowest
     spread = float(values.max()) - lowest
     if normalisation in ("min_max", "centred"):
-        lift = 0.0 if normalisation == "min_max" else -0.5
-        return ((values - lowest) / spread if spread > 0 else np.ones_like(values)) + lift, lift
+        shift = 0.0 if normalisation == "min_max" else -0.5
+        return ((values - lowest) / spread if spread > 0 else np.ones_like(values)) + shift, shift
     if normalisation == "z_score":
         deviation = float(values.std()) if spread > 0 else 0.0
         values = (values - values.mean()) / deviation if deviation > 0 else np.zeros_like(values)
         return values, float(values.min())
-    raise InvalidInput(f"normalisation {normalisation!r}: expected none, min_max, centred or z_score")
+    raise InvalidInput(f"normalisation is {normalisation!r}, expected none, min_max, centred or z_score")
 
 
-def judged_first(current: Candidates, depth: int, scores: F32) -> Candidates:
-    """`current` (Q = 1) after a stage scored its first `depth` rows: scores f32 [min(depth, n)]; see `rows_first`."""
-    return rows_first(current, current.of(0)[0][:depth], scores)
+def scored_head_first(current: Candidates, depth: int, scores: F32) -> Candidates:
+    """`current` (Q = 1) after a stage scored its first `depth` rows: scores f32 [min(depth, n)]. See
+    `scored_rows_first`.
+    """
+    return scored_rows_first(current, current.of(0)[0][:depth], scores)
 
 
-def rows_first(current: Candidates, rows: I64, scores: F32) -> Candidates:
-    """`current` (Q = 1) after a stage gave scores f32 [n] to rows i64 [n], which need not all have been in it.
+def scored_rows_first(current: Candidates, rows: I64, scores: F32) -> Candidates:
+    """`current` (Q = 1) after a stage gave scores f32 [n] to rows i64 [n], not all of which need be in it.
 
-    Judged rows come first by their new score. The others follow in their old order and with their old gaps, moved
-    under the lowest judged score, so that scores still fall from the first to the last. Raises Internal for scores
-    that are not finite.
+    The scored rows come first, by their new score. The others follow in their previous order and with the previous
+    differences between their scores, shifted below the lowest new score, so that scores descend over the whole list.
+    Raises Internal for scores that are not finite.
     """
     if len(scores) != len(rows) or not np.isfinite(scores).all():
-        raise Internal(f"a stage gave {len(scores)} scores for {len(rows)} rows, or some that are not finite")
-    others, old = current.of(0)
-    behind = ~np.isin(others, rows)
-    tail, tail_scores = others[behind], old[behind]
+        raise Internal(f"a stage returned {len(scores)} scores for {len(rows)} rows, or some that are not finite")
+    current_rows, current_scores = current.of(0)
+    unscored = ~np.isin(current_rows, rows)
+    tail, tail_scores = current_rows[unscored], current_scores[unscored]
     if len(tail) and len(rows):
         below = np.nextafter(scores.min(), np.float32(-np.inf))
         tail_scores = (below - (tail_scores[0] - tail_scores)).astype(np.float32)
@@ -144,7 +148,7 @@ def blend(share: float, scores: F32, earlier: F32) -> F32:
 
 
 def ranking(rows: I64, scores: F32) -> I64:
-    """The order i64 [n] in which scores fall and ties stand by smaller row."""
+    """The order i64 [n] by descending score, ties by smaller row."""
     return np.lexsort((rows, -scores)).astype(np.int64, copy=False)
 
 
@@ -156,7 +160,7 @@ def _fuse(
     active = {name: run for name, run in runs.items() if _weight(weights, name) > 0}
     sizes = {len(run) for run in active.values()}
     if len(sizes) != 1:
-        raise InvalidInput(f"runs over {sorted(sizes)} queries cannot be fused; expected one or more of one length")
+        raise InvalidInput(f"runs over {sorted(sizes)} queries cannot be fused; expected runs over the same queries")
     fused = [_fuse_query(active, weights, value, query) for query in range(sizes.pop())]
     depth = max((len(rows) for rows, _, _ in fused), default=0)
     candidates = Candidates(
@@ -169,7 +173,7 @@ def _fuse(
 def _weight(weights: Mapping[str, float], name: str) -> float:
     weight = weights.get(name)
     if weight is None or not 0 <= weight < np.inf:
-        raise InvalidInput(f"channel {name!r} has the fusion weight {weight}, expected a number from 0 up")
+        raise InvalidInput(f"channel {name!r} has the fusion weight {weight}, expected a finite number of at least 0")
     return weight
 
 
@@ -183,20 +187,20 @@ def _fuse_query(
     value: Callable[[F32], tuple[F64, float]],
     query: int,
 ) -> _Row:
-    found = {name: run.of(query) for name, run in runs.items()}
-    rows = np.unique(np.concatenate([channel_rows for channel_rows, _ in found.values()]))
+    ranked = {name: run.of(query) for name, run in runs.items()}
+    rows = np.unique(np.concatenate([channel_rows for channel_rows, _ in ranked.values()]))
     total = np.zeros(len(rows), dtype=np.float64)
     columns: dict[str, _Column] = {}
-    for name, (channel_rows, scores) in found.items():
+    for name, (channel_rows, scores) in ranked.items():
         values, missing = value(scores)
-        places = np.searchsorted(rows, channel_rows)
+        positions = np.searchsorted(rows, channel_rows)
         column = np.full(len(rows), missing)
-        column[places] = values
+        column[positions] = values
         total += weights[name] * column
         ranks = np.zeros(len(rows), dtype=np.int64)
-        ranks[places] = np.arange(1, len(channel_rows) + 1)
+        ranks[positions] = np.arange(1, len(channel_rows) + 1)
         raw = np.full(len(rows), np.nan, dtype=np.float32)
-        raw[places] = scores
+        raw[positions] = scores
         columns[name] = (ranks, raw, column.astype(np.float32))
     fused = total.astype(np.float32)
     order = ranking(rows, fused)

@@ -22,7 +22,7 @@ from chamfer.indexing.build.builder import BuildConfig
 from chamfer.indexing.families.registry import FAMILIES
 from chamfer.models.backends.backend import DeviceConfig
 from chamfer.models.rerankers.remote import RemoteConfig
-from chamfer.service.http.app import ServerConfig
+from chamfer.service.http.config import ServerConfig
 from chamfer.service.search.plans import Plan
 
 if TYPE_CHECKING:

@@ -41,6 +41,20 @@ def test_indexing_works_without_torch() -> None:
     )
 
 
+def test_settings_and_the_python_interface_load_no_web_framework(tmp_path: Path) -> None:
+    web = {"fastapi", "starlette", "uvicorn"}
+    assert not web & loaded_after("import chamfer.settings, chamfer.api")
+    build_and_open = f"""
+import chamfer
+from chamfer.settings import load_settings
+settings = load_settings(environment={{}}, overrides={{"build.channels": "lexical"}})
+chamfer.build([chamfer.Document("a", "a fox")], {str(tmp_path / "fables")!r}, settings=settings).close()
+searcher = chamfer.open({str(tmp_path / "fables")!r}, settings=settings)
+assert [hit.doc_id for hit in searcher.search("fox")] == ["a"]
+"""
+    assert not web & loaded_after(build_and_open)
+
+
 def test_the_help_of_the_command_line_loads_nothing_heavy() -> None:
     assert not {"torch", "numba", "openvino", "fastapi"} & loaded_after("import chamfer.cli")
 

@@ -54,7 +54,7 @@ def test_arrays_of_objects_and_other_files_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / "text.npy").write_text("no array")
     for name in ("objects.npy", "text.npy"):
-        with pytest.raises(ValueError, match="object|magic"):
+        with pytest.raises(ValueError, match=r"object|magic"):
             map_array(tmp_path / name)
 
 

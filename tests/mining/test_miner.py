@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from support_encoders import HashEncoder
 
-from chamfer.api import Searcher, parse_plan
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import F32, Document, Query
 from chamfer.indexing.build.builder import BuildConfig, build
@@ -22,7 +21,9 @@ from chamfer.mining.miner import MiningReport, Question, mine
 from chamfer.mining.teacher_scores import judge_file
 from chamfer.models.training.data.groups import Group, add_images, write_documents, write_groups
 from chamfer.service.search.pipeline import Pipeline
+from chamfer.service.search.plans import parse_plan
 from chamfer.service.search.request import SearchRequest, SearchResult
+from chamfer.service.search.searcher import Searcher
 
 ANIMALS = ("fox", "crow", "ant", "lion", "hare", "wolf", "dog", "mouse", "frog", "stork")
 PLACES = ("hill", "river", "garden", "castle", "market")

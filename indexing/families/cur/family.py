@@ -16,6 +16,7 @@ import numpy as np
 
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import Incompatible, InvalidInput
+from chamfer.core.protocols import Retriever
 from chamfer.core.types import (
     F32,
     I64,
@@ -127,7 +128,7 @@ class CurFamily(OnCpu):
             raise Incompatible(f"{len(anchors.queries)} anchor queries are not the {len(self.queries)} of the channel")
 
 
-class CurRetriever:
+class CurRetriever(Retriever[DenseVectors]):
     """Score columns of all documents, and the fits that turn a query's few exact scores into estimates for all.
 
     `search` is ANNCUR without its reranking: queries are their scores with `anchor_items`.

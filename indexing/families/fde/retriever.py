@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Expandable, Retriever
 from chamfer.core.types import F32, I64, Bool, Candidates, DenseVectors, TokenVectors, VectorKind
 from chamfer.indexing.families.fde.encoder import FdeConfig, FdeEncoder
 from chamfer.indexing.kernels.topk import as_candidates, best, check_depth
@@ -24,7 +25,7 @@ INDEX = "index"
 _PARAMETERS = {"flat": ("device",), "hnsw": ("ef_search", "depth_factor"), "ivf": ("n_probe", "depth_factor")}
 
 
-class FdeRetriever:
+class FdeRetriever(Retriever[TokenVectors], Expandable[TokenVectors]):
     """Inner products with the query's encoding; scores estimate repetitions times MaxSim."""
 
     stored_kind: ClassVar[VectorKind] = VectorKind.DENSE

@@ -16,6 +16,7 @@ import numpy as np
 from chamfer.core.analysis import AnalysisConfig, Analyzer, term_hashes
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Expandable, Retriever
 from chamfer.core.types import I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
 from chamfer.indexing.families.family import WithoutCodec
 from chamfer.indexing.families.inverted.impact_index import (
@@ -98,7 +99,7 @@ class LexicalFamily(WithoutCodec):
         return LexicalRetriever(parts, self.config)
 
 
-class LexicalRetriever:
+class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
     """Exact BM25 (Kamphuis et al., ECIR 2020, "Lucene (accurate)", without the constant factor k1 + 1).
 
     A document gains idf tf / (tf + k1 (1 - b + b length / mean length)) from each of a query's terms. Queries come from

@@ -10,6 +10,7 @@ import numpy as np
 
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Expandable, Retriever
 from chamfer.core.types import F32, I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
 from chamfer.indexing.families.family import WithoutCodec
 from chamfer.indexing.families.inverted.impact_index import ImpactIndex, Postings, live_postings, pack_postings
@@ -68,7 +69,7 @@ class SparseFamily(WithoutCodec):
         return SparseRetriever(parts, self.config)
 
 
-class SparseRetriever:
+class SparseRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
     """Inner products of sparse queries with all rows' vectors; rows that share no term are not returned."""
 
     stored_kind: ClassVar[VectorKind] = VectorKind.SPARSE

@@ -152,10 +152,10 @@ def _evaluate(
     """Plans compared on quality, latency and bytes per document."""
     from chamfer.api import open as open_searcher
     from chamfer.indexing.build.corpus import read_qrels, read_queries
-    from chamfer.service.search.plans import DEFAULT_PRESET
+    from chamfer.service.search.presets import DEFAULT_PRESET
 
     names = measures.split()
-    qrels = [Qrel(*qrel) for qrel in read_qrels(queries, split)]
+    qrels = read_qrels(queries, split)
     judged = {qrel.query_id for qrel in qrels}
     asked = [query for query in read_queries(queries) if query.query_id in judged]
     if not asked:

@@ -193,7 +193,7 @@ def _inspect(
 
 def describe(collection: Collection) -> dict[str, Any]:
     """The facts of an opened collection as plain values; `searches`: what is in force where the size decides it."""
-    from chamfer.indexing.families.multivector import MultivectorRetriever
+    from chamfer.indexing.families.multivector.retriever import MultivectorRetriever
 
     return {
         "snapshot": collection.snapshot,

@@ -1,18 +1,18 @@
-"""Every error that Chamfer raises on purpose.
+"""The errors that Chamfer raises deliberately.
 
     ChamferError
-    ├── InvalidInput        the caller sent something that cannot be used          400
-    ├── NotFound            a collection, document, model or file that is not there 404
-    ├── Conflict            another writer holds the collection, or it exists       409
-    ├── Overloaded          a queue is full; try again later                        429
-    ├── Corrupt             bytes on disk are not what the manifest says            500
-    ├── Incompatible        another format version, encoder or configuration        500
-    ├── Internal            a state that should not occur                           500
-    ├── Unavailable         not ready yet, or an outside service does not answer    503
-    └── DeadlineExceeded    the time the caller allowed is over                     504
+    ├── InvalidInput        the input cannot be used as given
+    ├── NotFound            a collection, document, model or file does not exist
+    ├── Conflict            another writer holds the target, or the target already exists
+    ├── Overloaded          a queue is full; retry later
+    ├── Corrupt             bytes on disk do not match their manifest
+    ├── Incompatible        written by another format version, encoder or configuration
+    ├── Internal            a state that should not occur
+    ├── Unavailable         not ready yet, or an external service does not respond
+    └── DeadlineExceeded    the caller's time limit has passed
 
-A message says what was found, what was expected and which setting changes it.
-The numbers are the one table from kinds to HTTP statuses (`status`).
+Every message says what was found, what was expected and which setting changes it. The HTTP status of each error is
+decided in chamfer.service.http.errors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from typing import ClassVar
 
 
 class ChamferError(Exception):
-    """Root of the tree: `code` is stable and machine-readable, `status` the HTTP status."""
+    """Root of the hierarchy. `code` is stable and machine-readable."""
 
     code: ClassVar[str] = "internal"
-    status: ClassVar[int] = 500
 
     @property
     def detail(self) -> str:
@@ -33,31 +32,27 @@ class ChamferError(Exception):
 
 
 class InvalidInput(ChamferError):
-    """The caller sent something that cannot be used as it is."""
+    """The input cannot be used as given."""
 
     code = "invalid_input"
-    status = 400
 
 
 class NotFound(ChamferError):
-    """Something named by the caller does not exist."""
+    """Something that the caller named does not exist."""
 
     code = "not_found"
-    status = 404
 
 
 class Conflict(ChamferError):
-    """The target is held by another writer, or exists already."""
+    """Another writer holds the target, or the target already exists."""
 
     code = "conflict"
-    status = 409
 
 
 class Overloaded(ChamferError):
-    """A queue is full. `retry_after_seconds` is the wait to suggest."""
+    """A queue is full. `retry_after_seconds` is the suggested wait."""
 
     code = "overloaded"
-    status = 429
 
     def __init__(self, detail: str, retry_after_seconds: float = 1.0) -> None:
         super().__init__(detail)
@@ -65,13 +60,13 @@ class Overloaded(ChamferError):
 
 
 class Corrupt(ChamferError):
-    """Bytes on disk differ from what their manifest promises."""
+    """Bytes on disk do not match their manifest."""
 
     code = "corrupt"
 
 
 class Incompatible(ChamferError):
-    """Readable, but made by another format version, encoder or configuration."""
+    """Readable, but written by another format version, encoder or configuration."""
 
     code = "incompatible"
 
@@ -81,14 +76,21 @@ class Internal(ChamferError):
 
 
 class Unavailable(ChamferError):
-    """Not ready, shutting down, or an outside dependency does not answer."""
+    """Not ready, shutting down, or an external dependency does not respond."""
 
     code = "unavailable"
-    status = 503
 
 
 class DeadlineExceeded(ChamferError):
-    """The time that the caller allowed is over."""
+    """The caller's time limit has passed."""
 
     code = "deadline_exceeded"
-    status = 504
+
+
+def as_chamfer_error(error: Exception, failed: str) -> ChamferError:
+    """`error` itself if it is a ChamferError, else an Internal that names what `failed`, with `error` as its cause."""
+    if isinstance(error, ChamferError):
+        return error
+    failure = Internal(f"{failed} failed")
+    failure.__cause__ = error
+    return failure

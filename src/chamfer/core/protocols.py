@@ -1,13 +1,18 @@
-"""The three contracts of the house: synchronous and batch-shaped.
+"""The interfaces between packages: encoders, retrievers and rerankers. All are synchronous and work on batches.
 
-Implementations satisfy them structurally; `tests/contracts` is their specification.
+Implementations satisfy them structurally; `tests/contracts` specifies their behaviour. The protocols marked
+`runtime_checkable` are optional capabilities: the code that opens a channel or a reranker tests for them with
+`isinstance`, once (chamfer.service.search.channels).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+
+from numpy import float64
+from numpy.typing import NDArray
 
 from chamfer.core.types import F32, I64, Bool, Candidates, Document, Encoding, Query, VectorKind, Vectors
 
@@ -16,11 +21,11 @@ QueryVectors = TypeVar("QueryVectors", bound=Vectors, contravariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderSpec:
-    """What an encoder gives, and the fingerprint under which its vectors may be compared.
+    """What an encoder produces, and the fingerprint that says whose vectors it can be compared with.
 
-    `dims` maps each kind to its dimension (for sparse: the vocabulary). Limits count tokens with specials.
-    The fingerprint is SHA-256 over weights, tokenizer, pooling, prompts, projection and limits: all that moves
-    a vector by more than rounding. Backend and dtype are not in it.
+    `dims` maps each kind to its dimension (for sparse vectors: the vocabulary size). Limits count tokens, special
+    tokens included. The fingerprint is SHA-256 over weights, tokenizer, pooling, prompts, projection and limits, that
+    is, over everything that changes a vector by more than rounding. Backend and dtype are not part of it.
     """
 
     name: str
@@ -31,57 +36,67 @@ class EncoderSpec:
 
 
 class Encoder(Protocol):
-    """Texts to vectors."""
+    """Encodes queries and documents as vectors."""
 
     @property
     def spec(self) -> EncoderSpec: ...
 
     def encode_queries(self, queries: Sequence[Query], kinds: Collection[VectorKind]) -> Encoding:
-        """The asked kinds for all queries from one forward pass; a query's bits do not depend on its batch."""
+        """The requested kinds for all queries from one forward pass; a query's bits do not depend on its batch."""
         ...
 
     def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
-        """The asked kinds for all documents from one forward pass, in the given order."""
+        """The requested kinds for all documents from one forward pass, in the given order."""
         ...
 
 
 class Retriever(Protocol[QueryVectors]):
-    """One channel of a collection: vectors to ranked rows. Search parameters belong to the object."""
+    """Ranks the rows of one channel by query vectors. Search parameters belong to the object."""
 
     def __len__(self) -> int:
-        """Rows, deleted ones included."""
+        """The number of rows, deleted ones included."""
         ...
 
     def search(self, queries: QueryVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k best rows a query. `allowed` bool [N] is the one filter; None allows every live row.
+        """The k best rows of each query. `allowed` bool [N] is the filter; None allows every live row.
 
-        A query's result does not depend on the others in its batch.
+        The result of a query does not depend on the other queries in its batch.
         """
         ...
 
     def with_params(self, **params: Any) -> Self:
-        """Another retriever over the same arrays; InvalidInput names an unknown parameter."""
+        """A retriever over the same arrays with other search parameters; InvalidInput names an unknown parameter."""
         ...
 
 
+@runtime_checkable
+class TextQueryEncoder(Protocol):
+    """A retriever that encodes query texts itself, because its family reads text instead of an encoder's vectors."""
+
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        """One row for each text, in the form that `Retriever.search` takes."""
+        ...
+
+
+@runtime_checkable
 class Rescorer(Protocol[QueryVectors]):
-    """Exact scores of given rows from stored vectors."""
+    """Computes exact scores of given rows from stored vectors."""
 
     def score(self, queries: QueryVectors, rows: I64) -> F32:
         """Scores f32 [Q, K] of rows i64 [Q, K]; padding rows (-1) score -inf."""
         ...
 
 
+@runtime_checkable
 class Expandable(Protocol[QueryVectors]):
     """A retriever whose stored vectors feedback may read: its score is linear in the query's stored form.
 
-    `search` takes queries in both forms. Where they are token vectors, `commonness(vectors f32 [n, D])` gives how well
-    an average document matches each: f64 [n].
+    `Retriever.search` takes queries in both forms.
     """
 
     @property
     def stored_kind(self) -> VectorKind:
-        """What `vectors` and `stored_form` give."""
+        """The kind of the vectors that `vectors` and `stored_form` return."""
         ...
 
     def vectors(self, rows: I64) -> Vectors:
@@ -93,17 +108,26 @@ class Expandable(Protocol[QueryVectors]):
         ...
 
 
+@runtime_checkable
+class TokenExpandable(Expandable[QueryVectors], Protocol[QueryVectors]):
+    """An Expandable of token vectors, which also knows how common a token vector is in the collection."""
+
+    def commonness(self, vectors: F32) -> NDArray[float64]:
+        """How well an average document matches each of the vectors f32 [n, D]: f64 [n]."""
+        ...
+
+
 Pair = tuple[Query, Document]
 ScoreKind = Literal["logit", "probability", "similarity", "list"]
 
 
 class Reranker(Protocol):
-    """A judge of (query, document) pairs.
+    """Scores documents for a query.
 
-    The fingerprint is SHA-256 over weights, tokenizer, template and activation: all that moves a score by more than
-    rounding. `reads_images` says whether queries and documents may be or have images. `score_kind` is "logit" (any
-    number, its sigmoid a probability), "probability" (0 to 1), "similarity" (as it is, not to be converted) or "list"
-    (comparable within one list alone).
+    The fingerprint is SHA-256 over weights, tokenizer, template and activation, that is, over everything that changes
+    a score by more than rounding. `reads_images` says whether queries and documents may have images. `score_kind` is
+    "logit" (unbounded; its sigmoid is a probability), "probability" (0 to 1), "similarity" (unbounded, with no
+    conversion) or "list" (comparable only within one list).
     """
 
     @property
@@ -123,14 +147,15 @@ class Reranker(Protocol):
         ...
 
 
+@runtime_checkable
 class PairReranker(Reranker, Protocol):
-    """A reranker that judges each pair by itself: many queries may share a batch, and scores be kept."""
+    """A reranker that scores each pair independently: pairs of many queries may share a batch, and scores be cached."""
 
     def score_pairs(self, pairs: Sequence[Pair]) -> F32:
         """Scores f32 [n], aligned; a pair's score does not depend on the others.
 
         NaN marks a pair for which the model gave no finite score. An input that cannot be read raises InvalidInput
-        for all: whoever batches pairs of several callers finds out whose it was
-        (chamfer.service.reranking.reranker_queue.judge).
+        for the whole batch; the caller bisects the batch to find the offending pair
+        (chamfer.service.search.pair_scoring.score_each).
         """
         ...

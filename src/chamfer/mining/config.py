@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chamfer.core.errors import InvalidInput
-from chamfer.service.search.plans import DEFAULT_PRESET
+from chamfer.service.search.presets import DEFAULT_PRESET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,14 +70,13 @@ def score_pairs(judge: Reranker, pairs: Sequence[tuple[Query, Document]]) -> F32
 
     Pairs of one query must stand together for a reranker that reads lists.
     """
-    from chamfer.service.reranking.reranker_queue import SHARED_FAULTS
-    from chamfer.service.reranking.reranker_queue import judge as judge_apart
+    from chamfer.service.search.pair_scoring import SHARED_ERRORS, score_each
 
     if hasattr(judge, "score_pairs"):
         single: PairReranker = judge  # type: ignore[assignment]  # it judges pairs: that is the difference
-        outcomes = judge_apart(single, pairs)
+        outcomes = score_each(single, pairs)
         for outcome in outcomes:
-            if isinstance(outcome, SHARED_FAULTS):
+            if isinstance(outcome, SHARED_ERRORS):
                 raise outcome
         scores = _column(np.nan if isinstance(outcome, ChamferError) else outcome for outcome in outcomes)
     else:

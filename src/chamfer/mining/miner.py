@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from chamfer.api import Searcher
 from chamfer.core.artifact import MANIFEST, digest_of, discard_temporaries, write_artifact
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Reranker
@@ -21,6 +20,7 @@ from chamfer.mining.config import MiningConfig
 from chamfer.mining.pool import Pool, pool_of
 from chamfer.mining.text_overlap import TermCache
 from chamfer.models.training.data.groups import write_documents
+from chamfer.service.search.searcher import Searcher
 
 Progress = Callable[[int, int], None]
 POOLS = "pools.parquet"

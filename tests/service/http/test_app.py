@@ -23,9 +23,11 @@ from support_service import (
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document
-from chamfer.service.http.app import ServerConfig, create_app
+from chamfer.service.http.app import create_app
 from chamfer.service.http.client_disconnect import WATCH_AFTER_SECONDS
-from chamfer.service.http.search_schemas import BatchBody, Problem, SearchAnswer, SearchBody
+from chamfer.service.http.config import ServerConfig
+from chamfer.service.http.search_requests import BatchBody, SearchBody
+from chamfer.service.http.search_responses import Problem, SearchAnswer
 from chamfer.service.runtime.batching import BatchingConfig
 from chamfer.service.search.pipeline import Pipeline
 

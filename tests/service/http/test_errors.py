@@ -1,25 +1,35 @@
-"""Problem documents: pointers, headers, what is told and what is not; JSON of odd values."""
+"""Errors on the wire: statuses, pointers, headers, and what is withheld from the client."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
-import orjson
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from chamfer.core import errors
-from chamfer.core.errors import ChamferError, Corrupt, InvalidInput, Overloaded, Unavailable
+from chamfer.core.errors import (
+    ChamferError,
+    Conflict,
+    Corrupt,
+    DeadlineExceeded,
+    Incompatible,
+    Internal,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from chamfer.service.http.errors import (
     FieldError,
     InvalidBody,
-    from_status,
+    MethodNotAllowed,
+    TooLarge,
+    cohere_error,
     json_pointer,
     problem,
     problem_response,
-    to_json,
+    status_of,
+    tei_error,
 )
 
 
@@ -39,13 +49,40 @@ def test_locations_become_json_pointers(location: tuple[str | int, ...], pointer
     assert json_pointer(location) == pointer
 
 
-@pytest.mark.parametrize("name", ["InvalidInput", "NotFound", "Conflict", "Corrupt", "Incompatible", "Unavailable"])
-def test_every_error_has_its_status_and_code(name: str) -> None:
-    kind: type[ChamferError] = getattr(errors, name)
-    response = problem_response(kind("what was found"), "r-1", "/there")
+@pytest.mark.parametrize(
+    ("error", "status", "tei_status"),
+    [
+        (InvalidInput("x"), 400, 422),
+        (InvalidBody([FieldError("/k", "x")]), 400, 422),
+        (NotFound("x"), 404, 424),
+        (MethodNotAllowed("x"), 405, 405),
+        (Conflict("x"), 409, 409),
+        (TooLarge("x"), 413, 413),
+        (Overloaded("x"), 429, 429),
+        (Corrupt("x"), 500, 424),
+        (Incompatible("x"), 500, 424),
+        (Internal("x"), 500, 424),
+        (Unavailable("x"), 503, 503),
+        (DeadlineExceeded("x"), 504, 424),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, ChamferError) else "",
+)
+def test_every_error_has_its_status_in_every_format(error: ChamferError, status: int, tei_status: int) -> None:
+    response = problem_response(error, "r-1", "/there")
     body = json.loads(response.body)
-    assert (response.status_code, body["status"], body["code"]) == (kind.status, kind.status, kind.code)
+    assert (status_of(error), response.status_code, body["status"], body["code"]) == (
+        status,
+        status,
+        status,
+        error.code,
+    )
     assert (body["request_id"], body["instance"]) == ("r-1", "/there")
+    assert cohere_error(error, "r-1")[0] == status
+    assert tei_error(error)[0] == tei_status
+
+
+def test_the_errors_themselves_know_nothing_of_http() -> None:
+    assert not any(hasattr(kind, "status") for kind in vars(errors).values())
 
 
 def test_a_fault_of_the_service_is_not_described_to_the_caller() -> None:
@@ -66,32 +103,3 @@ def test_faults_of_a_part_point_into_the_whole() -> None:
     error = InvalidBody([FieldError("/k", "too small"), FieldError("", "not an object")]).under("/searches/4")
     assert [fault.pointer for fault in error.errors] == ["/searches/4/k", "/searches/4"]
     assert error.detail == "/searches/4/k: too small (and 1 more)"
-
-
-@pytest.mark.parametrize(
-    ("status", "code"), [(404, "not_found"), (405, "method_not_allowed"), (400, "invalid_input"), (503, "internal")]
-)
-def test_statuses_of_the_framework_become_errors(status: int, code: str) -> None:
-    assert from_status(status, "detail").code == code
-
-
-odd = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters()) | st.integers(), inner, max_size=3)
-    ),
-    max_leaves=10,
-)
-
-
-@settings(deadline=None, max_examples=100)
-@given(odd)
-def test_any_value_becomes_json(value: Any) -> None:
-    parsed = orjson.loads(to_json(value))
-    assert isinstance(parsed, list | dict) == isinstance(value, list | dict)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.dictionaries(st.text(), st.integers(-(2**53), 2**53) | st.text() | st.none()))
-def test_plain_values_survive_json(value: dict[str, Any]) -> None:
-    assert json.loads(to_json(value)) == value

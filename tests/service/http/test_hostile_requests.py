@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support_service import SEARCH, client_of, fables_app, with_fables
 
-from chamfer.service.http.search_schemas import Limits
+from chamfer.service.http.config import Limits
 
 BATCH = f"{SEARCH}:batch"
 

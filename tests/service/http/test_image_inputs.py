@@ -14,8 +14,9 @@ import pytest
 from support_judges import picture
 
 from chamfer.core.errors import ChamferError, InvalidInput, Unavailable
+from chamfer.service.http.config import ImageConfig
 from chamfer.service.http.errors import TooLarge
-from chamfer.service.http.image_inputs import ImageConfig, looks_like_image, read_image
+from chamfer.service.http.image_inputs import looks_like_image, read_image
 
 PICTURE = picture(3)
 

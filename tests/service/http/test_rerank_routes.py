@@ -16,8 +16,9 @@ from support_service import LengthReranker, PairReranker, client_of, running_ser
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query
-from chamfer.service.http.app import ServerConfig, create_app
-from chamfer.service.http.rerank_schemas import PairBatchingConfig, RerankingConfig, activated, ranked, raw
+from chamfer.service.http.app import create_app
+from chamfer.service.http.config import PairBatchingConfig, RerankingConfig, ServerConfig
+from chamfer.service.http.rerank_responses import activated, ranked, raw
 
 TEXTS = ["crow", "fox tail", "a", "the longest text of all", "fox tail"]
 ORDER = [3, 1, 4, 0, 2]

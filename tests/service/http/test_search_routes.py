@@ -14,7 +14,7 @@ from support_service import (
     with_fables,
 )
 
-from chamfer.service.http.search_schemas import BatchAnswer, SearchAnswer
+from chamfer.service.http.search_responses import BatchAnswer, SearchAnswer
 from chamfer.service.search.pipeline import Pipeline
 
 QUERY = "Why did the fox lose his tail?"

@@ -12,9 +12,10 @@ import pytest
 import structlog
 from support_service import FakeCollection, collection, pipeline
 
+from chamfer.core.artifact import replace_file
 from chamfer.core.errors import Corrupt, Unavailable
 from chamfer.service.runtime.batching import BatchingConfig
-from chamfer.service.runtime.collection_server import Answer, ServedCollection
+from chamfer.service.runtime.collection_server import ServedCollection, ServedResult
 from chamfer.service.runtime.telemetry import CollectionTelemetry, Telemetry
 from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.request import SearchRequest
@@ -31,7 +32,7 @@ class Shelf:
         self.publish(1)
 
     def publish(self, number: int) -> None:
-        (self.path / "CURRENT").write_text(f"snapshot-{number:06d}")
+        replace_file(self.path / "CURRENT", f"snapshot-{number:06d}")  # as a commit does: `write_text` empties it first
 
     def __call__(self, path: Path) -> Pipeline:
         self.attempts += 1
@@ -76,7 +77,7 @@ async def ready(served: ServedCollection) -> Pipeline:
             await asyncio.sleep(0.002)
 
 
-async def ask(served: ServedCollection) -> Answer:
+async def ask(served: ServedCollection) -> ServedResult:
     return await served.submit([SearchRequest(query="fox tail", k=3)])[0]
 
 
@@ -163,7 +164,7 @@ def test_a_snapshot_that_cannot_be_opened_leaves_the_old_one_serving(tmp_path: P
         await until(lambda: metric(telemetry, "chamfer_reload_failing") == 1)
         assert (await ask(served)).result.snapshot == "snapshot-000001"
         assert metric(telemetry, "chamfer_reloads_total", outcome="failed") >= 1
-        with pytest.raises(Unavailable, match=r"\(corrupt\); snapshot-000001 keeps answering") as refusal:
+        with pytest.raises(Unavailable, match=r"\(corrupt\); snapshot-000001 is still served") as refusal:
             await served.reload()
         assert "secret" not in refusal.value.detail
         shelf.fault = None
@@ -181,7 +182,7 @@ def test_a_snapshot_that_opens_but_cannot_search_is_not_taken_up(tmp_path: Path)
         broken.channels["dense"].retriever.before = lambda: 1 / 0
         served._load = lambda _: pipeline(collection=broken)
         shelf.publish(2)
-        with pytest.raises(Unavailable, match="keeps answering"):
+        with pytest.raises(Unavailable, match="is still served"):
             await served.reload()
         assert broken.closed
         assert (await ask(served)).result.snapshot == "snapshot-000001"
@@ -192,7 +193,7 @@ def test_a_snapshot_that_opens_but_cannot_search_is_not_taken_up(tmp_path: Path)
 def test_a_collection_that_cannot_be_opened_at_first_is_tried_again(tmp_path: Path) -> None:
     async def scenario(served: ServedCollection, shelf: Shelf, telemetry: Telemetry) -> None:
         await until(lambda: metric(telemetry, "chamfer_reload_failing") == 1)
-        with pytest.raises(Unavailable, match=r"its loading failed \(corrupt\)"):
+        with pytest.raises(Unavailable, match=r"loading failed \(corrupt\)"):
             _ = served.pipeline
         shelf.fault = None
         await ready(served)

@@ -12,7 +12,7 @@ import pytest
 from support_service import FakeCollection, HashEncoder, LengthReranker, collection
 
 from chamfer.core.errors import Incompatible
-from chamfer.service.runtime.collection_server import PipelineLoader
+from chamfer.service.runtime.pipeline_loader import PipelineLoader
 from chamfer.service.search.plans import ChannelPlan, Plan
 from chamfer.service.search.request import SearchRequest, SearchResult
 
@@ -71,7 +71,7 @@ def test_configured_plans_are_offered(shop: Shop) -> None:
 
 def test_a_collection_of_another_encoder_is_refused_and_closed(shop: Shop) -> None:
     shop.fingerprint = "0123456789abcdef0123"
-    with pytest.raises(Incompatible, match=r"0123456789abcdef….*or build again"):
+    with pytest.raises(Incompatible, match=r"0123456789abcdef….*or build the collection again"):
         PipelineLoader("cpu")(Path("a"))
     assert shop.opened[0].closed
 
@@ -80,4 +80,4 @@ def test_a_collection_without_vectors_needs_no_encoder(shop: Shop) -> None:
     shop.encoder_name = shop.fingerprint = None
     searching = PipelineLoader("cpu")(Path("a"))
     assert shop.fetched == []
-    assert searching.features.channels == ("lexical",)
+    assert searching.capabilities.channels == ("lexical",)

@@ -126,7 +126,7 @@ def test_the_share_of_sampled_searches_is_that_of_the_setting() -> None:
     draws = iter(np.linspace(0, 1, 1000, endpoint=False).tolist())
     config = SelectionLogConfig(directory=Path("unused"), sample=0.25, depth=20)
     log = SelectionLog(config, Telemetry(), draw=lambda: next(draws))
-    pools = [log.wants(5) for _ in range(1000)]
+    pools = [log.pool_size(5) for _ in range(1000)]
     assert pools.count(20) == 250
     assert pools.count(0) == 750
 

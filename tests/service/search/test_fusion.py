@@ -18,10 +18,10 @@ from chamfer.service.search.fusion import (
     blend,
     distribution_based,
     interpolate,
-    judged_first,
     normalise,
     reciprocal_rank,
-    rows_first,
+    scored_head_first,
+    scored_rows_first,
 )
 
 
@@ -165,14 +165,14 @@ def test_a_missing_weight_and_a_k_of_zero_are_refused() -> None:
 
 def test_judged_documents_come_first_and_the_rest_keep_order_and_gaps() -> None:
     current = candidates({1: 9.0, 2: 8.0, 3: 5.0, 4: 3.0})
-    ranked = judged_first(current, 2, np.asarray([0.1, 0.7], dtype=np.float32))
+    ranked = scored_head_first(current, 2, np.asarray([0.1, 0.7], dtype=np.float32))
     assert ranked.rows.tolist() == [[2, 1, 3, 4]]
     assert ranked.scores[0].tolist() == pytest.approx([0.7, 0.1, 0.1, 0.1 - 2.0], abs=1e-6)
     assert (np.diff(ranked.scores[0]) < 0).all()
 
 
 def test_judging_everything_sorts_by_the_new_scores_with_ties_by_row() -> None:
-    ranked = judged_first(candidates({5: 3.0, 1: 2.0, 3: 1.0}), 10, np.asarray([1.0, 2.0, 1.0], dtype=np.float32))
+    ranked = scored_head_first(candidates({5: 3.0, 1: 2.0, 3: 1.0}), 10, np.asarray([1.0, 2.0, 1.0], dtype=np.float32))
     assert ranked.rows.tolist() == [[1, 3, 5]]
 
 
@@ -180,7 +180,7 @@ def test_a_stage_that_gives_nan_or_too_few_scores_is_an_internal_error() -> None
     current = candidates({1: 9.0, 2: 8.0})
     for scores in ([1.0], [1.0, float("nan")]):
         with pytest.raises(Internal, match="not finite"):
-            judged_first(current, 2, np.asarray(scores, dtype=np.float32))
+            scored_head_first(current, 2, np.asarray(scores, dtype=np.float32))
 
 
 def test_blending_with_share_one_or_zero_keeps_one_side() -> None:
@@ -281,7 +281,7 @@ def test_min_max_fusion_does_not_depend_on_a_channels_scale(
 
 def test_rows_that_a_ranking_did_not_hold_come_first_with_those_that_it_did() -> None:
     current = as_candidates([(np.array([7, 3, 9]), np.array([0.9, 0.5, 0.1], dtype=np.float32))], 3)
-    ranked = rows_first(current, np.array([3, 42]), np.array([-2.0, -1.0], dtype=np.float32))
+    ranked = scored_rows_first(current, np.array([3, 42]), np.array([-2.0, -1.0], dtype=np.float32))
     assert ranked.rows.tolist() == [[42, 3, 7, 9]]
     assert ranked.scores[0, 1] == -2.0
     gaps = np.diff(ranked.scores[0])
@@ -291,6 +291,6 @@ def test_rows_that_a_ranking_did_not_hold_come_first_with_those_that_it_did() ->
 
 def test_nothing_judged_leaves_a_ranking_as_it_was() -> None:
     current = as_candidates([(np.array([7, 3]), np.array([0.9, 0.5], dtype=np.float32))], 2)
-    ranked = rows_first(current, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+    ranked = scored_rows_first(current, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
     np.testing.assert_array_equal(ranked.rows, current.rows)
     np.testing.assert_array_equal(ranked.scores, current.scores)

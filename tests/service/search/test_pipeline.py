@@ -328,7 +328,7 @@ def test_a_deadline_over_before_any_channel_answered_is_an_error() -> None:
     searching = pipeline(encoder=encoder, clock=clock)
     original = encoder.encode_queries
     encoder.encode_queries = lambda *args: (clock.wait(2.0), original(*args))[1]  # type: ignore[method-assign]
-    with pytest.raises(DeadlineExceeded, match="before a channel had answered"):
+    with pytest.raises(DeadlineExceeded, match="before any channel was searched"):
         run_one(searching, deadline=clock.now + 1.0)
 
 
@@ -348,7 +348,7 @@ def test_a_late_request_does_not_cost_its_neighbours_a_stage() -> None:
 
 def test_a_channel_whose_vectors_the_encoder_cannot_give_is_not_offered() -> None:
     searching = pipeline(encoder=None)
-    assert searching.features.channels == ("lexical",)
+    assert searching.capabilities.channels == ("lexical",)
     assert doc_ids(run_one(searching, query="pebbles")) == ["fable-1"]
     with pytest.raises(InvalidInput, match="has the channels lexical"):
         run_one(searching, plan=Plan(channels={"dense": ChannelPlan()}))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import pytest
 
 from chamfer.core.errors import InvalidInput, NotFound
-from chamfer.settings import Settings, describe, load_settings
+from chamfer.settings import describe, load_settings
 
 
 def write(path: Path, text: str) -> Path:
@@ -111,30 +108,3 @@ def test_an_unknown_variable_is_an_error_that_suggests_the_nearest_setting() -> 
 def test_a_missing_settings_file_is_an_error() -> None:
     with pytest.raises(NotFound, match=r"none\.toml does not exist"):
         load_settings(Path("none.toml"), {})
-
-
-def leaves(cls: Any, place: str = "") -> dict[str, Any]:
-    """Dotted name -> default of everything that can be set."""
-    hints = get_type_hints(cls)
-    out: dict[str, Any] = {}
-    for each in fields(cls):
-        hint = hints[each.name]
-        if isinstance(hint, type) and is_dataclass(hint):
-            out |= leaves(hint, f"{place}{each.name}.")
-        else:
-            out[place + each.name] = each.default if each.default is not MISSING else each.default_factory()  # type: ignore[misc]
-    return out
-
-
-def test_every_setting_and_its_default_are_documented() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
-    documented = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", text, flags=re.MULTILINE))
-    known = leaves(Settings)
-    assert known.keys() <= documented.keys()
-    for name, default in known.items():
-        if isinstance(default, bool):
-            assert documented[name] == f"`{str(default).lower()}`", name
-        elif isinstance(default, str | int | float):
-            assert documented[name] == f"`{default}`", name
-        elif isinstance(default, tuple) and default:
-            assert documented[name] == f"`{', '.join(default)}`", name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from chamfer.api import Searcher
-from chamfer.core.artifact import MANIFEST, digest_of, discard_temporaries, write_artifact
+from chamfer.core.artifact import digest_of, discard_temporaries, find_artifact, remove_directory, write_artifact
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Reranker
 from chamfer.core.types import Document, Query
@@ -72,7 +71,7 @@ def mine(
     for number, start in enumerate(range(0, len(known), config.block)):
         block = known[start : start + config.block]
         path = folder / f"{number:06d}-{miner.digest(block, labels)[:40]}"
-        if (path / MANIFEST).exists():
+        if find_artifact(path, "mined-block") is not None:
             reused += 1
         else:
             with write_artifact(path, "mined-block", {}) as writer:
@@ -83,7 +82,7 @@ def mine(
     count = files.merge(paths, out)
     ids = sorted({doc_id for path in paths for doc_id in files.doc_ids(path)})
     write_documents(files.documents_path(out), files.texts_of(searcher.collection, ids))
-    shutil.rmtree(folder)
+    remove_directory(folder)
     return MiningReport(len(questions), len(questions) - len(known), count, reused, files.count_fates(out))
 
 

@@ -8,6 +8,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -453,3 +455,9 @@ def test_reading_documents_costs_the_same_in_a_large_segment(
     assert table_bytes[1] > 9 * table_bytes[0]
     assert peaks[1] <= peaks[0] + 1024
     assert peaks[1] < table_bytes[1] / 10
+
+
+def test_reading_a_collection_loads_nothing_of_what_builds_it() -> None:
+    code = "import sys, chamfer.indexing.collection.collection; print([m for m in sys.modules if '.build' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -12,7 +12,6 @@ token vectors. Killed, it goes on with the first block of texts that is missing;
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chamfer.core.artifact import MANIFEST, digest_of, discard_temporaries, write_artifact
+from chamfer.core.artifact import digest_of, discard_temporaries, find_artifact, remove_directory, write_artifact
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import F32, Candidates, Document, Query
@@ -37,6 +36,7 @@ from recipes.vectors import Encoded, encoded
 DEPTH = 100
 KEPT = 50
 TEACHERS = ("bm25", "dense", "maxsim")
+_MINED_SOURCE = "mined-source"
 GROUPS, DOCUMENTS = "groups.parquet", "documents.parquet"
 
 
@@ -97,20 +97,20 @@ def mined(source: Source, folder: Path, out: Path, encoder: Encoder) -> tuple[li
         raise InvalidInput(f"{folder} has no query in its train split with a relevant document in its corpus")
     vectors, raw = out / f"{source.name}.npz", out / ".raw" / source.name
     kept = out / ".sources" / f"{source.name}-{_identity(source, asked, encoder)[:40]}"
-    if not (kept / MANIFEST).exists() or not vectors.exists():
+    if find_artifact(kept, _MINED_SOURCE) is None or not vectors.exists():
         for left in (raw, kept.parent):
             discard_temporaries(left)
-        shutil.rmtree(kept, ignore_errors=True)
+        remove_directory(kept)
         documents = encoded(encoder, [d.content for d in asked.documents], raw)
         queries = encoded(encoder, [q.text for q in asked.queries], raw)
         _keep(vectors, asked, documents, queries)
-        with write_artifact(kept, "mined-source", {}) as writer:
+        with write_artifact(kept, _MINED_SOURCE, {}) as writer:
             groups = list(_groups(source, asked, documents, queries))
             named = {doc_id for group in groups for doc_id in group.doc_ids}
             texts = {key: d.content for d in asked.documents if (key := f"{source.name}/{d.doc_id}") in named}
             write_documents(writer.path(DOCUMENTS), [(list(texts), list(texts.values()))])
             write_groups(writer.path(GROUPS), groups)
-    shutil.rmtree(raw, ignore_errors=True)
+    remove_directory(raw)
     return read_groups(kept / GROUPS), read_documents(kept / DOCUMENTS)
 
 

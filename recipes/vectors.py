@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chamfer.core.artifact import MANIFEST, digest_of, open_artifact, write_artifact
+from chamfer.core.artifact import digest_of, find_artifact, open_artifact, write_artifact
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import F32, I64, Array, Document, TokenVectors, VectorKind, join_offsets
 from chamfer.indexing.kernels.maxsim import maxsim_rows
@@ -61,7 +61,7 @@ def encoded(encoder: Encoder, texts: Sequence[str], folder: Path) -> Encoded:
     for start in range(0, len(texts), BLOCK):
         part = texts[start : start + BLOCK]
         path = folder / digest_of(encoder.spec.fingerprint, part)[:40]
-        if not (path / MANIFEST).exists():
+        if find_artifact(path, _KIND) is None:
             _write(path, encoder, part)
         block = open_artifact(path, _KIND)
         dense.append(np.asarray(block.array("dense"), dtype=np.float32))

@@ -19,8 +19,10 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import numpy as np  # noqa: E402  # the path comes first
+import pyarrow as pa  # noqa: E402
 from support_encoders import HashEncoder, make_documents  # noqa: E402
 
+from chamfer.core.analysis import AnalysisConfig, Analyzer  # noqa: E402
 from chamfer.core.artifact import file_digest  # noqa: E402
 from chamfer.core.types import Query, VectorKind  # noqa: E402
 from chamfer.indexing.build.builder import BuildConfig, build  # noqa: E402
@@ -115,6 +117,8 @@ def writers() -> Iterator[Writers]:
 
 
 def _serve() -> None:
+    pa.array([""]).to_pylist()  # imports pandas where it is installed: a second that each fork would spend
+    Analyzer(AnalysisConfig())
     pid = 0
     for line in sys.stdin:
         if line == "wait\n":

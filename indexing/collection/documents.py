@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
@@ -67,7 +68,7 @@ class DocumentTable:
         for i, position in enumerate(np.searchsorted(self._hashes, wanted)):
             while position < len(self._hashes) and self._hashes[position] == wanted[i]:
                 row = int(self._rows[position])
-                if self.doc_ids([row])[0] == doc_ids[i]:
+                if self._doc_id(row) == doc_ids[i]:
                     rows[i] = row
                     break
                 position += 1  # ids that share a hash stand next to each other
@@ -86,6 +87,11 @@ class DocumentTable:
             if begin == end:
                 continue
             yield batch if end - begin == batch.num_rows else batch.take(pa.array(rows[begin:end] - start))
+
+    def _doc_id(self, row: int) -> str:
+        number = bisect_right(self._starts, row) - 1
+        doc_id: str = self._columns[number][_DOC_ID][row - int(self._starts[number])].as_py()
+        return doc_id
 
     def _located(self, rows: I64) -> Iterator[tuple[list[Any], int]]:
         """(columns of the batch, row in it) of each row.

@@ -90,9 +90,10 @@ def read_current(path: Path, read: Callable[[str], T]) -> T:
     """The result of `read(NAME)` for the current snapshot; if a writer replaces it meanwhile, for the newer one.
 
     If `read` fails for an unforeseen reason, the SHA-256 of every file of the snapshot is checked, and Corrupt names a
-    file that changed; if none did, the original error is raised.
+    file that changed; if none did, the original error is raised. An exhausted limit of the system is Unavailable.
     """
-    name = current_name(path)
+    with naming_limits(path):
+        name = current_name(path)
     try:
         with naming_limits(path):
             return read(name)

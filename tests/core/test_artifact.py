@@ -15,7 +15,9 @@ from chamfer.core.artifact import (
     canonical_json,
     digest_of,
     discard_temporaries,
+    find_artifact,
     open_artifact,
+    remove_directory,
     replace_file,
     write_artifact,
 )
@@ -183,3 +185,36 @@ def test_canonical_json_does_not_depend_on_key_order() -> None:
     assert digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json(float("nan"))
+
+
+def test_a_directory_whose_removal_is_interrupted_is_gone_under_its_name(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(path: str, *args: object, **options: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(os, "unlink", killed)
+    with pytest.raises(Killed):
+        remove_directory(artifact)
+    monkeypatch.undo()
+    assert not artifact.exists()
+    discard_temporaries(artifact.parent)
+    assert list(artifact.parent.iterdir()) == []
+    remove_directory(artifact)  # nothing is there: nothing happens
+    assert list(artifact.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "no manifest", "another kind"])
+def test_a_damaged_intermediate_result_is_removed_and_not_reused(artifact: Path, damage: str) -> None:
+    assert find_artifact(artifact, "thing") is not None
+    if damage == "missing":
+        (artifact / "facts.json").unlink()
+    elif damage == "truncated":
+        os.truncate(artifact / "x.values.npy", 100)
+    elif damage == "no manifest":
+        (artifact / "manifest.json").unlink()
+    assert find_artifact(artifact, "other" if damage == "another kind" else "thing") is None
+    assert not artifact.exists()

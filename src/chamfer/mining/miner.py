@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from chamfer.core.artifact import MANIFEST, digest_of, discard_temporaries, write_artifact
+from chamfer.core.artifact import digest_of, discard_temporaries, find_artifact, remove_directory, write_artifact
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Reranker
 from chamfer.core.types import Document, Query
@@ -79,7 +78,7 @@ def mine(
     for number, start in enumerate(range(0, len(answerable), config.block)):
         block = answerable[start : start + config.block]
         path = folder / f"{number:06d}-{miner.digest(block, labels)[:40]}"
-        if (path / MANIFEST).exists():
+        if find_artifact(path, "mined-block") is not None:
             reused += 1
         else:
             with write_artifact(path, "mined-block", {}) as writer:
@@ -90,7 +89,7 @@ def mine(
     count = pool_tables.merge(paths, out)
     ids = sorted({doc_id for path in paths for doc_id in pool_tables.doc_ids(path)})
     write_documents(pool_tables.documents_path(out), pool_tables.texts_of(searcher.collection, ids))
-    shutil.rmtree(folder)
+    remove_directory(folder)
     return MiningReport(len(queries), len(queries) - len(answerable), count, reused, pool_tables.count_fates(out))
 
 

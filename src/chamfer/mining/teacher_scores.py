@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from chamfer.core.artifact import MANIFEST, digest_of, discard_temporaries, open_artifact, write_artifact
+from chamfer.core.artifact import (
+    digest_of,
+    discard_temporaries,
+    find_artifact,
+    open_artifact,
+    remove_directory,
+    write_artifact,
+)
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Reranker
 from chamfer.core.types import F32, Document, Query
@@ -62,14 +68,14 @@ def judge_file(
     if column in table.column_names:
         table = table.drop_columns([column])
     write_table(out, table.append_column(column, values))
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_directory(folder)
     return len(flat)
 
 
 def _scored(folder: Path, number: int, pairs: Pairs, reranker: Reranker) -> F32:
     identity = [[q.text, str(q.image), d.content, str(d.image)] for q, d in pairs]
     path = folder / f"{number:06d}-{digest_of(reranker.fingerprint, identity)[:40]}"
-    if not (path / MANIFEST).exists():
+    if find_artifact(path, "judged-block") is None:
         with write_artifact(path, "judged-block", {}) as writer:
             writer.add_array("scores", score_pairs(reranker, pairs))
     return np.array(open_artifact(path, "judged-block").array("scores"))

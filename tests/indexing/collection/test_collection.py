@@ -8,10 +8,14 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support_encoders import HashEncoder, make_documents
 from support_faults import BUILT, CONFIG, fingerprint
@@ -21,7 +25,9 @@ from chamfer.core.types import Document, VectorKind
 from chamfer.indexing.build.builder import BuildConfig, BuildProgress, BuildRun, build
 from chamfer.indexing.build.updates import add, compact, delete, verify
 from chamfer.indexing.collection.collection import Collection
+from chamfer.indexing.collection.documents import DocumentTable
 from chamfer.indexing.collection.filters import parse_condition
+from chamfer.indexing.collection.snapshot import Snapshot
 from chamfer.indexing.collection.writer import writer_lock
 
 ENCODER = HashEncoder()
@@ -409,3 +415,49 @@ def test_filters_run_through_segments(collection: Path) -> None:
         expected = [d.metadata["year"] >= 1950 for d in BUILT]
         assert mask.tolist() == expected
         assert opened.allowed(None) is None
+
+
+def test_a_snapshot_that_vanishes_while_it_is_opened_gives_the_newer_one(collection: Path) -> None:
+    class Interrupted(Collection):
+        attempts = 0
+
+        def __init__(self, path: Path, snapshot: Snapshot) -> None:
+            Interrupted.attempts += 1
+            if Interrupted.attempts == 1:  # the documents of the old segments are open, their channels are not
+                for _ in range(CONFIG.keep_snapshots):
+                    build(BUILT[:5], path, encoder=ENCODER, config=CONFIG, replace=True)
+            super().__init__(path, snapshot)
+
+    with Interrupted.open(collection) as opened:
+        assert opened.snapshot == "snapshot-000003"
+        assert len(opened) == 5
+    assert Interrupted.attempts == 2
+
+
+@pytest.mark.parametrize("read", [DocumentTable.documents, DocumentTable.doc_ids])
+def test_reading_documents_costs_the_same_in_a_large_segment(
+    tmp_path: Path, read: Callable[[DocumentTable, list[int]], list[object]]
+) -> None:
+    config = BuildConfig(channels=("lexical",))
+    table_bytes, peaks = [], []
+    for n in (1_500, 15_000):
+        build([Document(f"d{i}", "word " * 30) for i in range(n)], tmp_path / str(n), encoder=None, config=config)
+        default = pa.default_memory_pool()
+        with Collection.open(tmp_path / str(n)) as opened:
+            [segment] = opened.segments
+            table_bytes.append((segment.artifact.path / "documents.arrow").stat().st_size)
+            pa.set_memory_pool(counting := pa.proxy_memory_pool(default))
+            try:
+                assert len(read(segment.table, [3, n // 2, n - 1])) == 3
+            finally:
+                pa.set_memory_pool(default)
+            peaks.append(counting.max_memory())
+    assert table_bytes[1] > 9 * table_bytes[0]
+    assert peaks[1] <= peaks[0] + 1024
+    assert peaks[1] < table_bytes[1] / 10
+
+
+def test_reading_a_collection_loads_nothing_of_what_builds_it() -> None:
+    code = "import sys, chamfer.indexing.collection.collection; print([m for m in sys.modules if m.startswith('chamfer.indexing.build')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -13,7 +13,7 @@ INTO ?= .
 SCALE ?= 1
 SET ?=
 
-.PHONY: demo test test-slow check lint types layers bench models clean
+.PHONY: demo test test-slow check lint types layers bench docs models clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/chamfer demo --dir $(DEMO) --port $(PORT) $(if $(ONCE),--once "$(ONCE)")
@@ -39,6 +39,11 @@ layers: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --quick
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site is in build/site: $(BIN)/python -m http.server --directory build/site"
+
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
 	  "Chamfer runs on Python 3.11 and 3.12, this is %d.%d: say make PYTHON=python3.11" % v)'
@@ -54,6 +59,10 @@ $(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) --constraint constraints.txt --editable ".[$(FAISS),dev,train]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) --constraint constraints.txt --editable ".[$(FAISS),dev,train,docs]"
 	@touch $@
 
 # DATA holds BEIR folders: fairytaleqa, scifact, nl2bash, medquad. Hours on two cores; goes on where it was stopped.

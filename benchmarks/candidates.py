@@ -22,7 +22,6 @@ from benchmarks.encoded import EncodedSet, load
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.core.evaluation import ScoredDoc, evaluate
 from chamfer.core.types import Array, Candidates, Document, Encoding, TokenVectors, VectorKind
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.registry import make_family
 from chamfer.indexing.planning.candidate_recall import (
     TARGETS,
@@ -32,6 +31,7 @@ from chamfer.indexing.planning.candidate_recall import (
     ranks_of_union,
     recall,
 )
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.networks.token_pooling import parse_pooling, pool
 
 DEEPEST = 2000

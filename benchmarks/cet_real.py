@@ -29,9 +29,9 @@ from benchmarks.encoded import EncodedSet, load
 from benchmarks.harness import Row, demo_corpus, emit, parser, titled
 from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate, holm, significance, strictly_falling
 from chamfer.core.types import Array, Document
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
 from chamfer.indexing.kernels.maxsim import maxsim_rows
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.training.losses.selection import exact_weights, selection_weights
 
 POOL, FOLDS, MOST, MEASURE = 10, 5, 20.0, "nDCG@10"

@@ -27,8 +27,8 @@ from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.families.cur.anchor_scores import AnchorScorer
 from chamfer.indexing.families.cur.family import CurConfig, CurFamily, CurRetriever
 from chamfer.indexing.families.cur.search import CurSearch, search
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.kernels.topk import as_candidates
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.registry import load_reranker
 from chamfer.settings import load_settings
 
@@ -88,7 +88,7 @@ def main() -> None:
 def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, list[Row]]:
     """The sample, its first-stage rankings, and both score matrices, with what they cost."""
     name = folder.resolve().name
-    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, "test")]
+    qrels = read_qrels(folder, "test")
     by_id = {query.query_id: query for query in read_queries(folder)}
     draw = np.random.default_rng(1)
     test = [by_id[i] for i in draw.permutation(sorted({q.query_id for q in qrels}))[: options.queries]]

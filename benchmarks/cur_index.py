@@ -28,7 +28,7 @@ from chamfer.core.types import F32, Array, Document, Query
 from chamfer.indexing.build.builder import BuildReport, BuildRun, build
 from chamfer.indexing.build.corpus import read_corpus
 from chamfer.indexing.collection.collection import Collection
-from chamfer.indexing.collection.snapshot import CollectionConfig
+from chamfer.indexing.collection.config import CollectionConfig
 from chamfer.indexing.families.cur.anchor_scores import AnchorScorer
 from chamfer.models.registry import load_reranker
 from chamfer.settings import load_settings

@@ -39,7 +39,7 @@ def load(folder: Path, kept: Path, most_queries: int) -> EncodedSet:
         encoding = _encoding(arrays["dense"], arrays["tokens"], arrays["offsets"])
         asked = _encoding(arrays["q_dense"], arrays["q_tokens"], arrays["q_offsets"])
         ids = arrays["query_ids"].tolist()
-    qrels = [Qrel(*row) for row in read_qrels(folder, "test")]
+    qrels = read_qrels(folder, "test")
     judged = {qrel.query_id for qrel in qrels} or set(ids)
     rows = [row for row, query_id in enumerate(ids) if query_id in judged][:most_queries]
     texts = {query.query_id: query.text for query in queries}

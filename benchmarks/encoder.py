@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
-from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate
+from chamfer.core.evaluation import ScoredDoc, evaluate
 from chamfer.core.types import Document, Query, TokenVectors, VectorKind
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.kernels.maxsim import maxsim_rows
@@ -101,7 +101,7 @@ def quality(folder: Path) -> list[Row]:
 
 def _ndcg(folder: Path, encoder: MiniEncoder) -> dict[str, float]:
     documents = list(read_corpus(str(folder)))
-    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, "test")]
+    qrels = read_qrels(folder, "test")
     judged = {qrel.query_id for qrel in qrels}
     queries = [query for query in read_queries(folder) if query.query_id in judged]
     encoded = encoder.encode_documents(documents, BOTH)

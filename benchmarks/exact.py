@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 from benchmarks.harness import Row, compare, emit, interleave, parser, titled
 from chamfer.core.types import DenseVectors, TokenVectors
 from chamfer.indexing.families.dense import DenseRetriever
-from chamfer.indexing.families.family import SegmentPart
-from chamfer.indexing.families.multivector import MultivectorRetriever
+from chamfer.indexing.families.multivector.retriever import MultivectorRetriever
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ from benchmarks.harness import Row, demo_corpus, emit, parser
 from benchmarks.late import encoding_of, split, together
 from benchmarks.synthetic import mixed
 from chamfer.core.types import Array, TokenVectors
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 SIZES = (5_000, 20_000, 80_000, 320_000)
 TOKENS = 40

@@ -29,8 +29,8 @@ from chamfer.core.types import (
     VectorKind,
 )
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.plans import Plan
 from chamfer.service.search.request import SearchRequest, SearchResult
@@ -82,7 +82,7 @@ def open_judged(
             f"sparse_{name}": array
             for name, array in _kept(path, lambda: _encode_sparse(sparse, documents, queries)).items()
         }
-    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, split)]
+    qrels = read_qrels(folder, split)
     judged = {qrel.query_id for qrel in qrels} & set(names)
     chosen = [query for query in queries if query.query_id in judged]
     if most and len(chosen) > most:

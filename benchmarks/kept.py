@@ -52,7 +52,7 @@ class Set:
 def read(folder: Path, most: int, most_documents: int) -> Set:
     """The collection's test queries, `most` of them (0: all)."""
     name = folder.resolve().name
-    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, "test")]
+    qrels = read_qrels(folder, "test")
     judged = {qrel.query_id for qrel in qrels if qrel.relevance > 0}
     queries = [query for query in read_queries(folder) if query.query_id in judged]
     if most:

@@ -32,9 +32,9 @@ from benchmarks.harness import Row, demo_corpus, emit, parser, prints_elsewhere
 from benchmarks.peers import HOME
 from benchmarks.synthetic import mixed
 from chamfer.core.types import Array, Encoding, TokenVectors
-from chamfer.indexing.families.family import SegmentPart
-from chamfer.indexing.families.multivector import MultivectorConfig
+from chamfer.indexing.families.multivector.config import MultivectorConfig
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.networks.token_pooling import parse_pooling, pool
 
 Search = Callable[[Array], Array]  # a query f32 [Tq, D] to rows [10]

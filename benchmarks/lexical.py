@@ -17,8 +17,8 @@ from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, pars
 from chamfer.core.analysis import AnalysisConfig, Analyzer
 from chamfer.core.types import Document
 from chamfer.indexing.build.corpus import read_corpus, read_queries
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 PEER = "bm25s"
 

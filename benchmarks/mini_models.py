@@ -35,11 +35,12 @@ from chamfer.core.types import (
     TokenVectors,
     VectorKind,
 )
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
-from chamfer.indexing.families.multivector import MultivectorConfig, MultivectorFamily
+from chamfer.indexing.families.multivector.config import MultivectorConfig
+from chamfer.indexing.families.multivector.family import MultivectorFamily
 from chamfer.indexing.kernels.topk import as_candidates, best
 from chamfer.indexing.planning.candidate_recall import needed, rank_by_maxsim, ranks_of_best
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.backends.backend import DeviceConfig
 from chamfer.models.encoders.mini_projection import load_projection
 from chamfer.models.networks.token_pooling import parse_pooling, pool

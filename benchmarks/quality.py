@@ -18,7 +18,6 @@ from pathlib import Path
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.api import build, open
 from chamfer.cli.evaluating import compare_plans
-from chamfer.core.evaluation import Qrel
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 from chamfer.settings import load_settings
 
@@ -51,7 +50,7 @@ def measure(source: Path, name: str, work: Path) -> list[Row]:
     begin = time.perf_counter()
     build(documents, work / "collection", settings=settings).close()
     rate = len(documents) / (time.perf_counter() - begin)
-    qrels = [Qrel(*judgement) for judgement in read_qrels(source, "test")]
+    qrels = read_qrels(source, "test")
     judged = {qrel.query_id for qrel in qrels}
     queries = [query for query in read_queries(source) if query.query_id in judged]
     rows = [Row(f"{name}: build of {len(documents):,} documents", rate, "documents/s")]
@@ -69,7 +68,7 @@ def excerpt(folder: Path, work: Path) -> Path:
     out = work / folder.resolve().name
     (out / "qrels").mkdir(parents=True)
     lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
-    qrels = list(read_qrels(folder, "test"))
+    qrels = read_qrels(folder, "test")
     wanted = {row[1] for row in qrels[:40]}
     chosen = [line for line in lines if json.loads(line)["_id"] in wanted]
     chosen += [line for line in lines if json.loads(line)["_id"] not in wanted][: 500 - len(chosen)]

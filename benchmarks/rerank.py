@@ -26,7 +26,7 @@ from benchmarks.cet_real import bm25
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
 from benchmarks.peers.plain_cross import plain_cross_encoder
 from chamfer.core.errors import Unavailable
-from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate
+from chamfer.core.evaluation import ScoredDoc, evaluate
 from chamfer.core.types import Document, Query
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 from chamfer.models.backends.backend import DeviceConfig, decide, quiet_transformers
@@ -114,7 +114,7 @@ def speed(title: str, model: str, documents: list[Document], rounds: int, limit:
 def quality(name: str, corpus: Path, n_queries: int) -> list[Row]:
     """nDCG@10 of BM25's first documents ranked by predict and by the backend that was chosen."""
     documents, by_id = list(read_corpus(str(corpus))), {query.query_id: query for query in read_queries(corpus)}
-    qrels = [Qrel(*row) for row in read_qrels(corpus, "test")]
+    qrels = read_qrels(corpus, "test")
     order = np.random.default_rng(1).permutation(sorted({qrel.query_id for qrel in qrels}))
     queries = [by_id[str(query_id)] for query_id in order[:n_queries]]
     asked = {query.query_id for query in queries}

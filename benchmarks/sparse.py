@@ -21,8 +21,8 @@ from benchmarks.harness import Row, compare, emit, interleave, parser, titled
 from benchmarks.peers.engines import Run, bmp, numba_scan, seismic, sizes
 from benchmarks.peers.vectors import WIDTH, sparse_vectors
 from chamfer.core.types import Encoding, SparseVectors
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 K = 10
 SEGMENT = 65_536

@@ -25,8 +25,8 @@ from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import F32, Candidates, Document, Query
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.backends.backend import DeviceConfig
 from chamfer.models.registry import load_encoder
 from chamfer.models.training.data.groups import Group, read_documents, read_groups, write_documents, write_groups

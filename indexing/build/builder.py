@@ -1,12 +1,11 @@
-"""From documents to a collection: blocks are encoded once and kept, then merged into segments (ADR 1).
+"""Builds collections: documents are encoded block by block, and the blocks are merged into segments (ADR 1).
 
-A block is named by the digest of its documents, the configuration and the encoder. A build that was killed finds its
-finished blocks and goes on; what it makes has the same bytes as an unbroken one.
+A block is named by the digest of its documents, the configuration and the encoder. A build that was killed reuses its
+finished blocks when it is run again, and writes the same bytes as a build that was not interrupted.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,24 +15,21 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
-from chamfer.core.artifact import MANIFEST, canonical_json, digest_of
+from chamfer.core.artifact import canonical_json, digest_of, find_artifact, remove_directory
 from chamfer.core.errors import Conflict, InvalidInput
 from chamfer.core.protocols import Encoder, Reranker
 from chamfer.core.types import Document, Encoding, Query
 from chamfer.indexing.build.block_encoder import BlockEncoder
+from chamfer.indexing.build.block_merging import Block, merge_blocks
 from chamfer.indexing.build.codec_training import SampleBlock, check_floor, codec_digest, keep_sample, learn
-from chamfer.indexing.build.recall_floor import ChannelRecall
-from chamfer.indexing.collection.segment import Segment, merge_segments, open_segment, write_segment
-from chamfer.indexing.collection.snapshot import (
-    BLOCKS,
-    CollectionConfig,
-    Learnt,
-    commit,
-    current_name,
-    has_snapshot,
-    writer_lock,
-)
-from chamfer.indexing.families.family import Codec, Family
+from chamfer.indexing.collection.config import CollectionConfig
+from chamfer.indexing.collection.recall_report import ChannelRecall
+from chamfer.indexing.collection.segment import KIND as SEGMENT
+from chamfer.indexing.collection.segment import write_segment
+from chamfer.indexing.collection.snapshot import BLOCKS, Learnt, current_name, has_snapshot
+from chamfer.indexing.collection.writer import commit, writer_lock
+from chamfer.indexing.families.family import Family
+from chamfer.indexing.rows.segment_part import Codec
 
 T = TypeVar("T")
 _Prepared = tuple[Sequence[Document], str, Callable[[], Encoding | None]]  # documents, their digest, how to encode them
@@ -42,7 +38,7 @@ BuildConfig = CollectionConfig
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """Where a build stands: `done` of `total` (None if unknown) documents in this stage."""
+    """Progress of a build: `done` of `total` (None if unknown) documents in this stage (of pairs, in stage "score")."""
 
     stage: str
     done: int
@@ -51,8 +47,12 @@ class BuildProgress:
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What was built. `reused_blocks` came from an earlier attempt; `truncated` documents were cut by the encoder;
-    `recall` is what channels that stand in for MaxSim held in the sample."""
+    """What was built.
+
+    truncated      number of documents that were longer than the encoder reads
+    reused_blocks  number of blocks that an earlier, interrupted build had finished
+    recall         by channel of MaxSim candidates: the recall measured on the sample
+    """
 
     snapshot: str
     documents: int
@@ -69,13 +69,14 @@ Progress = Callable[[BuildProgress], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRun:
-    """How a build runs: who is told, where families compute, what the recall floor is measured with.
+    """What a run of a build needs beyond its configuration; none of it changes the format of the collection.
 
-    total    how many documents there will be, if that is known
-    device   where families learn and pack: cpu or cuda (the encoder knows its own)
-    queries  for the recall floor, and the anchor queries of family `cur`; made up from the documents if none are given
-    reranker whose scores family `cur` keeps
-    notice   is told in a sentence what should be known before it begins
+    total     number of documents, if it is known
+    progress  called with the progress after each step
+    device    where families train codecs and pack vectors: cpu or cuda (the encoder has a device of its own)
+    queries   for the recall floor, and the anchor queries of family `cur`; sampled from the documents if there are none
+    reranker  the reranker whose scores family `cur` keeps
+    notice    called with one message (for example a cost estimate) before the build starts
     """
 
     total: int | None = None
@@ -85,13 +86,13 @@ class BuildRun:
     reranker: Reranker | None = None
     notice: Callable[[str], None] | None = None
 
-    def say(self, stage: str, done: int, total: int | None) -> None:
+    def report_progress(self, stage: str, done: int, total: int | None) -> None:
         if self.progress is not None:
             self.progress(BuildProgress(stage, done, total))
 
-    def tell(self, sentence: str) -> None:
+    def report_notice(self, message: str) -> None:
         if self.notice is not None:
-            self.notice(sentence)
+            self.notice(message)
 
 
 def build(
@@ -103,42 +104,42 @@ def build(
     replace: bool = False,
     run: BuildRun | None = None,
 ) -> BuildReport:
-    """Builds a collection at `out` from documents; run again after an interruption, it goes on.
+    """Builds a collection at `out` from documents; after an interruption, the same call resumes.
 
-    Raises Conflict if there is a collection already (unless `replace`: then it becomes a new snapshot) or another
-    writer; InvalidInput if a channel needs an encoder and there is none, an id was used twice, or a channel is below
-    the recall floor.
+    Raises Conflict if `out` holds a collection (unless `replace`: then this becomes its next snapshot) or has another
+    writer; InvalidInput if a channel needs an encoder and there is none, an id is used twice, or a channel is below
+    the recall floor; Unavailable if the process runs out of open files or mappings.
     """
     started = time.monotonic()
     settings = config or BuildConfig()
-    how = run or BuildRun()
+    run = run or BuildRun()
     with writer_lock(out):
         exists = has_snapshot(out)
         if exists and not replace:
-            raise Conflict(f"{out} holds a collection already; add to it, or replace it (--replace)")
+            raise Conflict(f"{out} already holds a collection; add documents to it, or replace it (--replace)")
         number = 1 + (int(current_name(out).rpartition("-")[2]) if exists else 0)
-        blocks = BlockWriter(out / BLOCKS, settings, encoder, how)
-        kept = blocks.write(documents)
-        segments = merge_blocks(out, number, kept, settings, blocks.families, how.progress)
-        name = commit(out, number, settings, encoder_identity(encoder), blocks.learnt, segments)
-        shutil.rmtree(out / BLOCKS, ignore_errors=True)
+        writer = BlockWriter(out / BLOCKS, settings, encoder, run)
+        blocks = writer.write(documents)
+        segments = merge_blocks(out, number, blocks, settings.segment_documents, writer.families, run.report_progress)
+        name = commit(out, number, settings, encoder_identity(encoder), writer.learnt, segments)
+        remove_directory(out / BLOCKS)
     return BuildReport(
         name,
         sum(len(segment) for segment in segments),
         sum(segment.n_truncated for segment in segments),
         sum(segment.artifact.n_bytes for segment in segments),
         time.monotonic() - started,
-        len(kept),
-        blocks.reused,
-        blocks.learnt.recall,
+        len(blocks),
+        writer.reused,
+        writer.learnt.recall,
     )
 
 
 class BlockWriter:
-    """Encodes documents block by block into a folder, reusing blocks that are already there.
+    """Encodes documents block by block into a folder, and reuses the finished blocks that are there.
 
-    While a block is packed and written, the next is being encoded. Without `learnt` a new collection learns from its
-    first documents. After `write`, `families` and `learnt` are what the blocks were packed with.
+    While one block is packed and written, the next is encoded. Without `learnt`, codecs are trained on the first
+    documents, as for a new collection. After `write`, `families` and `learnt` are those the blocks were packed with.
     """
 
     def __init__(
@@ -160,57 +161,58 @@ class BlockWriter:
         self._encode = BlockEncoder(self.families, encoder, run.reranker)
         self._run = run
 
-    def write(self, documents: Iterable[Document]) -> list[Path]:
-        """The blocks' folders, in order."""
-        blocks = self._begun(_cut(documents, self._config.block_documents))
-        sample = self._sample(blocks) if self._learns else []
-        known: Iterable[_Prepared] = [(block.documents, block.digest, block.encoding) for block in sample]
-        others: Iterable[_Prepared] = ((b, self._digest(b), partial(self._encode, b)) for b in blocks)
-        paths: list[Path] = []
+    def write(self, documents: Iterable[Document]) -> list[Block]:
+        """Writes (or finds) the blocks of the documents, in order."""
+        batches = self._prepared(_cut(documents, self._config.block_documents))
+        sample = self._sample(batches) if self._learns else []
+        sampled: Iterable[_Prepared] = [(block.documents, block.digest, block.encoding) for block in sample]
+        others: Iterable[_Prepared] = ((batch, self._digest(batch), partial(self._encode, batch)) for batch in batches)
+        blocks: list[Block] = []
         done = 0
-        for path, n in overlapped(self._work(*numbered) for numbered in enumerate(chain(known, others))):
-            paths.append(path)
-            done += n
-            self._run.say("encode", done, self._run.total)
-        return paths
+        for block in overlapped(self._write_one(*numbered) for numbered in enumerate(chain(sampled, others))):
+            blocks.append(block)
+            done += block.n_documents
+            self._run.report_progress("encode", done, self._run.total)
+        return blocks
 
-    def _begun(self, blocks: Iterator[list[Document]]) -> Iterator[list[Document]]:
-        """The same blocks, once the encoding of them has been prepared by the first."""
-        first = next(blocks, None)
+    def _prepared(self, batches: Iterator[list[Document]]) -> Iterator[list[Document]]:
+        """The same batches, after the first has been used to prepare the encoding."""
+        first = next(batches, None)
         if first is None:
             return iter(())
         texts = [query.text for query in self._run.queries]
-        cost = self._encode.begin(first, texts, self.folder, self._run.total, self._run.say)
+        cost = self._encode.prepare(first, texts, self.folder, self._run.total, self._run.report_progress)
         if cost is not None:
-            self._run.tell(f"scores of the cur channel: {cost}")
-        return chain([first], blocks)
+            self._run.report_notice(f"scores of the cur channel: {cost}")
+        return chain([first], batches)
 
-    def _work(self, index: int, block: _Prepared) -> Callable[[], tuple[Path, int]]:
-        """What is left to do for a block once it is encoded; it gives the block's folder and length."""
-        documents, digest, encode = block
+    def _write_one(self, index: int, prepared: _Prepared) -> Callable[[], Block]:
+        """Encodes a block unless it is finished; returns the rest of its work, which packs and writes it."""
+        documents, digest, encode = prepared
         recipe = [list(self._config.channels), self._config.parameters]
         path = self.folder / f"{index:06d}-{digest_of(digest, recipe, self._codec_digest)[:40]}"
-        if (path / MANIFEST).exists():
+        block = Block(path, len(documents))
+        if find_artifact(path, SEGMENT) is not None:
             self.reused += 1
-            return lambda: (path, len(documents))
+            return lambda: block
         encoding = encode()
 
-        def pack_and_write() -> tuple[Path, int]:
+        def pack_and_write() -> Block:
             write_segment(path, documents, encoding, self.families)
-            return path, len(documents)
+            return block
 
         return pack_and_write
 
-    def _sample(self, blocks: Iterator[list[Document]]) -> list[SampleBlock]:
-        """Takes the sample's blocks and learns from them."""
+    def _sample(self, batches: Iterator[list[Document]]) -> list[SampleBlock]:
+        """Encodes the sample, trains codecs on it and checks the recall floor."""
         sample: list[SampleBlock] = []
         done = 0
-        wanted = self._config.sample_documents
-        for block in blocks:
-            sample.append(keep_sample(self.folder, block, self._digest(block), self._encode))
-            done += len(block)
-            self._run.say("sample", min(done, wanted), wanted)
-            if done >= wanted:
+        total = self._config.sample_documents
+        for batch in batches:
+            sample.append(keep_sample(self.folder, batch, self._digest(batch), self._encode))
+            done += len(batch)
+            self._run.report_progress("sample", min(done, total), total)
+            if done >= total:
                 break
         recipe = self.families, self._encoder, self._config, self._run.queries
         self.learnt = learn(self.folder, sample, *recipe)
@@ -225,7 +227,9 @@ class BlockWriter:
             return digest_of(content, *self._encode.identity)
         except UnicodeEncodeError as error:
             bad = next(d.doc_id for d in documents if not _is_utf8(d))
-            raise InvalidInput(f"document {bad!r} holds half a surrogate pair, which is no text: {error}") from error
+            raise InvalidInput(
+                f"document {bad!r} holds half a surrogate pair, which cannot be written as UTF-8: {error}"
+            ) from error
 
     @staticmethod
     def _families(config: CollectionConfig, codecs: Mapping[str, Codec] | None, device: str) -> dict[str, Family]:
@@ -233,43 +237,18 @@ class BlockWriter:
 
 
 def overlapped(pieces: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What the pieces of work return, in order. Each runs in one thread while the next ones are being made.
+    """The results of the calls in `pieces`, in order. One thread makes a call while the next piece is computed.
 
-    At most two wait. If making a piece fails, those made before are finished first.
+    At most two calls are pending. If computing a piece fails, the earlier calls are finished first.
     """
     with ThreadPoolExecutor(1) as thread:
-        waiting: Future[T] | None = None
+        pending: Future[T] | None = None
         for piece in pieces:
-            earlier, waiting = waiting, thread.submit(piece)
+            earlier, pending = pending, thread.submit(piece)
             if earlier is not None:
                 yield earlier.result()
-        if waiting is not None:
-            yield waiting.result()
-
-
-def merge_blocks(
-    out: Path,
-    number: int,
-    blocks: Sequence[Path],
-    config: CollectionConfig,
-    families: Mapping[str, Family],
-    progress: Progress | None,
-) -> list[Segment]:
-    """Segments of at most `segment_documents` documents, made from blocks in order."""
-    segments: list[Segment] = []
-    opened = [open_segment(path) for path in blocks]
-    total = sum(len(block) for block in opened)
-    done = 0
-    for place, group in enumerate(_groups(opened, config.segment_documents)):
-        path = out / "segments" / f"{number:06d}-{place:04d}"
-        if path.exists():  # left by a writer that died before its snapshot counted
-            shutil.rmtree(path)
-        merge_segments(path, group, families)
-        segments.append(open_segment(path))
-        done += len(segments[-1])
-        if progress is not None:
-            progress(BuildProgress("merge", done, total))
-    return segments
+        if pending is not None:
+            yield pending.result()
 
 
 def encoder_identity(encoder: Encoder | None) -> tuple[str, str] | None:
@@ -281,17 +260,6 @@ def _cut(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
     stream = iter(documents)
     while block := list(islice(stream, size)):
         yield block
-
-
-def _groups(blocks: Sequence[Segment], most: int) -> Iterator[list[Segment]]:
-    group: list[Segment] = []
-    for block in blocks:
-        if group and sum(b.n_live for b in group) + block.n_live > most:
-            yield group
-            group = []
-        group.append(block)
-    if group:
-        yield group
 
 
 def _is_utf8(document: Document) -> bool:

@@ -1,7 +1,7 @@
-"""What a build learns before it writes a block: the codecs of its families, and how much their candidates hold.
+"""Trains codecs and measures recall on the first `sample_documents` documents, before a build writes its blocks.
 
-Both come from the first `sample_documents` documents. Their encodings are kept beside the blocks, so that a build that
-dies while it learns, or that the recall floor refuses, encodes nothing twice.
+The encodings of the sample are kept beside the blocks, so that a build that is killed during training, or that the
+recall floor refuses, encodes nothing twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.core.artifact import MANIFEST, Artifact, digest_of, open_artifact, write_artifact
+from chamfer.core.artifact import Artifact, digest_of, find_artifact, open_artifact, write_artifact
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import (
@@ -27,35 +27,38 @@ from chamfer.core.types import (
     TokenVectors,
     VectorKind,
 )
-from chamfer.indexing.build.recall_floor import FloorMeasure, made_up_queries, refusal, stands_in
-from chamfer.indexing.collection.snapshot import CollectionConfig, Learnt, add_codecs, read_codecs, read_recall
-from chamfer.indexing.families.family import Codec, Family
+from chamfer.indexing.build.recall_floor import FloorMeasure, approximates_maxsim, refusal, sampled_queries
+from chamfer.indexing.collection.config import CollectionConfig
+from chamfer.indexing.collection.snapshot import Learnt, add_codecs, read_codecs, read_recall
+from chamfer.indexing.families.family import Family
+from chamfer.indexing.rows.segment_part import Codec
 
 _KIND = "encoding"
+_CODECS = "codecs"
 ENCODED = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE)
 Encode = Callable[[Sequence[Document]], Encoding | None]
 
 
 @dataclass(frozen=True, slots=True)
 class SampleBlock:
-    """Documents of the sample, the digest that names them with their encoder, and where their encoding is kept."""
+    """Documents of the sample, the digest of them and their encoder, and the path of their kept encoding."""
 
     documents: Sequence[Document]
     digest: str
     path: Path
 
     def encoding(self) -> Encoding:
-        """Read from the disk."""
-        return _kept_encoding(self.path)
+        """The encoding, read from disk."""
+        return _read_encoding(self.path)
 
 
 def keep_sample(folder: Path, documents: Sequence[Document], digest: str, encode: Encode) -> SampleBlock:
-    """A block of the sample; encoded and kept in `folder` unless it is there."""
+    """A block of the sample, whose encoding is kept in `folder`; it is encoded unless an earlier build did."""
     path = folder / f"encoding-{digest[:40]}"
-    if not (path / MANIFEST).exists():
+    if find_artifact(path, _KIND) is None:
         encoding = encode(documents)
         if encoding is None:
-            raise InvalidInput("channels that learn from encodings were given none")
+            raise InvalidInput("no channel needs an encoder, so that there are no encodings to train codecs on")
         body: dict[str, Any] = {"vocabulary": encoding.sparse.vocabulary if encoding.sparse else 0}
         if encoding.anchors is not None:
             body |= {"queries": encoding.anchors.queries, "reranker": encoding.anchors.fingerprint}
@@ -73,12 +76,14 @@ def learn(
     config: CollectionConfig,
     queries: Sequence[Query],
 ) -> Learnt:
-    """Codecs and recall of a new collection, from the sample's blocks; kept in `folder`, where a resumed build finds
-    them. Equal inputs give equal bytes."""
+    """Codecs and recall of a new collection, from the sample's blocks. Equal inputs give equal bytes.
+
+    They are kept in `folder`, where a resumed build finds them.
+    """
     recipe = [asdict(config)["parameters"], sorted(families), config.floor.depth, config.floor.queries]
-    asked = [[query.query_id, query.text] for query in queries]
-    path = folder / f"codecs-{digest_of([block.digest for block in blocks], recipe, asked)[:40]}"
-    if not (path / MANIFEST).exists():
+    texts = [[query.query_id, query.text] for query in queries]
+    path = folder / f"codecs-{digest_of([block.digest for block in blocks], recipe, texts)[:40]}"
+    if find_artifact(path, _CODECS) is None:
         encoding = Encoding.concatenate([block.encoding() for block in blocks]) if blocks else None
         codecs = {name: family.learn(encoding) for name, family in families.items()}
         body: dict[str, Any] = {"recall": {}}
@@ -87,11 +92,11 @@ def learn(
             body["recall"] = {
                 name: asdict(measure.channel(family, codecs[name]))
                 for name, family in families.items()
-                if stands_in(family)
+                if approximates_maxsim(family)
             }
-        with write_artifact(path, "codecs", body) as writer:
+        with write_artifact(path, _CODECS, body) as writer:
             add_codecs(writer, codecs)
-    return _read(open_artifact(path, "codecs"), config)
+    return _read_learnt(open_artifact(path, _CODECS), config)
 
 
 def check_floor(
@@ -103,19 +108,19 @@ def check_floor(
     queries: Sequence[Query],
     total: int | None,
 ) -> None:
-    """InvalidInput if a channel is below the floor, in the sample or, as far as can be told, in `total` documents.
+    """InvalidInput if the recall of a channel is below the floor, in the sample or extrapolated to `total` documents.
 
-    What would hold more is tried before it is said.
+    Other settings are measured first, and the message lists those that reach a higher recall.
     """
-    for name, found in learnt.recall.items():
-        n_documents = max(total or 0, found.documents)
-        if min(found.recall, found.at(n_documents)) >= config.floor.recall:
+    for name, measured in learnt.recall.items():
+        n_documents = max(total or 0, measured.documents)
+        if min(measured.recall, measured.at(n_documents)) >= config.floor.recall:
             continue
         encoding = Encoding.concatenate([block.encoding() for block in blocks])
         measure = _measure(blocks, encoding, families, encoder, config, queries)
         parameters = config.parameters.get(name, {})
-        better = {} if measure is None else measure.alternatives(families[name].name, parameters)
-        raise InvalidInput(refusal(name, found, config.floor.recall, n_documents, better))
+        alternatives = {} if measure is None else measure.alternatives(families[name].name, parameters)
+        raise InvalidInput(refusal(name, measured, config.floor.recall, n_documents, alternatives))
 
 
 def codec_digest(codecs: Mapping[str, Codec]) -> str:
@@ -136,23 +141,27 @@ def _measure(
     config: CollectionConfig,
     queries: Sequence[Query],
 ) -> FloorMeasure | None:
-    """None where nothing stands in for MaxSim, or no document has a word to make a query of."""
-    if encoder is None or encoding.tokens is None or not any(stands_in(family) for family in families.values()):
+    """None if no channel gives MaxSim candidates, or no document has a word to sample a query from."""
+    if (
+        encoder is None
+        or encoding.tokens is None
+        or not any(approximates_maxsim(family) for family in families.values())
+    ):
         return None
     documents = [document for block in blocks for document in block.documents]
-    asked = list(queries[: config.floor.queries]) or made_up_queries(documents, config.floor.queries)
-    if not asked:
+    chosen = list(queries[: config.floor.queries]) or sampled_queries(documents, config.floor.queries)
+    if not chosen:
         return None
-    encoded = encoder.encode_queries(asked, kinds_of(encoding))
+    encoded = encoder.encode_queries(chosen, kinds_of(encoding))
     return FloorMeasure(encoding, documents, encoded, not queries, config.floor)
 
 
 def kinds_of(encoding: Encoding) -> Collection[VectorKind]:
-    """The kinds that the encoder gave."""
+    """The kinds of vectors in an encoding."""
     return [kind for kind in ENCODED if getattr(encoding, kind.value) is not None]
 
 
-def _kept_encoding(path: Path) -> Encoding:
+def _read_encoding(path: Path) -> Encoding:
     kept = open_artifact(path, _KIND)
 
     def read(kind: str) -> dict[str, Any]:
@@ -171,7 +180,7 @@ def _kept_encoding(path: Path) -> Encoding:
     )
 
 
-def _read(artifact: Artifact, config: CollectionConfig) -> Learnt:
+def _read_learnt(artifact: Artifact, config: CollectionConfig) -> Learnt:
     return Learnt(read_codecs(artifact, config.channels), read_recall(artifact.body))
 
 

@@ -1,4 +1,4 @@
-"""Corpora, queries and judgements from files. Bad lines are named with file and line."""
+"""Reads corpora, queries and relevance judgements from files. Errors name the file and line of a bad record."""
 
 from __future__ import annotations
 
@@ -10,38 +10,34 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal
 
 from chamfer.core.errors import InvalidInput, NotFound
+from chamfer.core.evaluation import Qrel
 from chamfer.core.types import Document, Query
 
 _ID_NAMES = ("_id", "id", "doc_id", "docno")
 _BODY_NAMES = (*_ID_NAMES, "title", "text", "metadata")
 
 
-class Judgement(NamedTuple):
-    """One line of qrels."""
-
-    query_id: str
-    doc_id: str
-    relevance: int
-
-
 @dataclass(slots=True)
 class Rejects:
-    """Lines that could not be used, written as NDJSON to `path` (if given) with their place and reason."""
+    """Counts records that were skipped, and writes them as NDJSON to `path` (if given) with location and reason.
+
+    Each line is {"place": "FILE:LINE", "reason": ..., "line": the record, at most 10,000 characters}.
+    """
 
     path: Path | None = None
     count: int = 0
     _file: IO[str] | None = field(default=None, repr=False)
 
-    def add(self, place: str, reason: str, line: str) -> None:
+    def add(self, location: str, reason: str, line: str) -> None:
         self.count += 1
         if self.path is not None:
             if self._file is None:
                 self._file = self.path.open("w", encoding="utf-8", errors="surrogateescape")  # bytes as found
             self._file.write(
-                json.dumps({"place": place, "reason": reason, "line": line[:10_000]}, ensure_ascii=False) + "\n"
+                json.dumps({"place": location, "reason": reason, "line": line[:10_000]}, ensure_ascii=False) + "\n"
             )
 
     def close(self) -> None:
@@ -52,38 +48,38 @@ class Rejects:
 def read_corpus(
     source: str, *, on_error: Literal["stop", "skip"] = "stop", rejects: Rejects | None = None
 ) -> Iterator[Document]:
-    """The documents of a corpus, streamed.
+    """Streams the documents of a corpus.
 
-    `source` is a BEIR folder (corpus.jsonl), an NDJSON or JSONL file, either also .gz, a Parquet file or folder, or
-    `ir_datasets:ID`. A bad line raises InvalidInput naming file and line; with on_error "skip" it goes to `rejects`.
-    A doc_id that came before is a bad line.
+    `source` is a BEIR folder (corpus.jsonl), an NDJSON or JSONL file (these three also as .gz), a Parquet file or
+    folder, or `ir_datasets:ID`. A bad record, or one that repeats an earlier doc_id, raises InvalidInput naming file
+    and line; with on_error "skip" it is added to `rejects`. Raises NotFound if there is no such source.
     """
-    kept = rejects or Rejects()
+    rejects = rejects or Rejects()
     seen: set[bytes] = set()
     try:
-        for place, line, parse in _records(source):
+        for location, line, parse in _records(source):
             try:
                 document = parse()
                 digest = blake2b(document.doc_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
                 if digest in seen:
                     raise InvalidInput(
-                        f"document id {document.doc_id!r} was already used; ids are unique in a collection"
+                        f"document id {document.doc_id!r} was already used; ids must be unique in a collection"
                     )
             except InvalidInput as error:
                 if on_error == "stop":
                     raise InvalidInput(
-                        f"{place}: {error.detail} (--on-error skip goes on and lists such lines)"
+                        f"{location}: {error.detail} (--on-error skip leaves such records out and lists them)"
                     ) from error
-                kept.add(place, error.detail, line)
+                rejects.add(location, error.detail, line)
                 continue
             seen.add(digest)
             yield document
     finally:
-        kept.close()
+        rejects.close()
 
 
 def count_lines(source: str) -> int | None:
-    """How many documents to expect, if that is cheap to know: for progress bars."""
+    """The number of lines of a JSONL corpus, for progress bars; None for sources where counting is expensive."""
     path = Path(source)
     path = path / "corpus.jsonl" if path.is_dir() else path
     if path.suffix not in (".jsonl", ".ndjson", ".json") or not path.is_file():
@@ -93,7 +89,10 @@ def count_lines(source: str) -> int | None:
 
 
 def document_from(record: Any) -> Document:
-    """A Document from a JSON object: `_id` (or id, doc_id, docno), title, text, metadata; all else joins metadata."""
+    """A Document from a JSON object with `_id` (or id, doc_id, docno), title, text and metadata.
+
+    Other keys are added to the metadata. Raises InvalidInput for a missing id and for values of the wrong type.
+    """
     if not isinstance(record, Mapping):
         raise InvalidInput(f"found {type(record).__name__}, expected an object with _id and text")
     name = next((name for name in _ID_NAMES if name in record), None)
@@ -103,7 +102,7 @@ def document_from(record: Any) -> Document:
     if isinstance(doc_id, int) and not isinstance(doc_id, bool):
         doc_id = str(doc_id)
     if not isinstance(doc_id, str) or not doc_id:
-        raise InvalidInput(f"{name} is {doc_id!r}, expected a string that is not empty, or an integer")
+        raise InvalidInput(f"{name} is {doc_id!r}, expected a non-empty string or an integer")
     metadata = record.get("metadata") or {}
     if not isinstance(metadata, Mapping):
         raise InvalidInput(f"metadata is {type(metadata).__name__}, expected an object")
@@ -114,10 +113,10 @@ def document_from(record: Any) -> Document:
 
 
 def read_queries(source: Path) -> list[Query]:
-    """Queries of a BEIR folder (queries.jsonl) or of a JSONL file."""
+    """The queries of a BEIR folder (queries.jsonl, also .gz) or of a JSONL file."""
     path = _existing(source / "queries.jsonl") if source.is_dir() else source
     if not path.exists():
-        raise NotFound(f"{path} does not exist; expected a BEIR folder with queries.jsonl, or that file")
+        raise NotFound(f"{path} does not exist; expected a BEIR folder with queries.jsonl, or a JSONL file of queries")
     queries = []
     for number, line in _lines(path):
         if not line.strip():
@@ -130,14 +129,17 @@ def read_queries(source: Path) -> list[Query]:
     return queries
 
 
-def read_qrels(folder: Path, split: str) -> list[Judgement]:
-    """Judgements of qrels/SPLIT.tsv (BEIR: a header, then query-id, corpus-id, score), or of a TREC qrels file."""
+def read_qrels(folder: Path, split: str) -> list[Qrel]:
+    """The judgements in qrels/SPLIT.tsv: BEIR's columns query-id, corpus-id, score under a header, or TREC's four.
+
+    `folder` may also be a file in that folder. Raises NotFound for a missing split, InvalidInput for a bad line.
+    """
     folder = folder if folder.is_dir() else folder.parent
     path = folder / "qrels" / f"{split}.tsv"
     if not path.exists():
-        there = sorted(p.stem for p in (folder / "qrels").glob("*.tsv"))
-        raise NotFound(f"{path} does not exist; splits there: {', '.join(there) or 'none'} (--split names one)")
-    out = []
+        splits = sorted(p.stem for p in (folder / "qrels").glob("*.tsv"))
+        raise NotFound(f"{path} does not exist; splits there: {', '.join(splits) or 'none'} (choose with --split)")
+    qrels = []
     for number, line in _lines(path):
         parts = line.split()
         if not parts or (number == 1 and parts[-1] == "score"):
@@ -146,16 +148,16 @@ def read_qrels(folder: Path, split: str) -> list[Judgement]:
             parts = [parts[0], parts[2], parts[3]]
         try:
             query_id, doc_id, relevance = parts
-            out.append(Judgement(query_id, doc_id, int(relevance)))
+            qrels.append(Qrel(query_id, doc_id, int(relevance)))
         except ValueError as error:
             raise InvalidInput(
                 f"{path}:{number}: found {line.strip()!r}, expected query-id, corpus-id, score"
             ) from error
-    return out
+    return qrels
 
 
 def _records(source: str) -> Iterator[tuple[str, str, Callable[[], Document]]]:
-    """(place, raw line, parser) of every record."""
+    """(location, raw line, parser) of every record."""
     if source.startswith("ir_datasets:"):
         yield from _from_ir_datasets(source.removeprefix("ir_datasets:"))
         return
@@ -205,7 +207,7 @@ def _from_ir_datasets(name: str) -> Iterator[tuple[str, str, Callable[[], Docume
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines; bytes that are not UTF-8 and a broken .gz are named with their line."""
+    """Lines numbered from 1. Bytes that are not UTF-8 become surrogates; a broken .gz raises InvalidInput."""
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -233,25 +235,25 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _check_json(value: Any, place: str) -> None:
-    """InvalidInput for what a filter or a JSON answer could not carry."""
+def _check_json(value: Any, name: str) -> None:
+    """InvalidInput for a value that JSON responses or filters cannot represent."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise InvalidInput(f"{place} has the key {key!r}, expected strings")
-            _check_json(inner, f"{place}.{key}")
+                raise InvalidInput(f"{name} has the key {key!r}, expected strings")
+            _check_json(inner, f"{name}.{key}")
     elif isinstance(value, list | tuple):
         for inner in value:
-            _check_json(inner, place)
+            _check_json(inner, name)
     elif not isinstance(value, str | bool | int | float | None):
-        raise InvalidInput(f"{place} is {type(value).__name__}, expected text, number, boolean, list or object")
+        raise InvalidInput(f"{name} is {type(value).__name__}, expected text, number, boolean, list or object")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise InvalidInput(f"{place} is {value}, expected a finite number")
+        raise InvalidInput(f"{name} is {value}, expected a finite number")
     elif isinstance(value, int) and abs(value) > 2**53:
-        raise InvalidInput(f"{place} is {value}, beyond 2^53; write it as a string")
+        raise InvalidInput(f"{name} is {value}, beyond 2^53; write it as a string")
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the same with .gz."""
-    packed = path.with_name(path.name + ".gz")
-    return packed if not path.exists() and packed.exists() else path
+    """The path, or the same with .gz if only that exists."""
+    compressed = path.with_name(path.name + ".gz")
+    return compressed if not path.exists() and compressed.exists() else path

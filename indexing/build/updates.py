@@ -1,8 +1,7 @@
-"""Changing a collection: each change is one new snapshot, and one pointer is swapped."""
+"""Changes to a collection: each writes one new snapshot and swaps the pointer to it."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,17 +9,20 @@ from typing import Literal
 
 import numpy as np
 
+from chamfer.core.artifact import remove_directory
 from chamfer.core.errors import Conflict, Incompatible
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import Document
-from chamfer.indexing.build.builder import BlockWriter, BuildRun, merge_blocks
+from chamfer.indexing.build.block_merging import merge_blocks
+from chamfer.indexing.build.builder import BlockWriter, BuildRun
 from chamfer.indexing.collection.segment import Segment, merge_segments, open_segment
-from chamfer.indexing.collection.snapshot import BLOCKS, Learnt, Snapshot, commit, open_snapshot, writer_lock
+from chamfer.indexing.collection.snapshot import BLOCKS, Learnt, Snapshot, open_snapshot
+from chamfer.indexing.collection.writer import commit, writer_lock
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What a change did. `missing` ids were to be deleted and were not there."""
+    """What a change did. `missing` lists the ids that were to be deleted and did not exist."""
 
     snapshot: str
     added: int
@@ -36,32 +38,34 @@ def add(
     on_existing: Literal["error", "replace"] = "error",
     run: BuildRun | None = None,
 ) -> UpdateReport:
-    """Adds documents as new segments; with "replace" the older documents of the same ids are deleted (upsert).
+    """Adds documents as new segments; with "replace", older documents of the same ids are deleted (upsert).
 
-    Resumable as a build is. Raises Conflict for an id that is there already, unless it is to be replaced.
+    After an interruption, the same call resumes. Raises Conflict if an id exists already and is not to be replaced.
     """
     with writer_lock(path):
         snapshot = open_snapshot(path)
         _check_encoder(snapshot, encoder)
         learnt = Learnt(snapshot.codecs, snapshot.recall)
-        how = run or BuildRun()
-        blocks = BlockWriter(path / BLOCKS, snapshot.config, encoder, how, learnt).write(documents)
-        ids = [i for block in map(open_segment, blocks) for i in block.table.doc_ids(np.arange(len(block)))]
+        run = run or BuildRun()
+        blocks = BlockWriter(path / BLOCKS, snapshot.config, encoder, run, learnt).write(documents)
+        ids = [doc_id for block in blocks for doc_id in _doc_ids(open_segment(block.path))]
         older, deleted = _without(snapshot.segments, ids)
         if deleted and on_existing == "error":
             first = next(i for i in ids if any(_live_row(s, i) >= 0 for s in snapshot.segments))
             raise Conflict(
-                f"{deleted} of {len(ids)} ids are in {path} already, the first is {first!r}; --replace replaces them"
+                f"{deleted} of {len(ids)} ids exist in {path} already, the first is {first!r}; replace these documents "
+                "(--replace) or leave them out"
             )
         number = snapshot.number + 1
-        newer = merge_blocks(path, number, blocks, snapshot.config, snapshot.families(), how.progress)
+        segment_documents, families = snapshot.config.segment_documents, snapshot.families()
+        newer = merge_blocks(path, number, blocks, segment_documents, families, run.report_progress)
         name = _commit(path, number, snapshot, [*older, *newer])
-        shutil.rmtree(path / BLOCKS, ignore_errors=True)
+        remove_directory(path / BLOCKS)
     return UpdateReport(name, len(ids), deleted)
 
 
 def delete(path: Path, doc_ids: Sequence[str]) -> UpdateReport:
-    """Deletes documents by id; ids that are not there are reported, not an error."""
+    """Deletes documents by id. Ids that do not exist are reported and are no error."""
     with writer_lock(path):
         snapshot = open_snapshot(path)
         missing = tuple(i for i in doc_ids if all(_live_row(s, i) < 0 for s in snapshot.segments))
@@ -73,7 +77,7 @@ def delete(path: Path, doc_ids: Sequence[str]) -> UpdateReport:
 
 
 def compact(path: Path) -> UpdateReport:
-    """Merges small segments and drops deleted rows; nothing is encoded again. Does nothing if nothing is to gain."""
+    """Merges small segments and drops deleted rows; nothing is encoded again. Does nothing if that changes nothing."""
     with writer_lock(path):
         snapshot = open_snapshot(path)
         groups = _compaction_groups(snapshot.segments, snapshot.config.segment_documents)
@@ -82,13 +86,12 @@ def compact(path: Path) -> UpdateReport:
         number = snapshot.number + 1
         families = snapshot.families()
         segments: list[Segment] = []
-        for place, group in enumerate(groups):
+        for position, group in enumerate(groups):
             if len(group) == 1 and group[0].live is None:
                 segments.append(group[0])
                 continue
-            target = path / "segments" / f"{number:06d}-{place:04d}"
-            if target.exists():
-                shutil.rmtree(target)
+            target = path / "segments" / f"{number:06d}-{position:04d}"
+            remove_directory(target)  # of a writer that died before it committed
             merge_segments(target, group, families)
             segments.append(open_segment(target))
         dropped = sum(len(s) for s in snapshot.segments) - sum(len(s) for s in segments)
@@ -97,7 +100,7 @@ def compact(path: Path) -> UpdateReport:
 
 
 def verify(path: Path) -> Snapshot:
-    """Reads every byte of the current snapshot; Corrupt names the first file that is not what was written."""
+    """Checks every byte of the current snapshot; Corrupt names the first file that differs from what was written."""
     return open_snapshot(path, verify=True)
 
 
@@ -116,6 +119,10 @@ def _check_encoder(snapshot: Snapshot, encoder: Encoder | None) -> None:
         )
 
 
+def _doc_ids(segment: Segment) -> list[str]:
+    return segment.table.doc_ids(np.arange(len(segment)))
+
+
 def _live_row(segment: Segment, doc_id: str) -> int:
     row = int(segment.table.rows([doc_id])[0])
     return row if row >= 0 and (segment.live is None or segment.live[row]) else -1
@@ -123,23 +130,23 @@ def _live_row(segment: Segment, doc_id: str) -> int:
 
 def _without(segments: Sequence[Segment], doc_ids: Sequence[str]) -> tuple[list[Segment], int]:
     """(segments with these ids marked deleted, how many were live); segments left without live rows are dropped."""
-    out, deleted = [], 0
+    kept, deleted = [], 0
     for segment in segments:
         rows = segment.table.rows(doc_ids)
         rows = np.unique(rows[rows >= 0])
         live = np.ones(len(segment), dtype=bool) if segment.live is None else segment.live.copy()
-        hit = int(np.count_nonzero(live[rows]))
-        deleted += hit
+        n_deleted = int(np.count_nonzero(live[rows]))
+        deleted += n_deleted
         live[rows] = False
-        if hit:
+        if n_deleted:
             segment = replace(segment, live=live)
         if segment.n_live:
-            out.append(segment)
-    return out, deleted
+            kept.append(segment)
+    return kept, deleted
 
 
 def _compaction_groups(segments: Sequence[Segment], most: int) -> list[list[Segment]]:
-    """Neighbours that fit into one segment together; rows keep their order."""
+    """Consecutive segments that fit into one together, so that rows keep their order."""
     groups: list[list[Segment]] = []
     for segment in segments:
         if groups and sum(s.n_live for s in groups[-1]) + segment.n_live <= most:

@@ -1,4 +1,4 @@
-"""An opened collection: one snapshot, its documents and one retriever a channel."""
+"""An opened collection: one snapshot, its documents and one retriever per channel."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import numpy as np
 
 from chamfer.core.protocols import Retriever
 from chamfer.core.types import I64, Bool, Document
-from chamfer.indexing.build.recall_floor import ChannelRecall
+from chamfer.indexing.collection.config import CollectionConfig
 from chamfer.indexing.collection.filters import Condition
+from chamfer.indexing.collection.recall_report import ChannelRecall
 from chamfer.indexing.collection.segment import Segment
-from chamfer.indexing.collection.snapshot import CollectionConfig, Snapshot, naming_corruption, open_snapshot
-from chamfer.indexing.families.family import Family, locate
+from chamfer.indexing.collection.snapshot import Snapshot, read_current, read_snapshot
+from chamfer.indexing.families.family import Family
+from chamfer.indexing.rows.segment_part import locate
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One way to retrieve."""
+    """One way to retrieve: a retriever and the family that made it."""
 
     name: str
     family: Family
@@ -37,6 +39,7 @@ class Collection:
         self._segments: tuple[Segment, ...] = snapshot.segments
         self._starts = np.zeros(len(self._segments) + 1, dtype=np.int64)
         np.cumsum([len(segment) for segment in self._segments], out=self._starts[1:])
+        self._n_live = sum(segment.n_live for segment in self._segments)
         families = snapshot.families()
         self.channels: Mapping[str, Channel] = {
             name: Channel(name, family, family.open([segment.part(name) for segment in self._segments]))
@@ -47,20 +50,20 @@ class Collection:
     def open(cls, path: Path | str, *, encoder_fingerprint: str | None = None, verify: bool = False) -> Self:
         """The current snapshot of the collection at `path`.
 
-        Raises NotFound (nothing finished there), Corrupt (missing, truncated or, with verify, altered files),
-        Incompatible (newer format, or built with another encoder).
+        If a writer replaces and removes that snapshot while it is being opened, the newer one is. Raises NotFound (no
+        finished collection), Corrupt (missing, truncated or, with verify, altered files), Incompatible (newer format,
+        or built with another encoder), Unavailable (too many open files or mappings).
         """
-        snapshot = open_snapshot(Path(path), encoder_fingerprint=encoder_fingerprint, verify=verify)
-        with naming_corruption(Path(path)):
-            return cls(Path(path), snapshot)
+        folder = Path(path)
+        return read_current(folder, lambda name: cls(folder, read_snapshot(folder, name, encoder_fingerprint, verify)))
 
     def __len__(self) -> int:
-        """Live documents."""
-        return sum(segment.n_live for segment in self._segments)
+        """Number of live documents."""
+        return self._n_live
 
     @property
     def n_rows(self) -> int:
-        """Rows, deleted ones included."""
+        """Number of rows, deleted ones included."""
         return int(self._starts[-1])
 
     @property
@@ -85,16 +88,16 @@ class Collection:
 
     @property
     def recall(self) -> Mapping[str, ChannelRecall]:
-        """What channels that stand in for MaxSim held of it in the sample of the build."""
+        """By channel of MaxSim candidates: the recall that the build measured on its sample."""
         return self._snapshot.recall
 
     @property
     def n_truncated(self) -> int:
-        """Documents whose end the encoder did not see (deleted ones included)."""
+        """Number of documents, deleted ones included, that were longer than the encoder reads."""
         return sum(segment.n_truncated for segment in self._segments)
 
     def allowed(self, condition: Condition | None) -> Bool | None:
-        """bool [n_rows]: rows that fulfil the condition, deleted ones perhaps among them; None without a condition."""
+        """bool [n_rows]: rows that fulfil the condition, whether deleted or not; None without a condition."""
         if condition is None:
             return None
         return np.concatenate([np.zeros(0, dtype=bool), *(s.table.fields.mask(condition) for s in self._segments)])
@@ -102,53 +105,54 @@ class Collection:
     def documents(self, rows: Sequence[int] | I64) -> list[Document]:
         """The documents of rows, in order."""
         wanted = np.asarray(rows, dtype=np.int64)
-        part_of, local = locate(self._starts, wanted)
-        out: list[Document | None] = [None] * len(wanted)
-        for number in np.unique(part_of):
-            places = np.flatnonzero(part_of == number)
-            for place, document in zip(places, self._segments[number].table.documents(local[places]), strict=True):
-                out[place] = document
-        return [document for document in out if document is not None]
+        segment_of, local = locate(self._starts, wanted)
+        documents: dict[int, Document] = {}
+        for number in np.unique(segment_of):
+            positions = np.flatnonzero(segment_of == number)
+            read = self._segments[number].table.documents(local[positions])
+            documents.update(zip(positions.tolist(), read, strict=True))
+        return [documents[position] for position in range(len(wanted))]
 
     def doc_ids(self, rows: Sequence[int] | I64) -> list[str]:
         """The ids of rows, in order."""
         wanted = np.asarray(rows, dtype=np.int64)
-        part_of, local = locate(self._starts, wanted)
-        out = np.empty(len(wanted), dtype=object)
-        for number in np.unique(part_of):
-            places = np.flatnonzero(part_of == number)
-            out[places] = self._segments[number].table.doc_ids(local[places])
-        return list(out)
+        segment_of, local = locate(self._starts, wanted)
+        doc_ids = np.empty(len(wanted), dtype=object)
+        for number in np.unique(segment_of):
+            positions = np.flatnonzero(segment_of == number)
+            doc_ids[positions] = self._segments[number].table.doc_ids(local[positions])
+        return list(doc_ids)
 
     def rows(self, doc_ids: Sequence[str]) -> I64:
         """The live row of each doc_id, -1 where there is none: i64 [n]."""
-        out = np.full(len(doc_ids), -1, dtype=np.int64)
+        rows = np.full(len(doc_ids), -1, dtype=np.int64)
         for start, segment in zip(self._starts, self._segments, strict=False):
             local = segment.table.rows(doc_ids)
-            alive = local >= 0 if segment.live is None else (local >= 0) & segment.live[local]
-            out[alive] = start + local[alive]
-        return out
+            is_live = local >= 0 if segment.live is None else (local >= 0) & segment.live[local]
+            rows[is_live] = start + local[is_live]
+        return rows
 
     def field_names(self) -> list[str]:
-        """Metadata fields that filters can name."""
+        """Names of the metadata fields that filters can use."""
         return sorted({name for segment in self._segments for name in segment.table.fields.names()})
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes on disk of each channel, and of the documents."""
-        out: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for segment in self._segments:
             for part, size in segment.bytes_by_part().items():
-                out[part] = out.get(part, 0) + size
-        return out
+                sizes[part] = sizes.get(part, 0) + size
+        return sizes
 
     @property
     def bytes_per_document(self) -> float:
         return sum(self.bytes_by_part().values()) / max(len(self), 1)
 
     def close(self) -> None:
-        """Lets go of the files; the collection cannot be used afterwards."""
+        """Releases the mapped files; the collection cannot be used afterwards."""
         self.channels = {}
         self._segments = ()
+        self._n_live = 0
 
     def __enter__(self) -> Self:
         return self

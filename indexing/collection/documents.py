@@ -1,4 +1,4 @@
-"""The document table of a segment: Arrow IPC, memory-mapped. Here a row and a doc_id meet, and nowhere else."""
+"""The document table of a segment, as Arrow IPC. This is the only place where a row and a doc_id meet."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from chamfer.core.artifact import Artifact, ArtifactWriter, canonical_json
-from chamfer.core.errors import Corrupt, InvalidInput
+from chamfer.core.errors import InvalidInput
 from chamfer.core.types import I64, Document
+from chamfer.indexing.collection.arrow_files import read_batches
 from chamfer.indexing.collection.filters import FieldTable, write_fields
+from chamfer.indexing.rows.segment_part import locate
 
 FILE = "documents.arrow"
 _SCHEMA = pa.schema(
@@ -25,6 +27,7 @@ _SCHEMA = pa.schema(
         ("metadata", pa.large_string()),
     ]
 )
+_DOC_ID = 0  # its column
 _BATCH = 1024
 
 
@@ -32,68 +35,76 @@ class DocumentTable:
     """Documents of one segment by row, rows by doc_id, and the filter tables."""
 
     def __init__(self, artifact: Artifact) -> None:
-        path = artifact.file(FILE)
-        try:
-            self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise Corrupt(
-                f"{path} is not a readable Arrow file: {error}; restore it from a copy or build again"
-            ) from error
+        self._batches = read_batches(artifact, FILE)
+        self._columns = [batch.columns for batch in self._batches]
+        self._starts = np.zeros(len(self._batches) + 1, dtype=np.int64)  # first row of each batch, then their end
+        np.cumsum([batch.num_rows for batch in self._batches], out=self._starts[1:])
         self._hashes = artifact.array("ids.hashes")
         self._rows = artifact.array("ids.rows")
         self.fields = FieldTable(artifact, len(self))
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return int(self._starts[-1])
 
     def documents(self, rows: Sequence[int] | I64) -> list[Document]:
-        """The documents of rows, in order; a row that comes twice is read once."""
-        distinct, places = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
-        picked = self._table.take(pa.array(distinct)).to_pydict()
-        columns = (picked[name] for name in ("doc_id", "text", "title", "metadata"))
-        read = [
-            Document(i, text, title, json.loads(metadata)) for i, text, title, metadata in zip(*columns, strict=True)
-        ]
-        return [read[place] for place in places.tolist()]
+        """The documents of rows, in order; a row that comes twice is read once. The cost does not depend on N."""
+        distinct, positions = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        read = []
+        for columns, row in self._located(distinct):
+            doc_id, title, text, metadata = (column[row].as_py() for column in columns)
+            read.append(Document(doc_id, text, title, json.loads(metadata)))
+        return [read[position] for position in positions.tolist()]
 
     def doc_ids(self, rows: Sequence[int] | I64) -> list[str]:
-        ids: list[str] = self._table.column("doc_id").take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()
-        return ids
+        """The ids of rows, in order. The cost does not depend on N."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        return [columns[_DOC_ID][row].as_py() for columns, row in self._located(wanted)]
 
     def rows(self, doc_ids: Sequence[str]) -> I64:
         """Row of each doc_id, -1 where it is not here: i64 [n]. Cost O(log N) each."""
         wanted = id_hashes(doc_ids)
-        places = np.searchsorted(self._hashes, wanted)
-        out = np.full(len(doc_ids), -1, dtype=np.int64)
-        for i, place in enumerate(places):
-            while place < len(self._hashes) and self._hashes[place] == wanted[i]:
-                row = int(self._rows[place])
-                if self._table.column("doc_id")[row].as_py() == doc_ids[i]:
-                    out[i] = row
+        rows = np.full(len(doc_ids), -1, dtype=np.int64)
+        for i, position in enumerate(np.searchsorted(self._hashes, wanted)):
+            while position < len(self._hashes) and self._hashes[position] == wanted[i]:
+                row = int(self._rows[position])
+                if self.doc_ids([row])[0] == doc_ids[i]:
+                    rows[i] = row
                     break
-                place += 1  # two ids with one hash stand side by side
-        return out
+                position += 1  # ids that share a hash stand next to each other
+        return rows
 
     def hashes_of(self, rows: I64) -> Any:
-        """64-bit id hashes u64 of rows."""
+        """64-bit id hashes u64 of rows. Cost O(N)."""
         by_row = np.empty(len(self), dtype=np.uint64)
         by_row[self._rows] = self._hashes
         return by_row[rows]
 
-    def blocks(self, rows: I64) -> Iterator[pa.RecordBatch]:
-        for start in range(0, len(rows), _BATCH):
-            taken = self._table.take(pa.array(rows[start : start + _BATCH])).combine_chunks()
-            yield from taken.to_batches()
+    def batches_of(self, rows: I64) -> Iterator[pa.RecordBatch]:
+        """The rows i64 [n], which ascend, as record batches; a batch of which every row is asked for is not copied."""
+        ends = np.searchsorted(rows, self._starts)
+        for batch, start, begin, end in zip(self._batches, self._starts, ends, ends[1:], strict=False):
+            if begin == end:
+                continue
+            yield batch if end - begin == batch.num_rows else batch.take(pa.array(rows[begin:end] - start))
+
+    def _located(self, rows: I64) -> Iterator[tuple[list[Any], int]]:
+        """(columns of the batch, row in it) of each row.
+
+        Cells are read one by one: `Table.take` joins all batches of the table first, 10 ms in 100,000 documents.
+        """
+        numbers, local = locate(self._starts, rows)
+        for number, row in zip(numbers.tolist(), local.tolist(), strict=True):
+            yield self._columns[number], row
 
 
 def write_documents(writer: ArtifactWriter, documents: Iterable[Document]) -> int:
-    """Writes the table, its ids and its filter tables from documents; returns how many there are."""
+    """Writes the table, the id index and the filter tables of documents; returns how many there are."""
     return _write(writer, _batches(documents))
 
 
 def write_merged(writer: ArtifactWriter, parts: Sequence[tuple[DocumentTable, I64]]) -> int:
-    """The same from rows of existing tables, streamed."""
-    return _write(writer, (batch for table, rows in parts for batch in table.blocks(rows)))
+    """Writes the same files from rows (ascending) of existing tables, streamed."""
+    return _write(writer, (batch for table, rows in parts for batch in table.batches_of(rows)))
 
 
 def id_hashes(doc_ids: Iterable[str]) -> Any:
@@ -136,7 +147,7 @@ def _write(writer: ArtifactWriter, batches: Iterable[pa.RecordBatch]) -> int:
             ]
             n += batch.num_rows
             pending.append(batch)
-            # Cut at the same places however the input was cut: equal documents give equal bytes.
+            # Batches end after every 1,024 rows however the input is divided: equal documents give equal bytes.
             while sum(b.num_rows for b in pending) >= _BATCH:
                 table = pa.Table.from_batches(pending, _SCHEMA)
                 out.write_batch(table.slice(0, _BATCH).combine_chunks().to_batches()[0])

@@ -1,8 +1,9 @@
-"""Conditions on metadata, and the sorted value tables that turn one into a bool per row.
+"""Conditions on metadata, and the sorted value tables that turn a condition into one bool per row.
 
 In JSON: {"field": "year", "gte": 1990, "lt": 2000}, {"field": "lang", "equals": "en"}, {"field": "lang", "in": [...]},
-{"field": "x", "exists": true}, {"and": [...]}, {"or": [...]}, {"not": {...}}. Nested objects are reached with dots. A
-list matches if any of its elements does. A value of another type than the condition's matches nothing.
+{"field": "x", "exists": true}, {"and": [...]}, {"or": [...]}, {"not": {...}}. Dots reach into nested objects
+("author.name"). A list matches if any of its elements does. A value whose type differs from the condition's never
+matches.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pyarrow as pa
 from chamfer.core.artifact import Artifact, ArtifactWriter
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Bool
+from chamfer.indexing.collection.arrow_files import read_batches
 
 Value = str | float | bool
 _MOST_CONDITIONS = 256
@@ -39,7 +41,7 @@ class In:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bounds of one type, numbers or strings (ISO dates compare well)."""
+    """Bounds of one type: numbers, or strings (which order ISO dates correctly)."""
 
     field: str
     gt: float | str | None = None
@@ -72,25 +74,25 @@ Condition = Equals | In | Range | Exists | And | Or | Not
 
 
 def parse_condition(value: Any) -> Condition:
-    """The condition of a JSON value; InvalidInput names the place that does not fit."""
+    """The condition that a JSON value describes; InvalidInput names the part that is not understood (/filter/and/0)."""
     budget = [_MOST_CONDITIONS]
     return _parse(value, "/filter", budget, 0)
 
 
 class FieldTable:
-    """The value tables of one segment: per field and type, values in order with their rows."""
+    """The value tables of one segment: for each field and type, the sorted values with their rows."""
 
     def __init__(self, artifact: Artifact, n_rows: int) -> None:
         self._n_rows = n_rows
         self._spans = {(e["field"], e["type"]): (e["start"], e["stop"]) for e in artifact.json("fields")}
         self._numbers = artifact.array("fields.numbers")
         self._number_rows = artifact.array("fields.number_rows")
-        path = artifact.file("fields.strings.arrow")
-        self._strings = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("value")
+        [strings] = read_batches(artifact, "fields.strings.arrow")
+        self._strings = strings.column("value")
         self._string_rows = artifact.array("fields.string_rows")
 
     def mask(self, condition: Condition) -> Bool:
-        """bool [N]: which rows fulfil the condition. Cost: binary searches, and the matching entries."""
+        """bool [N]: which rows fulfil the condition. Cost: binary searches, the matching entries, and N bytes."""
         if isinstance(condition, And):
             every: Bool = np.logical_and.reduce([self.mask(c) for c in condition.conditions])
             return every
@@ -155,8 +157,8 @@ class _ArrowStrings:
     def __len__(self) -> int:
         return len(self._column)
 
-    def __getitem__(self, place: int) -> Any:
-        return self._column[place].as_py()
+    def __getitem__(self, index: int) -> Any:
+        return self._column[index].as_py()
 
 
 def write_fields(writer: ArtifactWriter, entries: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
@@ -204,7 +206,9 @@ def _kind(value: Any) -> str:
 def _parse(value: Any, place: str, budget: list[int], depth: int) -> Condition:
     budget[0] -= 1
     if budget[0] < 0 or depth > _DEEPEST:
-        raise InvalidInput(f"{place}: more than {_MOST_CONDITIONS} conditions, or deeper than {_DEEPEST}")
+        raise InvalidInput(
+            f"{place}: the filter has more than {_MOST_CONDITIONS} conditions, or is nested deeper than {_DEEPEST}"
+        )
     if not isinstance(value, Mapping):
         raise InvalidInput(
             f'{place} is {type(value).__name__}, expected a condition such as {{"field": "year", "gte": 1990}}'
@@ -231,7 +235,7 @@ def _parse_field(value: Mapping[str, Any], keys: set[str], place: str) -> Condit
     if tests == {"in"}:
         listed = value["in"]
         if not isinstance(listed, list) or len(listed) > 10_000:
-            raise InvalidInput(f"{place}/in is not a list of at most 10,000 values")
+            raise InvalidInput(f"{place}/in is {listed!r:.60}, expected a list of at most 10,000 values")
         return In(field, tuple(_scalar(v, f"{place}/in/{i}") for i, v in enumerate(listed)))
     if tests == {"exists"} and isinstance(value["exists"], bool):
         return Exists(field) if value["exists"] else Not(Exists(field))
@@ -240,7 +244,7 @@ def _parse_field(value: Mapping[str, Any], keys: set[str], place: str) -> Condit
         kinds = {_kind(bound) for bound in bounds.values()}
         if len(kinds) > 1 or kinds == {"boolean"}:
             raise InvalidInput(
-                f"{place}: bounds {bounds} are of different types, or booleans; expected numbers or strings"
+                f"{place}: the bounds {bounds} are of different types, or booleans; expected all numbers or all strings"
             )
         return Range(field, **bounds)
     raise InvalidInput(

@@ -1,4 +1,4 @@
-"""A segment: documents and every channel's arrays, written once. A block of a build is a small segment."""
+"""A segment: documents and the arrays of every channel, written once. A block of a build is a small segment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from chamfer.core.artifact import Artifact, open_artifact, write_artifact
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import I64, Bool, Document, Encoding
 from chamfer.indexing.collection.documents import DocumentTable, write_documents, write_merged
-from chamfer.indexing.families.family import Family, SegmentPart
+from chamfer.indexing.families.family import Family
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 KIND = "segment"
 
@@ -44,22 +45,22 @@ class Segment:
         return np.arange(len(self), dtype=np.int64) if self.live is None else np.flatnonzero(self.live)
 
     def part(self, channel: str) -> SegmentPart:
-        """What a family sees of this segment."""
+        """The arrays and live rows that a channel's family reads."""
         return SegmentPart(self.artifact.arrays(f"{channel}."), self.live, len(self))
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes on disk of each channel, and of the documents."""
-        out: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         channels = set(self.artifact.body["channels"])
         for name, entry in self.artifact.files.items():
             part = name.split(".")[0]
             part = part if part in channels else "documents"
-            out[part] = out.get(part, 0) + int(entry["bytes"])
-        return out
+            sizes[part] = sizes.get(part, 0) + int(entry["bytes"])
+        return sizes
 
 
 def open_segment(path: Path, live: Bool | None = None, *, verify: bool = False) -> Segment:
-    """The segment at `path`; see chamfer.core.artifact.open_artifact for what can go wrong."""
+    """The segment at `path`; raises what chamfer.core.artifact.open_artifact raises."""
     artifact = open_artifact(path, KIND, verify=verify)
     return Segment(artifact, DocumentTable(artifact), live)
 
@@ -67,7 +68,7 @@ def open_segment(path: Path, live: Bool | None = None, *, verify: bool = False) 
 def write_segment(
     path: Path, documents: Sequence[Document], encoding: Encoding | None, families: Mapping[str, Family]
 ) -> None:
-    """A segment of these documents. `encoding` holds what the families asked the encoder for."""
+    """Writes a segment of documents. `encoding` holds the vectors that the families need from the encoder."""
     truncated = 0 if encoding is None else int(np.count_nonzero(encoding.truncated))
     body = {"channels": sorted(families), "documents": len(documents), "truncated": truncated}
     with write_artifact(path, KIND, body) as writer:
@@ -78,7 +79,7 @@ def write_segment(
 
 
 def merge_segments(path: Path, segments: Sequence[Segment], families: Mapping[str, Family]) -> None:
-    """One segment of the live rows of `segments`, in order; nothing is encoded again."""
+    """Writes one segment of the live rows of `segments`, in order; nothing is encoded again."""
     if not segments:
         raise InvalidInput("nothing to merge: no segment was given")
     truncated = sum(segment.n_truncated for segment in segments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -10,12 +10,18 @@ import numpy as np
 
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Expandable, Retriever
 from chamfer.core.types import F32, I64, Array, Bool, Candidates, DenseVectors, Document, Encoding, VectorKind
-from chamfer.indexing.families.family import SegmentPart, WithoutCodec, allowed_rows, locate, starts_of
-from chamfer.indexing.kernels.dot import dot_rows, margin, products
+from chamfer.indexing.families.family import WithoutCodec
+from chamfer.indexing.kernels.dot import dot_rows, dots, margin, products
 from chamfer.indexing.kernels.topk import as_candidates, best, check_depth, near_best
+from chamfer.indexing.rows.merge import merge_rows
+from chamfer.indexing.rows.scan import RowScan, few_rows
+from chamfer.indexing.rows.segment_part import SegmentPart, part_of_mask
+from chamfer.indexing.rows.storage.registry import STORAGES
 
 _BLOCK_BYTES = 32 << 20
+_VALUES = "values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,69 +43,53 @@ class DenseFamily(WithoutCodec):
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
         if encoding is None or encoding.dense is None:
             raise InvalidInput("the dense channel needs dense vectors from the encoder")
-        values = encoding.dense.values.astype(self.config.storage)
-        if not np.isfinite(values).all():
-            raise InvalidInput(f"a dense vector is not finite as {self.config.storage}")
-        norms = np.linalg.norm(values.astype(np.float64), axis=1)
-        return {"values": values, "largest_norm": np.array([norms.max(initial=0.0)])}
+        arrays = STORAGES[self.config.storage].pack(encoding.dense.values, {})
+        norms = np.linalg.norm(arrays[_VALUES].astype(np.float64), axis=1)
+        return {**arrays, "largest_norm": np.array([norms.max(initial=0.0)])}
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-        values = [part.arrays["values"] for part in parts]
-        n_rows = sum(part.n_live for part in parts)
-        largest = max((float(part.arrays["largest_norm"][0]) for part in parts), default=0.0)
-
-        def chunks() -> Iterator[Array]:
-            for part in parts:
-                for rows in part.live_blocks(values[0].shape[1] * values[0].itemsize, _BLOCK_BYTES):
-                    yield part.arrays["values"][rows]
-
-        return {
-            "values": ArrayStream(values[0].dtype, (n_rows, values[0].shape[1]), chunks()),
-            "largest_norm": np.array([largest]),
-        }
+        return {**merge_rows(parts, [_VALUES]), "largest_norm": np.array([largest_norm(parts)])}
 
     def open(self, parts: Sequence[SegmentPart]) -> DenseRetriever:
         return DenseRetriever(parts)
 
 
-class DenseRetriever:
+class DenseRetriever(Retriever[DenseVectors], Expandable[DenseVectors]):
     """Exact search over the parts' vectors."""
 
     stored_kind: ClassVar[VectorKind] = VectorKind.DENSE
 
     def __init__(self, parts: Sequence[SegmentPart]) -> None:
-        self._parts = parts
-        self._starts = starts_of(parts)
+        storage = str(parts[0].arrays[_VALUES].dtype) if parts else DenseConfig.storage
+        self._rows = RowScan(parts, STORAGES[storage], {}, [_VALUES])
+        self._values = [arrays[_VALUES] for arrays in self._rows.arrays]
+        self._largest_norm = largest_norm(parts)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
 
     def search(self, queries: DenseVectors, k: int, allowed: Bool | None = None) -> Candidates:
         """The k largest inner products a query; scores are float64 sums rounded to float32."""
         check_depth(k)
-        values = np.asarray(queries.values, dtype=np.float32)
-        if not np.isfinite(values).all():
+        vectors = np.asarray(queries.values, dtype=np.float32)
+        if not np.isfinite(vectors).all():
             raise InvalidInput("a dense query vector is not finite")
-        usable = allowed_rows(self._parts, allowed)
-        most = max(1, _BLOCK_BYTES // (4 * max(len(self), 1)))
+        self._check_dim(vectors.shape[1])
+        usable = self._rows.usable(allowed)
+        masks = [part_of_mask(self._rows.starts, number, usable) for number in range(len(self._values))]
+        few = [few_rows(mask) for mask in masks]
+        n_scored = sum(len(values if rows is None else rows) for values, rows in zip(self._values, few, strict=True))
+        step = max(1, _BLOCK_BYTES // (4 * max(n_scored, 1)))
         ranked: list[tuple[Array, Array]] = []
-        for start in range(0, len(values), most):
-            block = values[start : start + most]
-            scores = self.approximate(block)
-            if usable is not None:
-                scores[:, ~usable] = -np.inf
-            ranked += [self._decide(query, row, k) for query, row in zip(block, scores, strict=True)]
+        for start in range(0, len(vectors), step):
+            block = vectors[start : start + step]
+            rows, scores = self._approximate(block, masks, few, n_scored)
+            ranked += [self._decide(query, rows, each, k) for query, each in zip(block, scores, strict=True)]
         return as_candidates(ranked, k)
 
     def vectors(self, rows: I64) -> DenseVectors:
         """Stored vectors f32 [K, D] of rows: what feedback needs instead of encoding again."""
-        part_of, local = locate(self._starts, rows)
-        dim = self._parts[0].arrays["values"].shape[1] if self._parts else 0
-        out = np.empty((len(rows), dim), dtype=np.float32)
-        for number in np.unique(part_of):
-            here = part_of == number
-            out[here] = self._parts[number].arrays["values"][local[here]]
-        return DenseVectors(out)
+        return DenseVectors(self._rows.vectors(rows, self._values[0].shape[1] if self._values else 0))
 
     def stored_form(self, queries: DenseVectors) -> DenseVectors:
         return queries
@@ -109,24 +99,50 @@ class DenseRetriever:
             raise InvalidInput(f"dense search has no parameters, got {sorted(params)}")
         return self
 
-    def approximate(self, queries: F32) -> F32:
-        """Inner products f32 [Q, N] of queries f32 [Q, D] with every row, summed in any order."""
-        out = np.empty((len(queries), len(self)), dtype=np.float32)
-        for number, part in enumerate(self._parts):
-            stored = part.arrays["values"]
-            if queries.shape[1] != stored.shape[1]:
-                raise InvalidInput(f"query vectors have {queries.shape[1]} dimensions, the index has {stored.shape[1]}")
-            step = max(1, _BLOCK_BYTES // (4 * stored.shape[1]))
-            first = int(self._starts[number])
-            for at in range(0, len(stored), step):
-                block = stored[at : at + step]
-                out[:, first + at : first + at + len(block)] = products(block, queries)
-        return out
+    def inner_products(self, query: F32) -> F32:
+        """Inner products f32 [N] of one query f32 [D] with every row, deleted ones included, in float32 sums."""
+        self._check_dim(len(query))
+        return np.concatenate([np.empty(0, dtype=np.float32), *(dots(values, query) for values in self._values)])
 
-    def _decide(self, query: F32, scores: F32, k: int) -> tuple[I64, F32]:
-        largest = max((float(part.arrays["largest_norm"][0]) for part in self._parts), default=0.0)
-        slack = margin(len(query), float(np.linalg.norm(query.astype(np.float64))), largest)
-        rows = near_best(scores, k, slack)
-        exact = dot_rows(self.vectors(rows).values, query)
-        places = best(exact, k)
-        return rows[places], exact[places]
+    def _approximate(
+        self, queries: F32, masks: Sequence[Bool | None], few: Sequence[I64 | None], n_scored: int
+    ) -> tuple[I64, F32]:
+        """(rows i64 [n_scored], ascending; their inner products f32 [Q, n_scored] summed in any order).
+
+        Of each part those in `few` are scored; where that is None all are, and those outside the mask get -inf.
+        """
+        numbers = np.empty(n_scored, dtype=np.int64)
+        scores = np.empty((len(queries), n_scored), dtype=np.float32)
+        end = 0
+        for part, (values, mask, rows) in enumerate(zip(self._values, masks, few, strict=True)):
+            start, end = end, end + len(values if rows is None else rows)
+            first = int(self._rows.starts[part])
+            numbers[start:end] = np.arange(first, first + len(values)) if rows is None else first + rows
+            if rows is not None:
+                step = max(1, _BLOCK_BYTES // max(1, values.itemsize * values.shape[1]))
+                for at in range(0, len(rows), step):
+                    some = rows[at : at + step]
+                    scores[:, start + at : start + at + len(some)] = products(values[some], queries)
+                continue
+            scores[:, start:end] = products(values, queries)
+            if mask is not None:
+                scores[:, start:end][:, ~mask] = -np.inf
+        return numbers, scores
+
+    def _decide(self, query: F32, rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
+        """The k best of rows i64 [n], ascending, with approximate scores f32 [n]."""
+        slack = margin(len(query), float(np.linalg.norm(query.astype(np.float64))), self._largest_norm)
+        near = rows[near_best(scores, k, slack)]
+        exact = dot_rows(self.vectors(near).values, query)
+        chosen = best(exact, k)
+        return near[chosen], exact[chosen]
+
+    def _check_dim(self, dim: int) -> None:
+        for values in self._values:
+            if values.shape[1] != dim:
+                raise InvalidInput(f"query vectors have {dim} dimensions, the index has {values.shape[1]}")
+
+
+def largest_norm(parts: Sequence[SegmentPart]) -> float:
+    """No vector of the parts is longer."""
+    return max((float(part.arrays["largest_norm"][0]) for part in parts), default=0.0)

@@ -5,8 +5,7 @@ A family knows arrays by name and nothing of files. In a segment its array `valu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -14,41 +13,10 @@ import numpy as np
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.protocols import Retriever
-from chamfer.core.types import I64, Array, Bool, Document, Encoding, VectorKind
+from chamfer.core.types import Array, Document, Encoding, VectorKind
+from chamfer.indexing.rows.segment_part import Codec, SegmentPart
 
 LARGEST_VALUE = 1e15  # of a token vector: products of two, summed over dimensions and tokens, stay far within float32
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentPart:
-    """One channel's arrays in one segment (memory-mapped), and which of its rows are live.
-
-    `live` bool [n] is False where a document was deleted; None means that all are live.
-    """
-
-    arrays: Mapping[str, Array]
-    live: Bool | None
-    n_documents: int
-
-    @property
-    def n_live(self) -> int:
-        return self.n_documents if self.live is None else int(np.count_nonzero(self.live))
-
-    def live_rows(self) -> I64:
-        """Rows i64 [n_live], ascending."""
-        return np.arange(self.n_documents, dtype=np.int64) if self.live is None else np.flatnonzero(self.live)
-
-    def live_blocks(self, bytes_per_row: int, budget: int) -> Iterator[I64]:
-        """The live rows in blocks whose values take at most `budget` bytes (one row at least)."""
-        rows = self.live_rows()
-        step = max(1, budget // max(bytes_per_row, 1))
-        for start in range(0, len(rows), step):
-            yield rows[start : start + step]
-
-
-Codec = Mapping[str, Array]
-"""What the scores of a family depend on beyond its configuration: drawn matrices, means, codebooks. It belongs to the
-collection and is kept in its snapshots, so that the scores of all segments compare. Empty for most families."""
 
 
 class Family(Protocol):
@@ -143,29 +111,3 @@ def check_tokens(tokens: Array, dim: int, channel: str, whose: str) -> None:
             f"a token vector of a {whose} holds {largest:.3g}, expected at most {LARGEST_VALUE:g}, or scores would "
             "overflow; use an encoder that gives vectors of unit length (models.encoder)"
         )
-
-
-def starts_of(parts: Sequence[SegmentPart]) -> I64:
-    """First row of each part and, last, the number of rows: i64 [P+1]."""
-    out = np.zeros(len(parts) + 1, dtype=np.int64)
-    np.cumsum([part.n_documents for part in parts], out=out[1:])
-    return out
-
-
-def locate(starts: I64, rows: I64) -> tuple[I64, I64]:
-    """(part number, row inside the part) of rows i64 [K]. InvalidInput for a row that does not exist."""
-    if len(rows) and (rows.min() < 0 or rows.max() >= starts[-1]):
-        raise InvalidInput(f"a row is outside 0..{starts[-1] - 1}")
-    part_of = np.searchsorted(starts, rows, side="right") - 1
-    return part_of, rows - starts[part_of]
-
-
-def allowed_rows(parts: Sequence[SegmentPart], allowed: Bool | None) -> Bool | None:
-    """Live and allowed rows: bool [N], or None where every row is. InvalidInput if `allowed` has another length."""
-    n_rows = sum(part.n_documents for part in parts)
-    if allowed is not None and allowed.shape != (n_rows,):
-        raise InvalidInput(f"allowed has shape {allowed.shape}, expected [{n_rows}]")
-    if all(part.live is None for part in parts):
-        return allowed
-    live = np.concatenate([np.ones(p.n_documents, dtype=bool) if p.live is None else p.live for p in parts])
-    return live if allowed is None else live & allowed

@@ -14,8 +14,9 @@ import numpy as np
 
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import Incompatible, InvalidInput
+from chamfer.core.protocols import Retriever
 from chamfer.core.types import F32, Array, Bool, Candidates, Document, Encoding, TokenVectors, VectorKind
-from chamfer.indexing.families.family import Codec, SegmentPart, check_finite, check_tokens
+from chamfer.indexing.families.family import check_finite, check_tokens
 from chamfer.indexing.kernels.lemur import (
     DocumentFit,
     FeatureMap,
@@ -25,8 +26,11 @@ from chamfer.indexing.kernels.lemur import (
     largest_products,
     train_features,
 )
-from chamfer.indexing.rows.scan import RowScan, merge_rows
-from chamfer.indexing.rows.storage import STORAGES, Storage
+from chamfer.indexing.rows.merge import merge_rows
+from chamfer.indexing.rows.scan import RowScan
+from chamfer.indexing.rows.segment_part import Codec, SegmentPart
+from chamfer.indexing.rows.storage.protocol import Storage
+from chamfer.indexing.rows.storage.registry import STORAGES
 
 _MAP = ("weight", "bias", "gain", "shift")
 _ARRAYS = (*_MAP, "tokens", "inverse", "standard")
@@ -121,7 +125,7 @@ class LemurFamily:
         return self._storage.pack(values, {})
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-        return merge_rows(parts)
+        return merge_rows(parts, parts[0].arrays)
 
     def open(self, parts: Sequence[SegmentPart]) -> LemurRetriever:
         return LemurRetriever(parts, self._storage, None if self._fit is None else self._fit.features)
@@ -131,11 +135,11 @@ class LemurFamily:
         return STORAGES[self.config.storage]
 
 
-class LemurRetriever:
+class LemurRetriever(Retriever[TokenVectors]):
     """Every row's inner product with the query's vector; scores estimate MaxSim up to one shift and scale a query."""
 
     def __init__(self, parts: Sequence[SegmentPart], storage: Storage, features: FeatureMap | None) -> None:
-        self._rows = RowScan(parts, storage)
+        self._rows = RowScan(parts, storage, {}, list(parts[0].arrays) if parts else [])
         self._features = features
 
     def __len__(self) -> int:

@@ -12,11 +12,13 @@ from chamfer.core.errors import InvalidInput
 from chamfer.indexing.families.cur.family import CurConfig, CurFamily
 from chamfer.indexing.families.dense import DenseConfig, DenseFamily
 from chamfer.indexing.families.family import Family
-from chamfer.indexing.families.fde import FdeConfig, FdeFamily
+from chamfer.indexing.families.fde.encoder import FdeConfig
+from chamfer.indexing.families.fde.family import FdeFamily
 from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
 from chamfer.indexing.families.inverted.learned_sparse import SparseConfig, SparseFamily
 from chamfer.indexing.families.lemur import LemurConfig, LemurFamily
-from chamfer.indexing.families.multivector import MultivectorConfig, MultivectorFamily
+from chamfer.indexing.families.multivector.config import MultivectorConfig
+from chamfer.indexing.families.multivector.family import MultivectorFamily
 
 FAMILIES: dict[str, tuple[Callable[[Any], Family], type[Any]]] = {
     "dense": (DenseFamily, DenseConfig),

@@ -1,36 +1,20 @@
-"""The compiled C loops (fast.c), where they were built and the processor has what they need; None elsewhere."""
+"""The loops of fast.c, half.c and fast_fde.c behind arrays; None where they cannot be had."""
 
 from __future__ import annotations
 
 import ctypes
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
 
 from chamfer.core.types import F32, I64, Array
+from chamfer.indexing.kernels._library import COUNT, POINTER
+from chamfer.indexing.kernels._library import library as load
 
-_POINTER = ctypes.c_void_p
-_COUNT = ctypes.c_int64
 
-
-@cache
 def library() -> Any | None:
-    """The loaded library, or None: not built (no C compiler at installation), or a processor without AVX512-BF16."""
-    spec = find_spec("chamfer.indexing.kernels._fast")
-    if spec is None or spec.origin is None:
-        return None
-    loaded = ctypes.CDLL(spec.origin)
-    if not loaded.chamfer_has_bf16():
-        return None
-    loaded.chamfer_maxsim_half.argtypes = [_POINTER, _COUNT, _COUNT, *[_POINTER] * 3, _COUNT, _POINTER, _POINTER]
-    loaded.chamfer_maxsim_half.restype = None
-    loaded.chamfer_scan_int8.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, _POINTER]
-    loaded.chamfer_scan_int8.restype = None
-    loaded.chamfer_fde.argtypes = [*[_POINTER] * 3, _COUNT, ctypes.c_int, ctypes.c_int, _POINTER]
-    loaded.chamfer_fde.restype = ctypes.c_int
-    return loaded
+    """The loaded library; None where it was not built or the processor has no AVX512-BF16."""
+    return load("bf16")
 
 
 def maxsim_half(query: F32, values: Array, offsets: I64, rows: I64) -> F32 | None:
@@ -48,6 +32,19 @@ def maxsim_half(query: F32, values: Array, offsets: I64, rows: I64) -> F32 | Non
     arrays = [packed, values, offsets, rows, scratch, out]
     at = [array.ctypes.data for array in arrays]
     fast.chamfer_maxsim_half(at[0], len(query), values.shape[1], at[1], at[2], at[3], len(rows), at[4], at[5])
+    return out
+
+
+def products_half(values: Array, queries: F32) -> F32 | None:
+    """Inner products f32 [Q, N] of queries f32 [Q, D] with values f16 [N, D], summed in any order; needs AVX-512."""
+    fast = load("avx512")
+    if fast is None or not values.flags.c_contiguous:
+        return None
+    queries = np.ascontiguousarray(queries)
+    out = np.empty((len(queries), len(values)), dtype=np.float32)
+    fast.chamfer_products_half(
+        values.ctypes.data, queries.ctypes.data, len(queries), len(values), values.shape[1], out.ctypes.data
+    )
     return out
 
 
@@ -76,9 +73,9 @@ class FdeTables(ctypes.Structure):
     """The matrices of an encoding as fast_fde.c reads them; keeps the arrays that it points into."""
 
     _fields_: ClassVar = [
-        *((name, _COUNT) for name in ("dim", "repetitions", "k", "p", "columns")),
-        *((name, _POINTER) for name in ("pairs", "planes", "lengths", "roundings", "projections")),
-        *((name, _POINTER) for name in ("slot_ends", "slot_dims", "slot_signs")),
+        *((name, COUNT) for name in ("dim", "repetitions", "k", "p", "columns")),
+        *((name, POINTER) for name in ("pairs", "planes", "lengths", "roundings", "projections")),
+        *((name, POINTER) for name in ("slot_ends", "slot_dims", "slot_signs")),
     ]
 
     def __init__(self, planes: F32, projections: F32) -> None:

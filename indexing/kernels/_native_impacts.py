@@ -1,111 +1,101 @@
-"""sparse.c through ctypes, where it was built and the processor has AVX-512."""
+"""Calls sparse.c through ctypes, where it was built and the processor has AVX-512."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from chamfer.core.types import F32, I64, Bool
+from chamfer.indexing.kernels._library import COUNT, POINTER
+from chamfer.indexing.kernels._library import library as load
+from chamfer.indexing.kernels.impact_types import Queries, Scratch, SegmentIndex
 
-if TYPE_CHECKING:
-    from chamfer.indexing.kernels.impacts import Asked, Part, Scratch
-
-_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
-ROOM = ("scores", "query", "uppers", "lowers", "rows", "hits", "asked", "best_sums", "best_rows")  # of a Scratch
+_SCRATCH = ("scores", "query", "uppers", "lowers", "rows", "hits", "query_terms", "best_sums", "best_rows")
 
 
 class _Impacts(ctypes.Structure):
     _fields_ = (
-        *((name, _COUNT) for name in ("n_documents", "n_terms", "saturating")),
-        *((name, _COUNT) for name in ("wide_documents", "wide_terms", "float_values")),
-        *((name, _POINTER) for name in ("offsets", "documents", "codes")),
-        *((name, _POINTER) for name in ("row_offsets", "row_terms", "row_values", "norms")),
+        *((name, COUNT) for name in ("n_documents", "n_terms", "saturating")),
+        *((name, COUNT) for name in ("wide_documents", "wide_terms", "float_values")),
+        *((name, POINTER) for name in ("offsets", "documents", "codes")),
+        *((name, POINTER) for name in ("row_offsets", "row_terms", "row_values", "norms")),
     )
 
 
-class _Part(ctypes.Structure):
-    _fields_ = (("index", _Impacts), ("local", _POINTER), ("first_row", _COUNT))
+class _SegmentIndex(ctypes.Structure):
+    _fields_ = (("index", _Impacts), ("local", POINTER), ("first_row", COUNT))
 
 
 class _Scratch(ctypes.Structure):
-    _fields_ = tuple((name, _POINTER) for name in ROOM)
+    _fields_ = tuple((name, POINTER) for name in _SCRATCH)
 
 
 class _Queries(ctypes.Structure):
     _fields_ = (
-        *((name, _COUNT) for name in ("n", "vocabulary")),
-        *((name, _POINTER) for name in ("terms", "weights", "offsets", "reads")),
+        *((name, COUNT) for name in ("n", "vocabulary")),
+        *((name, POINTER) for name in ("terms", "weights", "offsets", "reads")),
     )
 
 
-@cache
 def library() -> Any | None:
-    """The loaded library, or None: not built (no C compiler at installation), or a processor without AVX-512."""
-    spec = find_spec("chamfer.indexing.kernels._fast")
-    if spec is None or spec.origin is None:
-        return None
-    loaded = ctypes.CDLL(spec.origin)
-    if not hasattr(loaded, "chamfer_has_avx512") or not loaded.chamfer_has_avx512():
-        return None
-    loaded.chamfer_impacts_search.restype = None
-    loaded.chamfer_impacts_search.argtypes = [
-        _POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _COUNT, *[_POINTER] * 5,
-    ]  # fmt: skip
-    return loaded
+    """The loaded library; None where it was not built or the processor has no AVX-512."""
+    return load("avx512")
 
 
 def search(
-    parts: Sequence[Part], scratch: Scratch, asked: Asked, k: int, allowed: Bool | None
+    segments: Sequence[SegmentIndex], scratch: Scratch, queries: Queries, k: int, allowed: Bool | None
 ) -> tuple[I64, F32, I64] | None:
     """See chamfer.indexing.kernels.impacts.search; None where the library cannot be had."""
     fast = library()
     if fast is None:
         return None
     if scratch.native is None:
-        scratch.native = _structures(parts, scratch)
-    segments, work, vocabulary = scratch.native
-    n_queries = len(asked)
+        scratch.native = _structures(segments, scratch)
+    structures, memory, vocabulary = scratch.native
+    n_queries = len(queries)
     rows = np.empty((n_queries, k), dtype=np.int64)
     scores = np.empty((n_queries, k), dtype=np.float32)
     counts = np.empty(n_queries, dtype=np.int64)
-    arrays = [np.ascontiguousarray(array) for array in (asked.terms, asked.weights, asked.offsets, asked.reads)]
-    queries = _Queries(n_queries, vocabulary, *(array.ctypes.data for array in arrays))
+    arrays = [np.ascontiguousarray(array) for array in (queries.terms, queries.weights, queries.offsets, queries.reads)]
+    native_queries = _Queries(n_queries, vocabulary, *(array.ctypes.data for array in arrays))
     mask = None if allowed is None else np.ascontiguousarray(allowed)
-    ones = None if mask is None else _ones(parts, mask)
+    n_allowed = None if mask is None else _count_allowed(segments, mask)
     fast.chamfer_impacts_search(
-        segments, len(parts), work, ctypes.byref(queries), k, asked.rescored,
-        None if mask is None else mask.ctypes.data, None if ones is None else ones.ctypes.data,
+        structures, len(segments), memory, ctypes.byref(native_queries), k, queries.rescored,
+        None if mask is None else mask.ctypes.data, None if n_allowed is None else n_allowed.ctypes.data,
         rows.ctypes.data, scores.ctypes.data, counts.ctypes.data,
     )  # fmt: skip
     return rows, scores, counts
 
 
-def _ones(parts: Sequence[Part], allowed: Bool) -> I64:
-    """How many rows of each part are allowed."""
-    each = (allowed[part.first : part.first + part.impacts.n_documents] for part in parts)
-    return np.array([np.count_nonzero(own) for own in each], dtype=np.int64)
+def _count_allowed(segments: Sequence[SegmentIndex], allowed: Bool) -> I64:
+    """The number of allowed rows of each segment."""
+    masks = (allowed[segment.first : segment.first + segment.impacts.n_documents] for segment in segments)
+    return np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
 
 
-def _structures(parts: Sequence[Part], scratch: Scratch) -> tuple[Any, Any, int]:
-    """What the library reads and works in, and the vocabulary's size; both hold addresses alone."""
-    segments = (_Part * len(parts))(*(_Part(_impacts(part), part.local.ctypes.data, part.first) for part in parts))
-    work = _Scratch(*(getattr(scratch, name).ctypes.data for name in ROOM))
-    return segments, ctypes.byref(work), len(parts[0].local) - 1 if parts else 0
+def _structures(segments: Sequence[SegmentIndex], scratch: Scratch) -> tuple[Any, Any, int]:
+    """(the segments and the working memory as the library reads them, the size of the vocabulary).
+
+    The first two hold addresses alone, and do not keep the arrays alive.
+    """
+    each = (_SegmentIndex(_impacts(segment), segment.local.ctypes.data, segment.first) for segment in segments)
+    structures = (_SegmentIndex * len(segments))(*each)
+    memory = _Scratch(*(getattr(scratch, name).ctypes.data for name in _SCRATCH))
+    return structures, ctypes.byref(memory), len(segments[0].local) - 1 if segments else 0
 
 
-def _impacts(part: Part) -> _Impacts:
-    own = part.impacts
+def _impacts(segment: SegmentIndex) -> _Impacts:
+    impacts = segment.impacts
     arrays = (
-        *(own.offsets, own.documents, own.codes),
-        *(own.row_offsets, own.row_terms, own.row_values, own.norms),
+        *(impacts.offsets, impacts.documents, impacts.codes),
+        *(impacts.row_offsets, impacts.row_terms, impacts.row_values, impacts.norms),
     )
     return _Impacts(
-        own.n_documents, own.n_terms, own.saturating, own.documents.dtype == np.int32,
-        own.row_terms.dtype == np.int32, own.row_values.dtype == np.float32,
+        impacts.n_documents, impacts.n_terms, impacts.saturating, impacts.documents.dtype == np.int32,
+        impacts.row_terms.dtype == np.int32, impacts.row_values.dtype == np.float32,
         *(array.ctypes.data for array in arrays),
     )  # fmt: skip

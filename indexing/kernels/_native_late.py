@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-from typing import Any
-
 import numpy as np
 
 from chamfer.core.types import F32, I64, Array
 from chamfer.indexing.kernels import _native
 
-_POINTER = ctypes.c_void_p
-_COUNT = ctypes.c_int64
 _BYTES = 16  # of codes that are decoded at a time
 
 
 def scan_centroids(table: Array, ids: Array, offsets: I64, out: Array) -> bool:
     """As _numba_late.scan_centroids, the same bits."""
-    fast = _typed(_native.library())
+    fast = _native.library()
     if fast is None or table.shape[1] != 32 or not (ids.flags.c_contiguous and table.flags.c_contiguous):
         return False
     offsets = np.ascontiguousarray(offsets)
@@ -33,7 +27,7 @@ def decode(
     chamfer.indexing.kernels.codes.
     """
     codes, ids, scales = arrays
-    fast = _typed(_native.library())
+    fast = _native.library()
     if fast is None or not _fits(codes, len(step), bits, _BYTES):
         return None
     if not all(array.flags.c_contiguous for array in (codes, ids, scales, lowest, step, offsets, rows)):
@@ -50,9 +44,9 @@ def maxsim_codes(
 ) -> F32 | None:
     """MaxSim f32 [K] of (bytes i8 [G, D/4, 16, 4], units f32 [16 G], table f32 [K, 16 G]) with coded documents."""
     codes, ids, scales = arrays
-    fast = _typed(_native.library())
+    fast = _native.library()
     dim = 4 * query[0].shape[1]
-    if fast is None or not fast.chamfer_has_vnni() or not _fits(codes, dim, bits, 2 * _BYTES):
+    if fast is None or not _fits(codes, dim, bits, 2 * _BYTES):
         return None
     if not all(array.flags.c_contiguous for array in (*query, *arrays, offsets, rows)):
         return None
@@ -75,16 +69,3 @@ def whole_bits(bits: int) -> int:
 def _fits(codes: Array, dim: int, bits: int, step: int) -> bool:
     """Whether codes are read in whole steps of so many bytes."""
     return codes.shape[1] * 8 == dim * bits and dim * whole_bits(bits) % (8 * step) == 0
-
-
-@cache
-def _typed(fast: Any | None) -> Any | None:
-    if fast is not None:
-        fast.chamfer_scan_centroids.argtypes = [*[_POINTER] * 3, _COUNT, _POINTER]
-        fast.chamfer_scan_centroids.restype = None
-        fast.chamfer_decode.argtypes = [*[_POINTER] * 5, _COUNT, _COUNT, *[_POINTER] * 2, _COUNT, _POINTER]
-        fast.chamfer_decode.restype = None
-        head = [*[_POINTER] * 3, _COUNT, *[_POINTER] * 3, _COUNT, _COUNT]
-        fast.chamfer_maxsim_codes.argtypes = [*head, _POINTER, _POINTER, _COUNT, _POINTER, _POINTER]
-        fast.chamfer_maxsim_codes.restype = None
-    return fast

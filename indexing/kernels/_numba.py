@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from chamfer.core.compilation import compiled
+
+_REORDERED = frozenset({"reassoc", "contract", "nsz"})  # sums may be added in any order, and multiplications fused
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def dot_rows(values: Any, query: Any) -> Any:
     """f32 [K]: inner products of values f32 [K, D] with query f64 [D], summed in float64 in eight lanes."""
     out = np.empty(len(values), np.float32)
@@ -32,7 +35,7 @@ def dot_rows(values: Any, query: Any) -> Any:
     return out
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@compiled(fastmath=_REORDERED)
 def dots(values: Any, query: Any) -> Any:
     """f32 [N]: inner products of values f32 [N, D] with query f32 [D], summed in any order."""
     out = np.empty(len(values), np.float32)
@@ -44,7 +47,7 @@ def dots(values: Any, query: Any) -> Any:
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def half_to_float(halves: Any, out: Any) -> None:
     """Finite float16 bit patterns u16 [n] to float32 [n]: exponent re-biased by one multiplication, exact."""
     bits = out.view(np.uint32)
@@ -57,7 +60,7 @@ def half_to_float(halves: Any, out: Any) -> None:
         bits[i] |= (np.uint32(halves[i]) & np.uint32(0x8000)) << np.uint32(16)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def maxsim_float(columns: Any, values: Any, offsets: Any, rows: Any) -> Any:
     """f32 [K]: MaxSim of a query, given by columns f32 [D, Tq], with token matrices values[offsets[r]:offsets[r+1]]."""
     out = np.empty(len(rows), np.float32)
@@ -67,7 +70,7 @@ def maxsim_float(columns: Any, values: Any, offsets: Any, rows: Any) -> Any:
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def maxsim_half(columns: Any, halves: Any, offsets: Any, rows: Any) -> Any:
     """As maxsim_float over float16 values given by their bit patterns u16 [T, D]."""
     out = np.empty(len(rows), np.float32)
@@ -87,7 +90,7 @@ def maxsim_half(columns: Any, halves: Any, offsets: Any, rows: Any) -> Any:
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _sum_of_best(products: Any) -> float:
     """Sum over columns of products f32 [Td, Tq] of their maximum, in float64."""
     best = products[0].copy()
@@ -101,7 +104,7 @@ def _sum_of_best(products: Any) -> float:
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def scan_int8(codes: Any, scales: Any, query: Any) -> Any:
     """f32 [N]: scales f32 [N] times the integer inner products of codes i8 [N, D] with query i16 [D]."""
     out = np.empty(len(codes), np.float32)
@@ -113,7 +116,7 @@ def scan_int8(codes: Any, scales: Any, query: Any) -> Any:
     return out
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@compiled(fastmath=_REORDERED)
 def _dot(a: Any, b: Any) -> Any:
     total = np.float32(0.0)
     for d in range(len(a)):
@@ -121,7 +124,7 @@ def _dot(a: Any, b: Any) -> Any:
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def scan_half(halves: Any, query: Any) -> Any:
     """f32 [N]: inner products of float16 rows, bit patterns u16 [N, D], with query f32 [D]."""
     out = np.empty(len(halves), np.float32)
@@ -132,7 +135,7 @@ def scan_half(halves: Any, query: Any) -> Any:
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def assign_codes(values: Any, columns: Any, codes: Any) -> None:
     """Nearest centroid of every 8 dimensions of values f32 [n, D] into codes u8 [n, M]; columns f32 [C, 8, 256]."""
     n_groups = codes.shape[1]
@@ -151,7 +154,7 @@ def assign_codes(values: Any, columns: Any, codes: Any) -> None:
             codes[row, group] = best
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def scan_tables(codes: Any, tables: Any) -> Any:
     """f32 [n]: sums of tables f32 [M, 256] at codes u8 [n, M], in four lanes."""
     out = np.empty(len(codes), np.float32)

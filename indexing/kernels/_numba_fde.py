@@ -7,10 +7,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from chamfer.core.compilation import compiled
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def encode_documents(
     values: Any, offsets: Any, planes: Any, margins: Any, projections: Any, fill: bool, out: Any
 ) -> None:
@@ -43,7 +44,7 @@ def encode_documents(
             np.dot(rows, projections[r], out[n, r])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def encode_queries(values: Any, offsets: Any, planes: Any, margins: Any, projections: Any, out: Any) -> None:
     """Query encodings into out f32 [N, R, B, p], which holds zeros; planes f32 [R k, d]."""
     n_reps, dim, _ = projections.shape
@@ -65,7 +66,7 @@ def encode_queries(values: Any, offsets: Any, planes: Any, margins: Any, project
                 out[n, r, used[u]] = projected[u]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _longest(offsets: Any) -> Any:
     out = 0
     for n in range(len(offsets) - 1):
@@ -73,7 +74,7 @@ def _longest(offsets: Any) -> Any:
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def cells_of(tokens: Any, rows: Any, margins: Any, k: int, cells: Any) -> None:
     """The cell of every token in every repetition, into cells i64 [R, >= L]; rows f32 [R k, d] are the planes.
 
@@ -100,7 +101,7 @@ def cells_of(tokens: Any, rows: Any, margins: Any, k: int, cells: Any) -> None:
             cells[r, t] = cell
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def side(token: Any, plane: Any) -> Any:
     """<token, plane> in float64, summed in 16 lanes, then halves added to halves: the side that counts."""
     lanes = np.zeros(16, np.float64)
@@ -119,7 +120,7 @@ def side(token: Any, plane: Any) -> Any:
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add_up(tokens: Any, cells: Any, rows: Any, counts: Any, first: Any) -> None:
     """Sums f32 [B, d] and numbers i64 [B] of the tokens of every cell, and its lowest token."""
     counts[:] = 0
@@ -135,7 +136,7 @@ def _add_up(tokens: Any, cells: Any, rows: Any, counts: Any, first: Any) -> None
         counts[cell] += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add_up_used(tokens: Any, cells: Any, rows: Any, place: Any, used: Any) -> Any:
     """Sums of the occupied cells alone, laid end to end in rows; `used` names them. Returns their number."""
     place[:] = -1
@@ -153,7 +154,7 @@ def _add_up_used(tokens: Any, cells: Any, rows: Any, place: Any, used: Any) -> A
     return n_used
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _divide(rows: Any, counts: Any) -> None:
     """Sums to means."""
     for cell in range(len(counts)):
@@ -163,7 +164,7 @@ def _divide(rows: Any, counts: Any) -> None:
                 rows[cell, d] *= scale
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def nearest_tokens(counts: Any, first: Any, keys: Any) -> None:
     """For every cell the lowest token among those in the nearest occupied cells, into first i64 [2^k].
 
@@ -184,7 +185,7 @@ def nearest_tokens(counts: Any, first: Any, keys: Any) -> None:
         first[cell] = keys[cell] & (far - 1)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sketch_rows(values: Any, slots: Any, signs: Any, out: Any) -> None:
     """out[n, slots[i]] += signs[i] * values[n, i] over all i; out holds zeros."""
     for n in range(len(values)):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from chamfer.core.compilation import compiled
 
 _SLOP = np.float32(2e-5)  # relative error of a sum of float32 products in any order, generously
 _ZERO = np.float32(0.0)
 _HALF = np.float32(0.5)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def search(by_term: Any, by_row: Any, mode: Any, query: Any, asked: Any, k: int, wanted: Any) -> Any:
     """(rows i64 [n], scores f32 [n]) of one query, rows ascending: those that could be among the k best.
 
@@ -33,7 +34,7 @@ def search(by_term: Any, by_row: Any, mode: Any, query: Any, asked: Any, k: int,
     return rows[keep], out[keep]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def sums(by_term: Any, norms: Any, saturating: bool, asked: Any) -> Any:
     """f32 [N]: what the asked lists give each row, in steps of its codes (as sparse.c adds up in a pruned search)."""
     offsets, documents, codes = by_term
@@ -49,7 +50,7 @@ def sums(by_term: Any, norms: Any, saturating: bool, asked: Any) -> Any:
     return out
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def score_rows(by_row: Any, mode: Any, query: Any, asked: Any, rows: Any) -> Any:
     """f32 [n]: the scores of rows from their own terms; arguments as in `search`."""
     row_offsets, row_terms, row_values, norms = by_row
@@ -65,7 +66,7 @@ def score_rows(by_row: Any, mode: Any, query: Any, asked: Any, rows: Any) -> Any
     return out
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _select(found: Any, norms: Any, half_steps: Any, k: int, wanted: Any) -> Any:
     """Rows whose score could be among the k best by their sums, which are off by half_steps of their codes at most."""
     allowed, floor = wanted
@@ -82,7 +83,7 @@ def _select(found: Any, norms: Any, half_steps: Any, k: int, wanted: Any) -> Any
     return np.flatnonzero((uppers >= threshold) & (uppers > 0))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _score(terms: Any, values: Any, norm: Any, mode: Any, query: Any) -> Any:
     """A row's score in sixteen lanes that are added in a fixed order."""
     saturating, float_values = mode

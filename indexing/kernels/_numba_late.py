@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from chamfer.core.compilation import compiled
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def scan_centroids(table: Any, ids: Any, offsets: Any, out: Any) -> None:
     """Adds to out i32 [N]: over the columns of table u8 [K, 32], the largest entry among the document's ids."""
     best = np.empty(table.shape[1], np.uint8)
@@ -24,7 +25,7 @@ def scan_centroids(table: Any, ids: Any, offsets: Any, out: Any) -> None:
         out[row] += total
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def decode(codes: Any, ids: Any, scales: Any, lowest: Any, step: Any, bits: Any, tokens: Any) -> Any:
     """f32 [len(tokens), D]: scales f32 [len(tokens)] times (lowest[id] + step * code); ids of length 0: one lowest."""
     whole = 2 if bits == 3 else bits

@@ -1,22 +1,44 @@
-"""Exact inner-product search: a matrix product selects with a margin, a fixed-order sum decides."""
+"""Exact inner-product search: a fast product selects rows with a margin, a sum in a fixed order decides among them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from chamfer.core.types import F32, Array
-from chamfer.indexing.kernels import _numba
+from chamfer.indexing.kernels import _native, _numba
 
 _UNIT = 2.0**-24  # unit roundoff of float32
+_BUFFER_VALUES = 1 << 17  # 512 KiB of float32: still in the second-level cache when the product reads them
 
 
 def products(values: Array, queries: F32) -> F32:
-    """Approximate inner products f32 [Q, n] of queries f32 [Q, D] with values f32 or f16 [n, D]. Cost Q n D."""
-    wide = np.asarray(values, dtype=np.float32)
+    """Inner products f32 [Q, n] of queries f32 [Q, D] with finite values f32 or f16 [n, D], summed in any order.
+
+    For selection: the bits depend on the processor and on the batch. Cost Q n D.
+    """
+    if values.dtype == np.float16:
+        native = _native.products_half(values, queries)
+        if native is not None:
+            return native
     if len(queries) == 1:  # BLAS reads memory at a third of its rate for a single query
-        one: F32 = _numba.dots(np.ascontiguousarray(wide), np.ascontiguousarray(queries[0]))[None]
-        return one
-    out: F32 = queries @ wide.T
+        return dots(values, queries[0])[None]
+    out = np.empty((len(queries), len(values)), dtype=np.float32)
+    for start, block in _float_blocks(values):
+        out[:, start : start + len(block)] = queries @ block.T
+    return out
+
+
+def dots(values: Array, query: F32) -> F32:
+    """Inner products f32 [n] of one query f32 [D] with finite values f32 or f16 [n, D].
+
+    A row's bits depend on the processor, but not on the other rows. Cost n D.
+    """
+    query = np.ascontiguousarray(query)
+    out = np.empty(len(values), dtype=np.float32)
+    for start, block in _float_blocks(values):
+        out[start : start + len(block)] = _numba.dots(np.ascontiguousarray(block), query)
     return out
 
 
@@ -31,7 +53,21 @@ def margin(dim: int, query_norm: float, largest_norm: float) -> float:
 def dot_rows(values: F32, query: F32) -> F32:
     """Inner products f32 [K] of the rows of values f32 [K, D] with query f32 [D].
 
-    Summed in float64 in one fixed order: a (query, row) pair has one result, whatever else is asked. Cost K D.
+    Summed in float64 in one fixed order: a (query, row) pair has one result, whatever else is computed. Cost K D.
     """
     out: F32 = _numba.dot_rows(np.ascontiguousarray(values), query.astype(np.float64))
     return out
+
+
+def _float_blocks(values: Array) -> Iterator[tuple[int, F32]]:
+    """(first row, rows f32 [n, D]) of blocks of rows: float32 as one block, float16 through one buffer, used again."""
+    if values.dtype != np.float16:
+        yield 0, np.asarray(values, dtype=np.float32)
+        return
+    dim = values.shape[1]
+    step = max(1, _BUFFER_VALUES // max(dim, 1))
+    buffer = np.empty(min(step, len(values)) * dim, dtype=np.float32)
+    for start in range(0, len(values), step):
+        halves = np.ascontiguousarray(values[start : start + step]).view(np.uint16).reshape(-1)
+        _numba.half_to_float(halves, buffer[: len(halves)])
+        yield start, buffer[: len(halves)].reshape(-1, dim)

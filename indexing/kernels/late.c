@@ -1,7 +1,7 @@
 /* Late interaction over codes: candidates from centroid scores, and decoded residuals. Twins in _numba_late.py.
  *
- * The scan adds integers and has its twin's bits; decoding fuses a multiplication and an addition, a float16 step off
- * at most.
+ * The scan adds integers and has its twin's bits. Decoding fuses a multiplication and an addition, so that a value may
+ * differ from the twin's by one float16 step. Called only where chamfer_has_bf16() is true, which includes AVX512-VNNI.
  */
 #include <stdint.h>
 #include <string.h>
@@ -74,12 +74,6 @@ WIDE void chamfer_decode(const uint8_t *codes, const uint16_t *ids, const uint16
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c")))
 #define TOKENS 12 /* document tokens whose products with 16 query tokens are summed at once, in registers */
 
-int chamfer_has_vnni(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
-}
-
 /* Codes of `count` tokens, one byte a dimension. A token's bytes before the bitmap are a multiple of 32. */
 VNNI static void unpack(const uint8_t *codes, int64_t count, int64_t dim, int64_t bits, uint8_t *out) {
     int64_t whole = bits == 3 ? 2 : bits, width = dim * whole / 8;
@@ -150,6 +144,4 @@ VNNI void chamfer_maxsim_codes(const int8_t *query, const float *units, const fl
         out[i] = total;
     }
 }
-#else
-int chamfer_has_vnni(void) { return 0; }
 #endif

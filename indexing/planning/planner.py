@@ -1,9 +1,8 @@
-"""First stages for late interaction, measured on a sample of a corpus; `chamfer.indexing.planning.recommendation`
-chooses among them.
+"""Measures first stages for late interaction on a sample of a corpus; the module `recommendation` chooses among them.
 
-Late interaction is searched in two steps: a source gives candidates, exact MaxSim orders them. A source is good if the
-exact top 10 are among few candidates. How good depends on the encoder and the corpus, so it is measured: every source
-packs, opens and searches the sample by the code that serves it later.
+Late interaction is searched in two steps: a source gives candidates, exact MaxSim orders them. A source is good if few
+candidates contain the exact top 10. How few depends on the encoder and the corpus, so it is measured: every source
+packs, opens and searches the sample with the code that serves it later.
 """
 
 from __future__ import annotations
@@ -18,15 +17,19 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from chamfer.core.errors import InvalidInput
-from chamfer.core.types import I64, Bool, Candidates, Document, Encoding, Query, TokenVectors, VectorKind
-from chamfer.indexing.families.family import SegmentPart
-from chamfer.indexing.families.fde import FdeConfig
+from chamfer.core.protocols import Retriever
+from chamfer.core.types import I64, Bool, Candidates, Document, Encoding, Query, TokenVectors, VectorKind, Vectors
+from chamfer.indexing.families.fde.encoder import FdeConfig
+from chamfer.indexing.families.inverted.bm25 import LexicalRetriever
+from chamfer.indexing.families.multivector.retriever import MultivectorRetriever
 from chamfer.indexing.families.registry import FAMILIES, make_family
 from chamfer.indexing.planning.candidate_recall import growth, rank_by_maxsim, ranks_of_best, ranks_of_union, recall
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 Pool = Callable[[TokenVectors, str], TokenVectors]
+Search = Callable[[Any, int], Candidates]
 Say = Callable[[str, int, int], None]
-"""Told (what, done, of how many)."""
+"""Called with (name of the source, number of sources done, number of sources) as the measurement proceeds."""
 
 K = 10
 _TIMED_QUERIES = 20
@@ -40,10 +43,10 @@ _UNIONS = ("lexical", "sparse", "fde 2560", "fde 10240", f"centroids {_CENTROIDS
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A first stage to measure: a family with parameters, over token vectors pooled by `pooling` ("" for all).
+    """A first stage to measure: a family with parameters, over token vectors pooled by `pooling` ("" for none).
 
-    A `direct` source answers itself, without a second step: MaxSim over all token vectors, as floats, codes or pooled.
-    A multivector channel with centroids names candidates and then scores them by its own token vectors.
+    A `direct` source needs no second step: MaxSim over all token vectors, as floats, codes or pooled. A multivector
+    channel with centroids proposes candidates and then scores them by its own token vectors.
     """
 
     name: str
@@ -57,7 +60,7 @@ class Source:
 
     @property
     def holds_tokens(self) -> bool:
-        """Whether its bytes are those of the token vectors too."""
+        """Whether its bytes include those of the token vectors."""
         return self.family == "multivector"
 
 
@@ -65,8 +68,8 @@ class Source:
 class Sample:
     """Documents and queries, encoded; `exact` ranks all documents for every query by MaxSim.
 
-    rescore_ms   CPU of MaxSim of one query and 1,000 documents
-    token_bytes  of the exact token vectors, a document
+    rescore_ms   CPU milliseconds of MaxSim of one query with 1,000 documents
+    token_bytes  bytes of the exact token vectors of a document
     """
 
     documents: Sequence[Document]
@@ -80,10 +83,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a source takes.
+    """What a source costs.
 
-    bytes_per_document   of its own arrays; the token vectors come on top unless it answers directly
-    learn_s              CPU seconds of learning the codec, once a collection
+    bytes_per_document   of its own arrays; a source that is not direct needs those of the token vectors as well
+    learn_s              CPU seconds of learning the codec, once for a collection
     build_ms, query_ms   CPU milliseconds of packing a document, and of a query over the whole sample
     """
 
@@ -98,15 +101,14 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one source, or a union of several, does on the sample.
+    """How one source, or a union of several, performs on the sample.
 
     found                all documents in each source's order
     ranks_10, ranks_100  i64 [Q, k]: rank of each of the exact top k (chamfer.indexing.planning.candidate_recall)
-    exponent             how the candidates needed grow with the collection
-    (chamfer.indexing.planning.candidate_recall.growth)
-    final                how all documents are ordered at last, where that is not by exact MaxSim; None: it is
-    kept                 share of the exact top 10 that is in the first 10 of `final`
-    rescore_ms           CPU of that order for 1,000 documents; None: as the sample's
+    exponent             growth of the candidates needed with the collection (see candidate_recall.growth)
+    final                the final order of all documents, where it is not that of exact MaxSim; None: it is
+    kept                 share of the exact top 10 in the first 10 of `final`
+    rescore_ms           CPU milliseconds of the final order for 1,000 documents; None: the sample's rescore_ms
     """
 
     name: str
@@ -133,12 +135,12 @@ EXACT = Source("exact MaxSim", "multivector")
 
 
 def sources(kinds: Collection[VectorKind]) -> list[Source]:
-    """What is measured with an encoder that gives these kinds."""
+    """The sources to measure with an encoder that gives these kinds of vectors."""
     out = [Source("lexical", "lexical")]
     if VectorKind.DENSE in kinds:
         out.append(Source("dense", "dense", {"storage": "float16"}))
     if VectorKind.SPARSE in kinds:
-        # make_family reads the kind, which a family class may lack until it is made.
+        # The kind belongs to the family that make_family makes; a class may not have it.
         out += [Source(name, name) for name in sorted(FAMILIES) if make_family(name).kind == VectorKind.SPARSE]
     out += [Source(f"multivector {code}", "multivector", {"storage": code}) for code in _CODES]
     out += [Source(f"multivector {name}", "multivector", pooling=name) for name in ("w0x8", "w0x32", "w0x64")]
@@ -167,14 +169,16 @@ def make_sample(
     if encoding.tokens is None or encoded_queries.tokens is None:
         raise InvalidInput("the planner needs token vectors; choose an encoder that gives them (--encoder)")
     retriever, opened = _open(EXACT, documents, encoding)
+    if not isinstance(retriever, MultivectorRetriever):
+        raise InvalidInput(f"{EXACT.name} is not searched by the multivector family")
     tokens = encoded_queries.tokens
     exact = rank_by_maxsim(retriever, tokens)
     rows = np.arange(len(documents), dtype=np.int64)[None]
-    some = range(min(_TIMED_QUERIES, len(queries)))
+    timed = range(min(_TIMED_QUERIES, len(queries)))
     begin = time.process_time()
-    for number in some:
+    for number in timed:
         retriever.score(tokens.take([number]), rows)
-    cost = (time.process_time() - begin) * 1e6 / (len(some) * len(documents))
+    cost = (time.process_time() - begin) * 1e6 / (len(timed) * len(documents))
     return Sample(documents, queries, encoding, encoded_queries, exact, cost, opened.bytes_per_document)
 
 
@@ -196,9 +200,9 @@ def measure_all(sample: Sample, pool: Pool, say: Say) -> list[Measured]:
 
 
 def exact_itself(sample: Sample) -> Measured:
-    """MaxSim over everything: always right, at a cost."""
+    """MaxSim over all documents: exact, and the most expensive."""
     whole = sample.rescore_ms * len(sample.documents) / 1000
-    return _judged("exact MaxSim", (EXACT,), (sample.exact,), sample, Costs(sample.token_bytes, query_ms=whole))
+    return _measured("exact MaxSim", (EXACT,), (sample.exact,), sample, Costs(sample.token_bytes, query_ms=whole))
 
 
 def measure(source: Source, sample: Sample, pool: Pool) -> Measured:
@@ -211,24 +215,28 @@ def measure(source: Source, sample: Sample, pool: Pool) -> Measured:
         encoding = replace(encoding, tokens=pool(encoding.tokens, source.pooling))
     pooled = time.process_time() - begin
     retriever, opened = _open(source, sample.documents, encoding)
-    asked = _queries(source, retriever, sample)
-    some = range(min(_TIMED_QUERIES, len(sample.queries)))
-    by_centroids = source.holds_tokens and not source.direct
-    search = retriever.centroid_candidates if by_centroids else retriever.search
-    search(asked.take([0]), min(_TIMED_DEPTH, n))  # compiles
+    queries = _queries(source, retriever, sample)
+    timed = range(min(_TIMED_QUERIES, len(sample.queries)))
+    search: Search = retriever.search
+    if isinstance(retriever, MultivectorRetriever) and not source.direct:
+        search = retriever.centroid_candidates
+    search(queries.take([0]), min(_TIMED_DEPTH, n))  # compiles
     begin = time.process_time()
-    for number in some:
-        search(asked.take([number]), min(_TIMED_DEPTH, n))
-    took = time.process_time() - begin
-    costs = opened + Costs(0.0, 0.0, pooled * 1e3 / n, took * 1e3 / len(some))
-    found = rank_by_maxsim(retriever, asked) if source.direct else search(asked, n)
-    return _judged(source.name, (source,), (found,), sample, costs)
+    for number in timed:
+        search(queries.take([number]), min(_TIMED_DEPTH, n))
+    seconds = time.process_time() - begin
+    costs = opened + Costs(0.0, 0.0, pooled * 1e3 / n, seconds * 1e3 / len(timed))
+    if isinstance(retriever, MultivectorRetriever) and isinstance(queries, TokenVectors) and source.direct:
+        found = rank_by_maxsim(retriever, queries)
+    else:
+        found = search(queries, n)
+    return _measured(source.name, (source,), (found,), sample, costs)
 
 
 def in_form(by_centroids: Measured, form: Measured, sample: Sample) -> Measured:
-    """The candidates of centroids scored by token vectors in another form, which a direct source has measured.
+    """The candidates of centroids, scored by token vectors in another form that a direct source has measured.
 
-    What either misses is missed; the misses are taken to be independent.
+    A document is missed if either misses it; the misses are assumed to be independent.
     """
     code = form.sources[0].parameters
     name = f"{by_centroids.name}, {code['storage']}"
@@ -245,39 +253,39 @@ def in_form(by_centroids: Measured, form: Measured, sample: Sample) -> Measured:
 
 
 def union(parts: Sequence[Measured], sample: Sample) -> Measured:
-    """Several sources that give equally many candidates."""
+    """Several sources, each of which gives the same number of candidates."""
     total = reduce(operator.add, (part.costs for part in parts))
     names = " + ".join(part.name for part in parts)
     found = tuple(each for part in parts for each in part.found)
-    return _judged(names, tuple(source for part in parts for source in part.sources), found, sample, total)
+    return _measured(names, tuple(source for part in parts for source in part.sources), found, sample, total)
 
 
 def candidates_at(measured: Measured, query: int, depth: int) -> I64:
-    """Rows i64 that enter the second step at this depth, each once; in the source's order if there is one source."""
+    """Rows i64 that enter the second step at this depth, without repeats; a single source's in its order."""
     rows = np.concatenate([found.of(query)[0][: depth // len(measured.found)] for found in measured.found])
     return rows[np.sort(np.unique(rows, return_index=True)[1])]
 
 
 def final_order(measured: Measured, sample: Sample, query: int, depth: int) -> I64:
-    """The rows that are served: a direct source's own order, else its candidates as MaxSim orders them."""
+    """The rows that a search returns: in a direct source's order, otherwise the candidates in the order of MaxSim."""
     if measured.direct:
         return measured.found[0].of(query)[0][:depth]
     order = (sample.exact if measured.final is None else measured.final).of(query)[0]
     return order[np.isin(order, candidates_at(measured, query, depth))]
 
 
-def _judged(
-    name: str, own: tuple[Source, ...], found: tuple[Candidates, ...], sample: Sample, costs: Costs
+def _measured(
+    name: str, measured: tuple[Source, ...], found: tuple[Candidates, ...], sample: Sample, costs: Costs
 ) -> Measured:
     def ranks(k: int, members: Bool | None) -> I64:
         return ranks_of_union([ranks_of_best(each, sample.exact, k, members) for each in found])
 
     exponent = growth(partial(ranks, K), len(sample.documents))
-    return Measured(name, own, found, ranks(K, None), ranks(100, None), exponent, costs)
+    return Measured(name, measured, found, ranks(K, None), ranks(100, None), exponent, costs)
 
 
-def _open(source: Source, documents: Sequence[Document], encoding: Encoding) -> tuple[Any, Costs]:
-    """(retriever over one segment, what it cost)."""
+def _open(source: Source, documents: Sequence[Document], encoding: Encoding) -> tuple[Retriever[Any], Costs]:
+    """(retriever over one segment of the documents, what learning and packing cost)."""
     family = make_family(source.family, source.parameters)
     n = len(documents)
     begin = time.process_time()
@@ -290,9 +298,11 @@ def _open(source: Source, documents: Sequence[Document], encoding: Encoding) -> 
     return retriever, Costs(size, learnt - begin, (packed - learnt) * 1e3 / n)
 
 
-def _queries(source: Source, retriever: Any, sample: Sample) -> Any:
-    """The sample's queries as this source reads them. A pooled source pools documents alone."""
+def _queries(source: Source, retriever: Retriever[Any], sample: Sample) -> Vectors:
+    """The sample's queries as this source reads them; pooling applies to documents alone."""
+    if isinstance(retriever, LexicalRetriever):
+        return retriever.encode_queries([query.text for query in sample.queries])
     kind = make_family(source.family).kind
     if kind is None:
-        return retriever.encode_queries([query.text for query in sample.queries])
+        raise InvalidInput(f"source {source.name} reads no vectors of queries")
     return sample.encoded_queries.vectors(kind)

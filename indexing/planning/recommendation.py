@@ -1,4 +1,4 @@
-"""From measured first stages to one setting: extrapolated to the whole corpus, within budgets, with its reason."""
+"""Recommends one setting from measured first stages: extrapolates them to the whole corpus and applies the budgets."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from chamfer.indexing.planning.candidate_recall import TARGETS, depth_in_sample,
 from chamfer.indexing.planning.planner import K, Measured, Sample, Source
 
 DEPTHS = (50, 100, 200, 500, 1000)
-_NEAR = 1.1  # options within so much of the least time count as equally fast; the smaller one wins
+_NEAR = 1.1  # options within this factor of the least time count as equally fast; the smallest of them wins
 _NOTICEABLE = 0.01
-_SHOWN = 100  # documents that leave a channel which has scored its candidates itself
+_SHOWN = 100  # documents that a channel returns if it has scored its candidates itself
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """A first stage with a number of candidates, at the full size of the corpus.
 
-    recall            expected share of the exact top 10, from the measured growth
-    recall_at_worst   if wrong documents come in proportion to the size (growth exponent 1)
-    query_ms          one thread; scans extrapolated linearly, MaxSim over `depth` documents added
-    bytes_per_document   token vectors included
+    recall               expected share of the exact top 10, by the measured growth exponent
+    recall_at_worst      the same if wrong documents grow in proportion to the collection (growth exponent 1)
+    query_ms             of one thread; the scan extrapolated linearly, plus MaxSim over `depth` documents
+    bytes_per_document   including the token vectors
     """
 
     measured: Measured
@@ -37,7 +37,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What is asked: a share of the exact top 10, and at most so many milliseconds a query and bytes a document."""
+    """The least share of the exact top 10, and the most milliseconds a query and bytes a document; None: no limit."""
 
     floor: float = 0.99
     ms: float | None = None
@@ -46,7 +46,7 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What the planner says, ready to print, draw and save. `chosen` is None where no option is within the budgets."""
+    """The planner's result, ready to print, draw and save. `chosen` is None if no option is within the budgets."""
 
     n_documents: int
     sample: Sample
@@ -65,7 +65,7 @@ def advise(sample: Sample, measured: Sequence[Measured], n_documents: int, budge
 
 
 def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> list[Option]:
-    """Every source at every depth that is less than the corpus, and the direct ones."""
+    """Every source at every depth below the size of the corpus, and the direct sources."""
     n = len(sample.documents)
     out = []
     for each in measured:
@@ -78,7 +78,7 @@ def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> l
                 for g in (each.exponent, 1.0)
             )
             if each.direct:
-                # Its order is the answer. Exact MaxSim stays exact; what pooling loses, it loses at any size.
+                # Its order is final. Exact MaxSim stays exact, and pooling loses the same at any size.
                 expected = worst = recall(each.ranks_10, K)
             rescore_ms = sample.rescore_ms if each.rescore_ms is None else each.rescore_ms
             ms = scan if each.direct else scan + rescore_ms * depth / 1000
@@ -88,7 +88,7 @@ def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> l
 
 
 def recommend(choices: Sequence[Option], budgets: Budgets) -> tuple[Option | None, str]:
-    """(the fastest option that reaches the floor within the budgets, why); the best there is if none reaches it."""
+    """(the fastest option that reaches the floor within the budgets, or else the one of highest recall; the reason)."""
     affordable = [
         option
         for option in choices
@@ -115,7 +115,7 @@ def recommend(choices: Sequence[Option], budgets: Budgets) -> tuple[Option | Non
 
 
 def pareto(choices: Sequence[Option]) -> list[Option]:
-    """The options that no other one beats in both recall and time, by time."""
+    """The options that no other option beats in both recall and time, fastest first."""
     out: list[Option] = []
     for option in sorted(choices, key=lambda o: (o.query_ms, -o.recall)):
         if not out or option.recall > out[-1].recall:
@@ -124,14 +124,14 @@ def pareto(choices: Sequence[Option]) -> list[Option]:
 
 
 def needed_at(measured: Measured, sample: Sample, n_documents: int) -> dict[float, int | None]:
-    """How many candidates hold 90, 95 and 99 % of the exact top 10 in the whole corpus; None: not all are found."""
+    """How many candidates contain 90, 95 and 99 % of the exact top 10 in the whole corpus; None: no number does."""
     scale = max(1.0, n_documents / len(sample.documents)) ** measured.exponent
     found = {target: needed(measured.ranks_10, target) for target in TARGETS}
     return {target: None if depth is None else int(np.ceil(depth * scale)) for target, depth in found.items()}
 
 
 def remarks(measured: Sequence[Measured]) -> list[str]:
-    """What a user of FDEs should know about this encoder: the failures that others found after they had built."""
+    """Warnings about FDEs with this encoder, before a collection is built with them."""
     at_100 = {each.name: recall(each.ranks_10, 100) for each in measured}
     size = {each.name: each.costs.bytes_per_document for each in measured}
     out = []
@@ -159,28 +159,28 @@ def remarks(measured: Sequence[Measured]) -> list[str]:
 
 
 def settings_of(option: Option, encoder: str) -> dict[str, Any]:
-    """The settings tree that builds and searches as the option says: models, build and the plan `late`."""
-    own = option.measured.sources
+    """The settings tree that builds and searches this option: models, build and the plan `late`."""
+    sources = option.measured.sources
     if option.measured.direct:
-        pooled = f"{encoder}+{own[0].pooling}" if own[0].pooling else encoder
+        pooled = f"{encoder}+{sources[0].pooling}" if sources[0].pooling else encoder
         plan: dict[str, Any] = {"channels": {"multivector": {"depth": 100}}}
         build: dict[str, Any] = {"channels": ["multivector"]}
-        if own[0].parameters:
-            build["parameters"] = {"multivector": dict(own[0].parameters)}
+        if sources[0].parameters:
+            build["parameters"] = {"multivector": dict(sources[0].parameters)}
         return {"models": {"encoder": pooled}, "build": build, "plans": {"late": plan}}
-    share = option.depth // len(own)
-    build = {"channels": sorted({"multivector", *(source.family for source in own)})}
-    build["parameters"] = {source.family: dict(source.parameters) for source in own if source.parameters}
-    plan = {"channels": {source.family: {"depth": share} for source in own}}
+    share = option.depth // len(sources)
+    build = {"channels": sorted({"multivector", *(source.family for source in sources)})}
+    build["parameters"] = {source.family: dict(source.parameters) for source in sources if source.parameters}
+    plan = {"channels": {source.family: {"depth": share} for source in sources}}
     if option.measured.holds_tokens:
         build["parameters"]["multivector"] |= {"candidates": share, "margin": 1.0}
         plan["channels"]["multivector"]["depth"] = min(share, _SHOWN)
-    if len(own) > 1 or not option.measured.holds_tokens:
-        build["floor"] = _floor(own, share)
+    if len(sources) > 1 or not option.measured.holds_tokens:
+        build["floor"] = _floor(sources, share)
         plan["rescore"] = {"channel": "multivector", "depth": option.depth}
     return {"models": {"encoder": encoder}, "build": build, "plans": {"late": plan}}
 
 
-def _floor(own: Sequence[Source], share: int) -> dict[str, Any]:
-    """A channel of a union is not held to the floor alone."""
-    return {"recall": 0.0} if len(own) > 1 else {"depth": share}
+def _floor(sources: Sequence[Source], share: int) -> dict[str, Any]:
+    """A single channel of a union need not reach the recall floor."""
+    return {"recall": 0.0} if len(sources) > 1 else {"depth": share}

@@ -1,61 +1,114 @@
-"""One vector a row, stored as chamfer.indexing.rows.storage says and scanned whole: how such rows are merged and
-searched.
-"""
+"""Brute-force search over one stored vector a document: all rows are scored, or the allowed ones where they are few."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from chamfer.core.artifact import ArrayStream
 from chamfer.core.types import F32, I64, Array, Bool, Candidates
-from chamfer.indexing.families.family import SegmentPart, allowed_rows, starts_of
 from chamfer.indexing.kernels.topk import as_candidates, best, check_depth
-from chamfer.indexing.rows.storage import Storage
+from chamfer.indexing.rows.segment_part import Codec, SegmentPart, allowed_rows, locate, part_of_mask, starts_of
+from chamfer.indexing.rows.storage.protocol import Scan, Storage
 
-_BLOCK_BYTES = 32 << 20
+GATHER_SHARE = 0.25  # of a segment's rows: up to here copying the allowed rows costs less than scoring the others
+_COPIED_BYTES = 64 << 20
 
 
-def merge_rows(parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-    """The live rows of packed parts, in order; values are streamed."""
-    first = parts[0].arrays["values"]
-    n_rows = sum(part.n_live for part in parts)
-
-    def chunks() -> Iterator[Array]:
-        for part in parts:
-            for rows in part.live_blocks(first.shape[1] * first.itemsize, _BLOCK_BYTES):
-                yield part.arrays["values"][rows]
-
-    out: dict[str, Array | ArrayStream] = {"values": ArrayStream(first.dtype, (n_rows, first.shape[1]), chunks())}
-    if "scales" in parts[0].arrays:
-        out["scales"] = np.concatenate([part.arrays["scales"][part.live_rows()] for part in parts])
-    return out
+def few_rows(usable: Bool | None) -> I64 | None:
+    """The usable rows of a segment i64 [n], ascending, if they are few enough to be copied; None if not."""
+    if usable is None or np.count_nonzero(usable) > GATHER_SHARE * len(usable):
+        return None
+    return np.flatnonzero(usable).astype(np.int64, copy=False)
 
 
 class RowScan:
-    """Packed rows of several parts, opened; every one is scored for every query."""
+    """The stored rows of several segments, opened."""
 
-    def __init__(self, parts: Sequence[SegmentPart], storage: Storage) -> None:
+    def __init__(self, parts: Sequence[SegmentPart], storage: Storage, codec: Codec, names: Sequence[str]) -> None:
+        """names: the arrays of the storage. Nothing can be searched if a storage's codec is missing."""
         self._parts = parts
+        self._storage = storage
+        self._codec = codec
+        self.starts = starts_of(parts)
         # Views, not copies: numba takes plain arrays.
-        arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
-        self._scans = [storage.scanner(own, {}) for own in arrays]
+        self.arrays = [{name: np.asarray(part.arrays[name]) for name in names} for part in parts]
+        self._scans: dict[int, Scan] = {}
 
     def __len__(self) -> int:
-        return int(starts_of(self._parts)[-1])
+        return int(self.starts[-1])
+
+    def usable(self, allowed: Bool | None) -> Bool | None:
+        """See allowed_rows."""
+        return allowed_rows(self._parts, allowed)
 
     def search(self, n_queries: int, encoded: F32 | None, k: int, allowed: Bool | None) -> Candidates:
-        """The k best rows for queries f32 [Q, D]; nothing where `encoded` is None. Each query's bits are its own."""
+        """The k best rows for queries f32 [Q, D]; nothing where `encoded` is None.
+
+        A query's result does not depend on the other queries, and a row's score not on the filter.
+        """
         check_depth(k)
-        usable = allowed_rows(self._parts, allowed)
+        usable = self.usable(allowed)
         if encoded is None or not len(self):
-            return as_candidates([(np.empty(0, np.int64), np.empty(0, np.float32))] * n_queries, k)
-        ranked: list[tuple[I64, F32]] = []
-        for query in encoded:
-            scores = np.concatenate([scan(query) for scan in self._scans])
-            if usable is not None:
-                scores[~usable] = -np.inf
-            places = best(scores, k)
-            ranked.append((places, scores[places]))
-        return as_candidates(ranked, k)
+            return nothing_found(n_queries, k)
+        scans = [self.usable_scan(number, usable) for number in range(len(self.arrays))]
+        return as_candidates([rank([(rows, scan(query)) for rows, scan in scans], k) for query in encoded], k)
+
+    def usable_scan(self, number: int, usable: Bool | None) -> tuple[I64, Scan]:
+        """(the usable rows of one part, numbered in the collection; the scan that scores these)."""
+        first, mask = int(self.starts[number]), part_of_mask(self.starts, number, usable)
+        if mask is None:
+            return np.arange(first, self.starts[number + 1], dtype=np.int64), self._whole_scan(number)
+        if (few := few_rows(mask)) is not None:
+            return first + few, self.scan_of(number, few)
+        rows, whole = np.flatnonzero(mask), self._whole_scan(number)
+        return first + rows, lambda query: whole(query)[rows]
+
+    def scan_of(self, number: int, rows: I64) -> Scan:
+        """The scan of some rows of one part; it reads no others.
+
+        They are copied: once if they are small together, otherwise block by block for every query.
+        """
+        arrays = self.arrays[number]
+        step = max(1, _COPIED_BYTES // max(1, sum(array[:1].nbytes for array in arrays.values())))
+        if len(rows) <= step:
+            return self._storage.scanner(_taken(arrays, rows), self._codec)
+
+        def scan(query: F32) -> F32:
+            blocks = (rows[start : start + step] for start in range(0, len(rows), step))
+            return np.concatenate(
+                [self._storage.scanner(_taken(arrays, block), self._codec)(query) for block in blocks]
+            )
+
+        return scan
+
+    def vectors(self, rows: I64, dim: int) -> F32:
+        """The stored vectors f32 [K, dim] of rows."""
+        part_of, local = locate(self.starts, rows)
+        vectors = np.empty((len(rows), dim), dtype=np.float32)
+        for number in np.unique(part_of):
+            here = part_of == number
+            vectors[here] = self._storage.unpack(_taken(self.arrays[number], local[here]), self._codec)
+        return vectors
+
+    def _whole_scan(self, number: int) -> Scan:
+        if number not in self._scans:
+            self._scans[number] = self._storage.scanner(self.arrays[number], self._codec)
+        return self._scans[number]
+
+
+def rank(scored: Sequence[tuple[I64, F32]], k: int) -> tuple[I64, F32]:
+    """The k best of (rows, scores) of successive parts, highest first, ties by smaller row."""
+    rows = np.concatenate([rows for rows, _ in scored])
+    scores = np.concatenate([scores for _, scores in scored])
+    chosen = best(scores, k)
+    return rows[chosen], scores[chosen]
+
+
+def nothing_found(n_queries: int, k: int) -> Candidates:
+    """Candidates of queries that have no result."""
+    return as_candidates([(np.empty(0, np.int64), np.empty(0, np.float32))] * n_queries, k)
+
+
+def _taken(arrays: Mapping[str, Array], rows: I64) -> dict[str, Array]:
+    return {name: array[rows] for name, array in arrays.items()}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from chamfer.core.compilation import compiled
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def lloyd(products: Any, weights: Any, k: int, iterations: int) -> Any:
     """Labels i64 [L] from inner products f64 [L, L] and weights f64 [L]: greedy centres, then Lloyd's iterations."""
     labels, count = _choose_centres(products, weights, k)
@@ -22,7 +23,7 @@ def lloyd(products: Any, weights: Any, k: int, iterations: int) -> Any:
     return labels
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _choose_centres(products: Any, weights: Any, k: int) -> Any:
     """(the nearest centre of every token i64 [L], their number <= k); a centre is a token."""
     n = len(products)
@@ -51,7 +52,7 @@ def _choose_centres(products: Any, weights: Any, k: int) -> Any:
     return labels, count
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _measure(products: Any, weights: Any, labels: Any, sums: Any, sizes: Any, norms: Any) -> None:
     """Of each cluster: inner products of its weighted sum with every token, its weight, its sum's squared length."""
     sums[:] = 0.0
@@ -65,7 +66,7 @@ def _measure(products: Any, weights: Any, labels: Any, sums: Any, sizes: Any, no
         norms[labels[j]] += weights[j] * sums[labels[j], j]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _move(labels: Any, sums: Any, sizes: Any, norms: Any) -> bool:
     """Every token to the nearest mean; a tie keeps its cluster. Whether one moved."""
     changed = False
@@ -83,7 +84,7 @@ def _move(labels: Any, sums: Any, sizes: Any, norms: Any) -> bool:
     return changed
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def ward(products: Any, weights: Any, k: int) -> Any:
     """Labels i64 [L] of the k clusters that are left when the two whose union spreads least are joined again and again.
 
@@ -120,7 +121,7 @@ def ward(products: Any, weights: Any, k: int) -> Any:
     return labels
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _cheapest(products: Any, sizes: Any, a: int) -> Any:
     best, least = a, np.inf
     for b in range(a + 1, len(sizes)):
@@ -131,7 +132,7 @@ def _cheapest(products: Any, sizes: Any, a: int) -> Any:
     return best, least
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _rise(products: Any, sizes: Any, a: int, b: int) -> float:
     """By how much the sum of squared distances to the means rises when clusters a and b become one."""
     distance = products[a, a] / sizes[a] ** 2 + products[b, b] / sizes[b] ** 2

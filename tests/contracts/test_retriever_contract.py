@@ -19,10 +19,11 @@ from chamfer.core.analysis import AnalysisConfig, Analyzer
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import DenseVectors, Document, Encoding, Query, SparseVectors, TokenVectors, VectorKind
-from chamfer.indexing.families.family import Family, SegmentPart
+from chamfer.indexing.families.family import Family
 from chamfer.indexing.families.registry import FAMILIES, make_family
 from chamfer.indexing.kernels.fde import FdeMatrices, encode_queries
-from chamfer.indexing.rows.storage import STORAGES
+from chamfer.indexing.rows.segment_part import SegmentPart
+from chamfer.indexing.rows.storage.registry import STORAGES
 from chamfer.service.search.channels import opened_channels
 
 ENCODER = HashEncoder(dim=12)

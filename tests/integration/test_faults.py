@@ -1,32 +1,57 @@
-"""Writers are killed at random moments: what is served is the old or the new snapshot, and nothing is lost."""
+"""Writers are killed at random moments: readers find the old or the new snapshot, and the command can be run again."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import support_faults
-from support_faults import contents, fingerprint, run
+from support_faults import Writers, contents, fingerprint, run, writers
 
 from chamfer.core.artifact import ArtifactWriter
 from chamfer.core.errors import NotFound
+from chamfer.indexing.build import block_merging
+from chamfer.indexing.build.updates import verify
 from chamfer.indexing.collection.collection import Collection
-from chamfer.indexing.collection.snapshot import CURRENT, writer_lock
+from chamfer.indexing.collection.snapshot import CURRENT
+from chamfer.indexing.collection.writer import writer_lock
 
 OPERATIONS = ("build", "add", "delete", "compact")
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A collection before and after an operation that nothing interrupted, and what a reader finds in them."""
+
+    before: Path
+    after: Path
+
+    @cached_property
+    def states(self) -> tuple[str, str]:
+        return state(self.before), state(self.after)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        return fingerprint(self.after)
+
+    @cached_property
+    def documents(self) -> str:
+        return contents(self.after, with_name=False)
+
+
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """operation -> (collection before it, collection after it), made without interruption."""
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
+    """The stage of each operation, one after the other."""
     folder = tmp_path_factory.mktemp("stages")
     before = folder / "empty"
     before.mkdir()
@@ -35,38 +60,69 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pa
         after = folder / operation
         shutil.copytree(before, after)
         run(operation, after)
-        out[operation] = (before, after)
+        out[operation] = Stage(before, after)
         before = after
     return out
 
 
-def kill_rounds(stages: dict[str, tuple[Path, Path]], folder: Path, rounds: int, seed: int) -> dict[str, int]:
-    """Kills `rounds` writers; returns how often the old and the new snapshot were found afterwards."""
-    chance = random.Random(seed)
-    took = {operation: seconds_of(operation, stages[operation][0], folder) for operation in OPERATIONS}
-    seen = {"old": 0, "new": 0}
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Writers]:
+    with writers() as started:
+        yield started
+
+
+@dataclass
+class Kills:
+    """What was found after the kills of one operation."""
+
+    old: int = 0
+    new: int = 0
+    ended: int = 0  # of the new: the writer had ended before the kill
+
+    @property
+    def total(self) -> int:
+        return self.old + self.new
+
+
+def kill_rounds(operation: str, stage: Stage, writers: Writers, folder: Path, rounds: int) -> Kills:
+    """Kills `rounds` writers at random moments, every fifth just after the swap of CURRENT, and runs each again."""
+    chance = random.Random(f"{operation} {rounds}")
+    duration = seconds_of(operation, stage.before, writers, folder)
+    kills = Kills()
     for number in range(rounds):
-        operation = OPERATIONS[number % len(OPERATIONS)]
-        before, after = stages[operation]
-        path = folder / f"round-{number}"
-        shutil.copytree(before, path)
+        path = folder / f"{operation}-{number}"
+        shutil.copytree(stage.before, path)
         if number % 5 == 4:
-            kill_at_the_swap(operation, path)
+            kills.ended += kill_at_the_swap(operation, path, writers, pause=0.02 * chance.random())
         else:
-            kill_after(operation, path, 1.2 * chance.random() * took[operation])
-        found = state(path)
-        assert found in {state(before), state(after)}, f"round {number}: a mixture after killing {operation}"
-        seen["new" if found == state(after) else "old"] += 1
-        if found != state(after):
-            run(operation, path)
-        else:  # perhaps killed before it removed what no snapshot names any more: the next writer does
-            with writer_lock(path):
-                pass
-        assert {k: v for k, v in fingerprint(path).items() if not k.startswith(".building")} == fingerprint(after), (
-            number
-        )
+            kills.ended += kill_after(operation, path, writers, 1.1 * chance.random() * duration)
+        check_resumption(operation, path, stage, kills)
         shutil.rmtree(path)
-    return seen
+    return kills
+
+
+def check_resumption(operation: str, path: Path, stage: Stage, kills: Kills) -> None:
+    """After a kill there is the old or the new snapshot; the same command, run again, ends as if never killed."""
+    snapshot = state(path)
+    assert snapshot in stage.states, f"a mixture after killing {operation}"
+    if snapshot == stage.states[1]:
+        kills.new += 1
+        with writer_lock(path):  # perhaps killed before it removed what no snapshot names: the next writer does
+            pass
+        assert without_blocks(path) == stage.files
+        run("rebuild" if operation == "build" else operation, path)
+    else:
+        kills.old += 1
+        run(operation, path)
+        assert without_blocks(path) == stage.files
+    verify(path)
+    assert contents(path, with_name=False) == stage.documents
+    assert not list(path.rglob(".writing-*"))
+
+
+def without_blocks(path: Path) -> dict[str, str]:
+    """The fingerprint without the blocks of a build, which a writer that dies after its commit leaves to the next."""
+    return {name: digest for name, digest in fingerprint(path).items() if not name.startswith(".building")}
 
 
 def state(path: Path) -> str:
@@ -77,72 +133,110 @@ def state(path: Path) -> str:
         return "nothing"
 
 
-def writer(operation: str, path: Path) -> subprocess.Popen[str]:
-    """A process that is about to write: its imports are behind it."""
-    command = [sys.executable, support_faults.__file__, operation, str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begins\n"
-    return process
-
-
-def seconds_of(operation: str, before: Path, folder: Path) -> float:
-    """How long one unbroken run writes: the shorter of two, as the first may find cold caches."""
-    took = []
-    for number in range(2):
+def seconds_of(operation: str, before: Path, writers: Writers, folder: Path) -> float:
+    """How long one unbroken run takes: the shortest of three, as the first may find cold caches."""
+    durations = []
+    for number in range(3):
         path = folder / f"timing-{operation}-{number}"
         shutil.copytree(before, path)
-        with writer(operation, path) as process:
-            begin = time.monotonic()
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ended\n"
-            took.append(time.monotonic() - begin)
-        assert process.returncode == 0
+        begin = time.monotonic()
+        writers.start(operation, path)
+        assert writers.wait()
+        durations.append(time.monotonic() - begin)
         shutil.rmtree(path)
-    return min(took)
+    return min(durations)
 
 
-def kill_after(operation: str, path: Path, seconds: float) -> None:
-    process = writer(operation, path)
+def kill_after(operation: str, path: Path, writers: Writers, seconds: float) -> bool:
+    """Kills a writer after so many seconds; True if it had ended."""
+    pid = writers.start(operation, path)
     time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL)
+    return writers.kill(pid)
 
 
-def kill_at_the_swap(operation: str, path: Path) -> None:
-    """Kills the writer as soon as the pointer is seen to have changed, before it has tidied up."""
+def kill_at_the_swap(operation: str, path: Path, writers: Writers, pause: float) -> bool:
+    """Kills the writer a moment after the pointer has changed, while it tidies up; True if it had ended."""
     pointer = path / CURRENT
     before = pointer.read_bytes() if pointer.exists() else None
-    process = writer(operation, path)
-    while process.poll() is None and (not pointer.exists() or pointer.read_bytes() == before):
-        time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    pid = writers.start(operation, path)
+    deadline = time.monotonic() + 60
+    while (not pointer.exists() or pointer.read_bytes() == before) and time.monotonic() < deadline:
+        time.sleep(0.0002)
+    time.sleep(pause)
+    return writers.kill(pid)
 
 
-def test_killed_writers_leave_the_old_or_the_new_snapshot(stages: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
-    seen = kill_rounds(stages, tmp_path, 8, seed=11)
-    assert sum(seen.values()) == 8
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_killed_writer_leaves_the_old_or_the_new_snapshot_and_is_run_again(
+    operation: str, stages: dict[str, Stage], forked: Writers, tmp_path: Path
+) -> None:
+    assert kill_rounds(operation, stages[operation], forked, tmp_path, 5).total == 5
 
 
 @pytest.mark.slow
-def test_a_hundred_killed_writers_leave_the_old_or_the_new_snapshot(
-    stages: dict[str, tuple[Path, Path]], tmp_path: Path
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_two_hundred_killed_writers_are_run_again(
+    operation: str, stages: dict[str, Stage], forked: Writers, tmp_path: Path
 ) -> None:
-    seen = kill_rounds(stages, tmp_path, 100, seed=2026)
-    print(seen)
-    assert seen["old"] > 30
-    assert seen["new"] >= 20
+    kills = kill_rounds(operation, stages[operation], forked, tmp_path, 200)
+    print(f"{operation}: {kills.old} old, {kills.new} new, of which {kills.ended} had ended")
+    assert kills.old >= 60
+    assert kills.new >= 20
+    assert kills.ended <= 100
 
 
-def test_a_build_dies_after_every_block_and_ends_with_the_same_bytes(
-    stages: dict[str, tuple[Path, Path]], tmp_path: Path
+class Stop(BaseException):
+    """A death in the middle of a statement; unlike a signal it leaves the test running."""
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_writer_that_dies_while_it_removes_files_can_be_run_again(
+    operation: str, stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    unlink = os.unlink
+    for survivors in (0, 1, 3, 20):
+        path = tmp_path / f"{operation}-{survivors}"
+        shutil.copytree(stages[operation].before, path)
+        left = survivors
+
+        def dying(*args: Any, **options: Any) -> None:
+            nonlocal left
+            if not left:
+                raise Stop
+            left -= 1
+            unlink(*args, **options)
+
+        monkeypatch.setattr(os, "unlink", dying)
+        with contextlib.suppress(Stop):  # where there are fewer files to remove, it does not die
+            run(operation, path)
+        monkeypatch.undo()
+        check_resumption(operation, path, stages[operation], Kills())
+
+
+@pytest.mark.parametrize("operation", ["build", "add"])
+def test_a_block_of_which_a_file_is_missing_or_cut_is_made_again(
+    operation: str, stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / operation
+    shutil.copytree(stages[operation].before, path)
+
+    def fail(*args: object, **options: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(block_merging, "merge_segments", fail)
+    with pytest.raises(Stop):
+        run(operation, path)
+    monkeypatch.undo()
+    first, second, third, *_ = sorted((path / ".building").iterdir())
+    (first / "dense.values.npy").unlink()
+    (second / "manifest.json").unlink()
+    os.truncate(third / "documents.arrow", 10)
+    run(operation, path)
+    assert fingerprint(path) == stages[operation].files
+
+
+def test_a_build_dies_after_every_block_and_ends_with_the_same_bytes(stages: dict[str, Stage], tmp_path: Path) -> None:
     path = tmp_path / "often"
-
-    class Stop(BaseException):
-        pass
 
     def stop_after_one(progress: object) -> None:
         raise Stop
@@ -167,18 +261,18 @@ def test_a_build_dies_after_every_block_and_ends_with_the_same_bytes(
                 continue
             break
     run("build", path)
-    assert fingerprint(path) == fingerprint(stages["build"][1])
+    assert fingerprint(path) == stages["build"].files
 
 
 def test_a_disk_that_fills_up_costs_nothing_that_was_there(
-    stages: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = ArtifactWriter.add_array
     for operation in ("build", "add", "compact"):
-        before, after = stages[operation]
+        stage = stages[operation]
         for room in (0, 9, 40):
             path = tmp_path / f"{operation}-{room}"
-            shutil.copytree(before, path)
+            shutil.copytree(stage.before, path)
             left = room
 
             def add_array(self: ArtifactWriter, name: str, array: Any) -> None:
@@ -192,15 +286,15 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_there(
             with pytest.raises(OSError, match="No space left"):
                 run(operation, path)
             monkeypatch.undo()
-            assert state(path) == state(before)
+            assert state(path) == stage.states[0]
             assert not list(path.rglob(".writing-*"))
             run(operation, path)
-            assert fingerprint(path) == fingerprint(after)
+            assert fingerprint(path) == stage.files
 
 
-def test_a_reader_that_opened_before_keeps_its_snapshot(stages: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+def test_a_reader_that_opened_before_keeps_its_snapshot(stages: dict[str, Stage], tmp_path: Path) -> None:
     path = tmp_path / "served"
-    shutil.copytree(stages["build"][1], path)
+    shutil.copytree(stages["build"].after, path)
     with Collection.open(path) as old:
         ids = old.doc_ids(range(old.n_rows))
         for operation in ("add", "delete", "compact"):

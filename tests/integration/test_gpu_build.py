@@ -15,9 +15,9 @@ from support_faults import fingerprint
 
 from chamfer.core.types import Query, VectorKind
 from chamfer.indexing.build.builder import BuildConfig, BuildRun, build
-from chamfer.indexing.build.recall_floor import FloorConfig
 from chamfer.indexing.build.updates import add
 from chamfer.indexing.collection.collection import Collection
+from chamfer.indexing.collection.recall_report import FloorConfig
 from chamfer.indexing.families.registry import make_family
 
 ROOT = Path(__file__).resolve().parents[2]

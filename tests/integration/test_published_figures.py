@@ -21,7 +21,7 @@ Ranking = dict[str, list[str]]
 
 
 def judged(folder: Path, split: str) -> tuple[list[Qrel], list[Query]]:
-    qrels = [Qrel(*judgement) for judgement in read_qrels(folder, split)]
+    qrels = read_qrels(folder, split)
     asked = {qrel.query_id for qrel in qrels}
     return qrels, [query for query in read_queries(folder) if query.query_id in asked]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chamfer.core.artifact import MANIFEST, digest_of, open_artifact, write_artifact
+from chamfer.core.artifact import digest_of, find_artifact, open_artifact, write_artifact
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Reranker
 from chamfer.core.types import F32, AnchorScores, DenseVectors, Document, Query
@@ -99,7 +99,7 @@ class AnchorScorer:
     def _piece(self, documents: Sequence[Document]) -> F32:
         content = [[d.doc_id, d.title, d.text] for d in documents]
         path = self._folder / f"pairs-{digest_of(content, self.queries, self._reranker.fingerprint)[:40]}"
-        if not (path / MANIFEST).exists():
+        if find_artifact(path, _KIND) is None:
             scores = self._scores(self._asked, documents)
             with write_artifact(path, _KIND, {"documents": len(documents)}) as writer:
                 writer.add_array("scores", np.ascontiguousarray(scores))

@@ -2,7 +2,7 @@
 
 The anchor queries and the fingerprint of the model that scored them belong to the collection (its codec). Anchor items
 are chosen at opening among the live documents, by a rule that looks at documents alone, so that adding, deleting and
-compacting leave an index that equals one built afresh (ADR 7).
+compacting leave an index that equals one built afresh (ADR 9).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import Incompatible, InvalidInput
+from chamfer.core.protocols import Retriever
 from chamfer.core.types import (
     F32,
     I64,
@@ -29,9 +30,11 @@ from chamfer.core.types import (
     VectorKind,
 )
 from chamfer.indexing.families.dense import DenseConfig, DenseFamily
-from chamfer.indexing.families.family import Codec, OnCpu, SegmentPart, allowed_rows, starts_of
+from chamfer.indexing.families.family import OnCpu
 from chamfer.indexing.kernels.cur import QueryFit, fit_query, pick_diverse, shuffled
 from chamfer.indexing.kernels.topk import check_depth
+from chamfer.indexing.rows.merge import merge_rows
+from chamfer.indexing.rows.segment_part import Codec, SegmentPart, allowed_rows, starts_of
 
 _SAMPLE = 10_000
 
@@ -110,8 +113,7 @@ class CurFamily(OnCpu):
         return {**columns, "keys": np.frombuffer(b"".join(keys), dtype="<u8").astype(np.uint64)}
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-        keys = np.concatenate([np.asarray(part.arrays["keys"])[part.live_rows()] for part in parts])
-        return {**self._columns.merge(parts), "keys": keys}
+        return {**self._columns.merge(parts), **merge_rows(parts, ["keys"])}
 
     def open(self, parts: Sequence[SegmentPart]) -> CurRetriever:
         return CurRetriever(parts, self)
@@ -126,7 +128,7 @@ class CurFamily(OnCpu):
             raise Incompatible(f"{len(anchors.queries)} anchor queries are not the {len(self.queries)} of the channel")
 
 
-class CurRetriever:
+class CurRetriever(Retriever[DenseVectors]):
     """Score columns of all documents, and the fits that turn a query's few exact scores into estimates for all.
 
     `search` is ANNCUR without its reranking: queries are their scores with `anchor_items`.
@@ -169,8 +171,8 @@ class CurRetriever:
 
     def estimates(self, fit: QueryFit, guess: F32 | None = None) -> F32:
         """f32 [N] for every row, deleted ones included, of a fit to known scores."""
-        weights = fit.weights.astype(np.float32)[None, :]
-        out = self._columns.approximate(weights)[0] + np.float32(fit.bias)
+        weights = fit.weights.astype(np.float32)
+        out = self._columns.inner_products(weights) + np.float32(fit.bias)
         return np.asarray(out if guess is None else out + np.float32(fit.slope) * guess, dtype=np.float32)
 
     def usable(self, allowed: Bool | None) -> Bool:

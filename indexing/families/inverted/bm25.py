@@ -16,8 +16,9 @@ import numpy as np
 from chamfer.core.analysis import AnalysisConfig, Analyzer, term_hashes
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Expandable, Retriever
 from chamfer.core.types import I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
-from chamfer.indexing.families.family import SegmentPart, WithoutCodec
+from chamfer.indexing.families.family import WithoutCodec
 from chamfer.indexing.families.inverted.impact_index import (
     ImpactIndex,
     Postings,
@@ -27,7 +28,8 @@ from chamfer.indexing.families.inverted.impact_index import (
     union,
 )
 from chamfer.indexing.families.inverted.list_pruning import check_pruning
-from chamfer.indexing.kernels.impacts import Impacts
+from chamfer.indexing.kernels.impact_types import Impacts
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 _MOST = np.iinfo(np.uint8).max
 _LEAST_NORM = np.float32(1e-30)  # with k1 = 0: tf / (tf + norm) is then 1
@@ -97,7 +99,7 @@ class LexicalFamily(WithoutCodec):
         return LexicalRetriever(parts, self.config)
 
 
-class LexicalRetriever:
+class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
     """Exact BM25 (Kamphuis et al., ECIR 2020, "Lucene (accurate)", without the constant factor k1 + 1).
 
     A document gains idf tf / (tf + k1 (1 - b + b length / mean length)) from each of a query's terms. Queries come from

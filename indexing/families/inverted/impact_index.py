@@ -1,4 +1,4 @@
-"""What the channels `lexical` and `sparse` share: postings packed, merged and searched, whatever a term or a value is.
+"""What the channels `lexical` and `sparse` share: packing, merging and searching postings of any terms and values.
 
 A segment's arrays: terms [V] (names, ascending). By term: offsets i64 [V+1], documents u16 or i32 [Z], codes u8 [Z],
 largest [V]. By row: row_offsets i64 [N+1], row_terms u16 or i32 [Z] (places in `terms`, ascending in a row),
@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from chamfer.core.types import F32, I32, I64, Array, Bool, Candidates, SparseVectors, join_offsets, ragged_index
-from chamfer.indexing.families.family import SegmentPart, allowed_rows, locate, starts_of
 from chamfer.indexing.families.inverted.list_pruning import exact, lists_of, pruned
-from chamfer.indexing.kernels.impacts import Impacts, Part, Scratch, invert, narrow, search
+from chamfer.indexing.kernels.impact_types import Impacts, Scratch, SegmentIndex
+from chamfer.indexing.kernels.impacts import invert, narrow, search
 from chamfer.indexing.kernels.topk import check_depth
+from chamfer.indexing.rows.segment_part import SegmentPart, allowed_rows, locate, starts_of
 
 
 @dataclass(frozen=True, slots=True)
 class Postings:
-    """Postings that lie by row: names [V] ascending, places [Z] in them (ascending in a row), values [Z]."""
+    """Postings by row: names [V] ascending, places [Z] in `names` (ascending within a row), values [Z]."""
 
     row_offsets: I64
     names: Array
@@ -31,7 +32,7 @@ class Postings:
 
 
 def pack_postings(postings: Postings, codes: Array, weights: Array) -> dict[str, Array]:
-    """The arrays of a segment; names that nobody has are dropped. `largest` [V] are each list's largest weights."""
+    """The arrays of a segment. Drops names without postings; `largest` [V] holds the largest weight of each list."""
     used = np.bincount(postings.places, minlength=len(postings.names)) > 0
     names = postings.names[used]
     row_terms = narrow((np.cumsum(used) - 1)[postings.places], len(names))
@@ -53,8 +54,8 @@ def live_postings(parts: Sequence[SegmentPart]) -> Postings:
     names = union([part.arrays["terms"] for part in parts])
     offsets, places, values = [], [], []
     for part in parts:
-        index, own = ragged_index(np.asarray(part.arrays["row_offsets"]), part.live_rows())
-        offsets.append(own)
+        index, row_offsets = ragged_index(np.asarray(part.arrays["row_offsets"]), part.live_rows())
+        offsets.append(row_offsets)
         places.append(np.searchsorted(names, part.arrays["terms"])[part.arrays["row_terms"][index]])
         values.append(part.arrays["row_values"][index])
     return Postings(join_offsets(offsets), names, np.concatenate(places), np.concatenate(values))
@@ -88,43 +89,43 @@ class ImpactIndex:
         self._impacts = impacts
         self._numbers = numbers
         each = zip(impacts, numbers, self._starts[:-1].tolist(), strict=True)
-        opened = [Part(own, _inverse(terms, vocabulary), first) for own, terms, first in each]
-        self._searched = [part for part in opened if part.impacts.n_documents]
-        self._lists = lists_of(self._searched, vocabulary)
+        segments = [SegmentIndex(postings, _inverse(terms, vocabulary), first) for postings, terms, first in each]
+        self._segments = [segment for segment in segments if segment.impacts.n_documents]
+        self._lists = lists_of(self._segments, vocabulary)
         self._pool: deque[Scratch] = deque()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def search(self, queries: SparseVectors, weights: F32, k: int, allowed: Bool | None, pruning: float) -> Candidates:
-        """The k best rows a query; `weights` f32 [Zq] stand for the queries' own."""
+        """The k best rows a query; `weights` f32 [Zq] replace the queries' own."""
         check_depth(k)
         k = min(k, len(self))
         usable = allowed_rows(self._parts, allowed)
-        asked = exact(queries.terms, weights, queries.offsets)
+        weighted = exact(queries.terms, weights, queries.offsets)
         if pruning:
-            asked = pruned(self._lists, asked, pruning, k, usable)
+            weighted = pruned(self._lists, weighted, pruning, k, usable)
         try:
             scratch = self._pool.pop()
         except IndexError:
-            scratch = Scratch(self._searched, asked.rescored)
-        if scratch.rescored < asked.rescored:
-            scratch = Scratch(self._searched, asked.rescored)
-        found = search(self._searched, scratch, asked, k, usable)
-        self._pool.append(scratch)  # not after an error: it may not be clean
-        return _padded(*found)
+            scratch = Scratch(self._segments, weighted.rescored)
+        if scratch.rescored < weighted.rescored:
+            scratch = Scratch(self._segments, weighted.rescored)
+        answer = search(self._segments, scratch, weighted, k, usable)
+        self._pool.append(scratch)  # not after an error, which may leave it dirty
+        return _padded(*answer)
 
     def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
         """The stored vectors of rows (of BM25: term frequencies). InvalidInput for a row that does not exist."""
         part_of, local = locate(self._starts, np.asarray(rows, dtype=np.int64))
         weights, terms, lengths = [np.empty(0, np.float32)], [np.empty(0, np.int32)], []
         for number, row in zip(part_of.tolist(), local.tolist(), strict=True):
-            own = self._impacts[number]
-            span = slice(int(own.row_offsets[row]), int(own.row_offsets[row + 1]))
-            values = own.row_values[span].astype(np.float32)
-            scaled = own.row_values.dtype == np.uint8 and not own.saturating
-            weights.append(values * own.norms[row] if scaled else values)
-            terms.append(self._numbers[number][own.row_terms[span]].astype(np.int32))
+            impacts = self._impacts[number]
+            span = slice(int(impacts.row_offsets[row]), int(impacts.row_offsets[row + 1]))
+            values = impacts.row_values[span].astype(np.float32)
+            scaled = impacts.row_values.dtype == np.uint8 and not impacts.saturating
+            weights.append(values * impacts.norms[row] if scaled else values)
+            terms.append(self._numbers[number][impacts.row_terms[span]].astype(np.int32))
             lengths.append(span.stop - span.start)
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -142,7 +143,10 @@ def _padded(rows: I64, scores: F32, counts: I64) -> Candidates:
 
 
 def _inverse(numbers: Array, vocabulary: int) -> I32:
-    """A segment's place of each term of the vocabulary, -1 where it has none, last for unknown terms: i32 [V+1]."""
-    out = np.full(vocabulary + 1, -1, dtype=np.int32)
-    out[numbers] = np.arange(len(numbers), dtype=np.int32)
-    return out
+    """The segment's number of each term of the vocabulary i32 [V+1], -1 if it has no such term; last, unknown terms.
+
+    numbers [V of the segment]: the vocabulary's number of each term of the segment.
+    """
+    local = np.full(vocabulary + 1, -1, dtype=np.int32)
+    local[numbers] = np.arange(len(numbers), dtype=np.int32)
+    return local

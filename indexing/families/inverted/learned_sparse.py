@@ -10,11 +10,14 @@ import numpy as np
 
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import InvalidInput
+from chamfer.core.protocols import Expandable, Retriever
 from chamfer.core.types import F32, I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
-from chamfer.indexing.families.family import SegmentPart, WithoutCodec
+from chamfer.indexing.families.family import WithoutCodec
 from chamfer.indexing.families.inverted.impact_index import ImpactIndex, Postings, live_postings, pack_postings
 from chamfer.indexing.families.inverted.list_pruning import check_pruning
-from chamfer.indexing.kernels.impacts import Impacts, quantise
+from chamfer.indexing.kernels.impact_types import Impacts
+from chamfer.indexing.kernels.impacts import quantise
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class SparseFamily(WithoutCodec):
         return SparseRetriever(parts, self.config)
 
 
-class SparseRetriever:
+class SparseRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
     """Inner products of sparse queries with all rows' vectors; rows that share no term are not returned."""
 
     stored_kind: ClassVar[VectorKind] = VectorKind.SPARSE

@@ -1,8 +1,9 @@
-"""Which lists a pruned search reads, and where it pays: the choice of the index, by the lengths of its lists.
+"""Which postings lists a pruned search reads, and when pruning is worthwhile.
 
-A query's lists are read in the order of what they could give a row at most, divided by the root of their length, until
-the rest could give no more than the share `pruning`; the rows with the largest sums are then scored by all terms. Long
-lists of light terms are what learned sparse queries spend their time on and what decides least.
+A query's lists are read in descending order of the largest contribution that they can make to a row, divided by the
+square root of their length, until the remaining lists can contribute no more than the share `pruning`. The rows with
+the largest sums are then scored by all terms. Learned sparse queries spend most of their time on long lists of light
+terms, which matter least to the ranking.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import F32, I32, I64, Array, Bool
-from chamfer.indexing.kernels.impacts import Asked, Part
+from chamfer.indexing.kernels.impact_types import Queries, SegmentIndex
 
-RESCORED = 200  # rows that are scored by all terms, at least; and so many times k
+RESCORED = 200  # rows that are scored by all terms: at least so many, and at least RESCORED_FACTOR k
 RESCORED_FACTOR = 8
-ROW_POSTINGS = 1500  # one such row, somewhere in memory, costs as much as this many postings of a list
+ROW_POSTINGS = 1500  # scoring a row, scattered in memory, costs as much as reading so many postings of a list
 
 
 def check_pruning(name: str, pruning: float) -> None:
@@ -29,51 +30,52 @@ def check_pruning(name: str, pruning: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """Over all segments, of each term and (last) of unknown ones: postings f64 [V+1], and the most that a row has of
-    it, f64 [V+1]."""
+    """Of each term and, last, of unknown terms, over all segments: the number of postings f64 [V+1], and the largest
+    weight in a row, f64 [V+1]."""
 
     postings: Array
     most: Array
 
 
-def lists_of(parts: Sequence[Part], vocabulary: int) -> Lists:
-    """Lengths and largest weights of all lists, those of the parts together."""
+def lists_of(segments: Sequence[SegmentIndex], vocabulary: int) -> Lists:
+    """Lengths and largest weights of the lists of all segments together."""
     postings, most = np.zeros(vocabulary + 1), np.zeros(vocabulary + 1)
-    for part in parts:
-        known = np.flatnonzero(part.local >= 0)
-        own = part.local[known]
-        postings[known] += np.diff(part.impacts.offsets)[own]
-        most[known] = np.maximum(most[known], part.impacts.largest[own])
+    for segment in segments:
+        terms = np.flatnonzero(segment.local >= 0)
+        local = segment.local[terms]
+        postings[terms] += np.diff(segment.impacts.offsets)[local]
+        most[terms] = np.maximum(most[terms], segment.impacts.largest[local])
     return Lists(postings, most)
 
 
-def exact(terms: I32, weights: F32, offsets: I64) -> Asked:
-    """Queries whose exact best rows are wanted."""
-    return Asked(terms, weights, offsets, np.zeros(len(offsets) - 1, dtype=np.int64), 0)
+def exact(terms: I32, weights: F32, offsets: I64) -> Queries:
+    """Queries for an exact search."""
+    return Queries(terms, weights, offsets, np.zeros(len(offsets) - 1, dtype=np.int64), 0)
 
 
-def pruned(lists: Lists, asked: Asked, pruning: float, k: int, allowed: Bool | None) -> Asked:
+def pruned(lists: Lists, queries: Queries, pruning: float, k: int, allowed: Bool | None) -> Queries:
     """The queries with their terms in the order of reading, and the number of lists that each reads.
 
-    A query stays exact where less would be saved than twice what scoring costs: in small collections, and where a
-    filter leaves so few rows that they can all be scored.
+    A query stays exact if pruning would save less than twice what rescoring costs: in small collections, and where a
+    filter leaves so few rows that all of them can be scored.
     """
     rescored = max(RESCORED, RESCORED_FACTOR * k)
-    scoring = ROW_POSTINGS * rescored
-    if allowed is not None and ROW_POSTINGS * np.count_nonzero(allowed) < scoring:
-        return asked
-    terms, weights, reads = asked.terms.copy(), asked.weights.copy(), asked.reads.copy()
-    for query, (start, stop) in enumerate(zip(asked.offsets[:-1].tolist(), asked.offsets[1:].tolist(), strict=True)):
-        own = slice(start, stop)
-        postings = lists.postings.take(asked.terms[own], mode="clip")
-        bounds = lists.most.take(asked.terms[own], mode="clip") * asked.weights[own]
+    rescoring = ROW_POSTINGS * rescored
+    if allowed is not None and ROW_POSTINGS * np.count_nonzero(allowed) < rescoring:
+        return queries
+    terms, weights, reads = queries.terms.copy(), queries.weights.copy(), queries.reads.copy()
+    ends = zip(queries.offsets[:-1].tolist(), queries.offsets[1:].tolist(), strict=True)
+    for query, (start, stop) in enumerate(ends):
+        span = slice(start, stop)
+        postings = lists.postings.take(queries.terms[span], mode="clip")
+        bounds = lists.most.take(queries.terms[span], mode="clip") * queries.weights[span]
         order = np.argsort(-bounds / np.sqrt(np.maximum(postings, 1)), kind="stable")
         reached = np.cumsum(bounds[order])
         if stop == start or reached[-1] <= 0:
             continue
         read = int(np.searchsorted(reached, (1 - pruning) * reached[-1])) + 1
-        if postings[order[read:]].sum() < 2 * scoring:
+        if postings[order[read:]].sum() < 2 * rescoring:
             continue
-        terms[own], weights[own] = terms[own][order], weights[own][order]
+        terms[span], weights[span] = terms[span][order], weights[span][order]
         reads[query] = read
-    return Asked(terms, weights, asked.offsets, reads, rescored)
+    return Queries(terms, weights, queries.offsets, reads, rescored)

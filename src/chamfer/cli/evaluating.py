@@ -155,7 +155,7 @@ def _evaluate(
     from chamfer.service.search.presets import DEFAULT_PRESET
 
     names = measures.split()
-    qrels = [Qrel(*qrel) for qrel in read_qrels(queries, split)]
+    qrels = read_qrels(queries, split)
     judged = {qrel.query_id for qrel in qrels}
     asked = [query for query in read_queries(queries) if query.query_id in judged]
     if not asked:

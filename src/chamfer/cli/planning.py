@@ -91,15 +91,14 @@ def draw_sample(corpus: str, size: int) -> tuple[list[Document], int]:
 
 def _queries(corpus: str, named: Path | None, documents: Sequence[Document], n: int) -> tuple[list[Query], list[Qrel]]:
     """(n queries at random, judged ones where there are judgements; their judgements)."""
-    from chamfer.core.evaluation import Qrel
     from chamfer.indexing.build.corpus import read_qrels, read_queries
-    from chamfer.indexing.build.recall_floor import made_up_queries
+    from chamfer.indexing.build.recall_floor import sampled_queries
 
     source = named
     if source is None and (Path(corpus) / "queries.jsonl").exists():
         source = Path(corpus)
     if source is None:
-        made = made_up_queries(documents, n)
+        made = sampled_queries(documents, n)
         if not made:
             raise InvalidInput("no document of the sample has any text: name queries with --queries")
         return made, []
@@ -107,7 +106,7 @@ def _queries(corpus: str, named: Path | None, documents: Sequence[Document], n: 
     qrels: list[Qrel] = []
     if source.is_dir():
         try:
-            qrels = [Qrel(*judgement) for judgement in read_qrels(source, "test")]
+            qrels = read_qrels(source, "test")
         except NotFound:
             qrels = []
         judged = {qrel.query_id for qrel in qrels}

@@ -13,8 +13,8 @@ from chamfer.cli import printing
 from chamfer.core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from chamfer.indexing.build.recall_floor import ChannelRecall
     from chamfer.indexing.collection.collection import Collection
+    from chamfer.indexing.collection.recall_report import ChannelRecall
 
 CollectionArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A collection.")]
 CorpusArgument = Annotated[
@@ -193,7 +193,7 @@ def _inspect(
 
 def describe(collection: Collection) -> dict[str, Any]:
     """The facts of an opened collection as plain values; `searches`: what is in force where the size decides it."""
-    from chamfer.indexing.families.multivector import MultivectorRetriever
+    from chamfer.indexing.families.multivector.retriever import MultivectorRetriever
 
     return {
         "snapshot": collection.snapshot,

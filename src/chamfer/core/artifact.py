@@ -1,11 +1,12 @@
-"""A directory with a manifest: the one way in which Chamfer writes to disk, and opens what it wrote.
+"""A directory with a manifest: the one way in which Chamfer writes to disk and opens what it wrote.
 
-Writing goes to a sibling temporary directory; every file is synced; `manifest.json` comes last; one rename
-publishes the whole. A directory without a manifest does not exist. Opening checks format version, kind, names, sizes
-and the manifest's own SHA-256 always, that of the files on request. Nothing in a published artifact is ever edited.
-Manifests hold no clock time, so that equal inputs give equal bytes.
+An artifact is written to a temporary directory beside its target. Every file is synced, `manifest.json` is written
+last, and one rename publishes the directory; one rename also takes it away (`remove_directory`). A directory without a
+manifest counts as absent. Opening always checks the format version, the kind, the names and sizes of the files and the
+manifest's own SHA-256; the SHA-256 of the files is checked on request. A published artifact is never edited.
+Manifests hold no timestamps, so that equal inputs give equal bytes.
 
-Formats before OLDEST_FORMAT are of before the first release and no longer read.
+Formats older than OLDEST_FORMAT predate the first release and are not read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from chamfer.core.errors import Conflict, Corrupt, Incompatible, InvalidInput, NotFound
+from chamfer.core.mapped_files import map_array
 from chamfer.core.types import Array
 
 FORMAT_VERSION = 3
@@ -88,15 +90,13 @@ class Artifact:
         return sum(int(entry["bytes"]) for entry in self.files.values())
 
     def array(self, name: str) -> Array:
-        """NAME.npy, memory-mapped read-only."""
+        """NAME.npy, read-only: memory-mapped, or read if it is small. No descriptor stays open."""
         path = self.file(f"{name}.npy")
         try:
-            mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return mapped
+            return map_array(path)
+        except FileNotFoundError:
+            raise Corrupt(_missing(path)) from None
         except ValueError as error:
-            if path.stat().st_size and "mmap" in str(error):  # numpy cannot map an empty array
-                empty: Array = np.load(path, allow_pickle=False)
-                return empty
             raise Corrupt(f"{path} is not a readable array: {error}") from error
 
     def file(self, name: str) -> Path:
@@ -115,10 +115,10 @@ class Artifact:
     def verify(self) -> None:
         """Corrupt if the SHA-256 of any file differs from the manifest."""
         for name, entry in self.files.items():
-            found = file_digest(self.path / name)
-            if found != entry["sha256"]:
+            digest = file_digest(self.path / name)
+            if digest != entry["sha256"]:
                 raise Corrupt(
-                    f"{self.path / name} has SHA-256 {found[:16]}…, expected {entry['sha256'][:16]}…: "
+                    f"{self.path / name} has SHA-256 {digest[:16]}…, expected {entry['sha256'][:16]}…: "
                     "its bytes changed after it was written; restore it from a copy or build again"
                 )
 
@@ -185,8 +185,36 @@ def open_artifact(path: Path, kind: str, *, verify: bool = False) -> Artifact:
     return artifact
 
 
+def find_artifact(path: Path, kind: str) -> Artifact | None:
+    """The artifact at `path` if it is there with all of its files; None if it has to be made.
+
+    For intermediate results that can be made again: what is damaged, of another format or of another kind is removed.
+    """
+    try:
+        return open_artifact(path, kind)
+    except (NotFound, Corrupt, Incompatible):
+        remove_directory(path)
+        return None
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory such that a process killed at any moment leaves it whole or gone, never in part.
+
+    One rename gives it the name of a temporary directory; `discard_temporaries` clears what a kill leaves of that.
+    Does nothing if there is no such directory.
+    """
+    aside = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-removed"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    sync_directory(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def discard_temporaries(directory: Path) -> None:
-    """Removes what killed writers left. Only for the holder of the writer lock."""
+    """Removes what killed writers left in `directory`. Only for the holder of the writer lock."""
     if directory.is_dir():
         for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -254,10 +282,15 @@ def _manifest_digest(manifest: Mapping[str, Any]) -> str:
 def _check_sizes(artifact: Artifact) -> None:
     for name, entry in artifact.files.items():
         try:
-            found = (artifact.path / name).stat().st_size
+            size = (artifact.path / name).stat().st_size
         except FileNotFoundError:
-            raise Corrupt(f"{artifact.path / name} is missing; the manifest lists it") from None
-        if found != entry["bytes"]:
+            raise Corrupt(_missing(artifact.path / name)) from None
+        if size != entry["bytes"]:
             raise Corrupt(
-                f"{artifact.path / name} has {found} bytes, the manifest says {entry['bytes']}: truncated or altered"
+                f"{artifact.path / name} has {size} bytes, the manifest says {entry['bytes']}: truncated or altered; "
+                "restore it from a copy or build again"
             )
+
+
+def _missing(path: Path) -> str:
+    return f"{path} is missing; the manifest lists it; restore it from a copy or build again"

@@ -1,6 +1,7 @@
-"""Runs and judgements to measures, through ir_measures; significance between two runs; TREC run files.
+"""Evaluates runs against relevance judgements with ir_measures; significance of differences; TREC run files.
 
-A measure is named as in papers (`nDCG@10`, `R@100`, `AP`, `RR@10`), a run is a list of `ir_measures.ScoredDoc`.
+Measures are named as in papers (`nDCG@10`, `R@100`, `AP`, `RR@10`). A run is a sequence of `ScoredDoc`, judgements are
+a sequence of `Qrel`: tuples of ir_measures' own shape.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ DEFAULT_MEASURES = ("nDCG@10", "R@100")
 
 
 class ScoredDoc(NamedTuple):
-    """One line of a run, in ir_measures' own shape."""
+    """One line of a run."""
 
     query_id: str
     doc_id: str
@@ -27,7 +28,7 @@ class ScoredDoc(NamedTuple):
 
 
 class Qrel(NamedTuple):
-    """One judgement, in ir_measures' own shape."""
+    """One relevance judgement: a line of a qrels file."""
 
     query_id: str
     doc_id: str
@@ -36,7 +37,7 @@ class Qrel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Measure name -> (query_id -> value); every judged query is there, those without hits with 0."""
+    """Values by measure and query_id; every judged query is present, with 0 if it has no hits."""
 
     per_query: Mapping[str, Mapping[str, float]]
 
@@ -46,7 +47,7 @@ class Evaluation:
 
 
 def parse_measures(names: Sequence[str]) -> list[Any]:
-    """ir_measures' objects for the names; InvalidInput for one it does not know."""
+    """The measures of ir_measures with these names; InvalidInput for an unknown one."""
     import ir_measures
 
     measures = []
@@ -61,15 +62,16 @@ def parse_measures(names: Sequence[str]) -> list[Any]:
 def evaluate(run: Sequence[ScoredDoc], qrels: Sequence[Qrel], measures: Sequence[str] = DEFAULT_MEASURES) -> Evaluation:
     """The value of each measure for each judged query.
 
-    Queries of the run without judgements are left out; judged queries that the run lacks count 0.
+    Queries without judgements are ignored; judged queries that are missing from the run count 0. Raises InvalidInput if
+    there are no judgements or a measure is unknown.
     """
     import ir_measures
 
     objects = parse_measures(measures)
-    judged = sorted({qrel.query_id for qrel in qrels})
-    if not judged:
-        raise InvalidInput("there are no judgements: nothing can be evaluated")
-    values: dict[str, dict[str, float]] = {str(measure): dict.fromkeys(judged, 0.0) for measure in objects}
+    query_ids = sorted({qrel.query_id for qrel in qrels})
+    if not query_ids:
+        raise InvalidInput("there are no judgements, so nothing can be evaluated; expected at least one qrel")
+    values: dict[str, dict[str, float]] = {str(measure): dict.fromkeys(query_ids, 0.0) for measure in objects}
     for metric in ir_measures.iter_calc(objects, qrels, run):
         values[str(metric.measure)][metric.query_id] = float(metric.value)
     return Evaluation(values)
@@ -78,12 +80,16 @@ def evaluate(run: Sequence[ScoredDoc], qrels: Sequence[Qrel], measures: Sequence
 def significance(first: Mapping[str, float], second: Mapping[str, float], seed: int = 0) -> float:
     """Two-sided p-value of the paired randomisation test on the mean difference (Smucker et al., CIKM 2007).
 
-    10,000 random sign flips from `seed`; exact where there are fewer. Both must hold the same queries.
+    Uses 10,000 random sign flips drawn with `seed`, or all of them where there are fewer. Raises InvalidInput unless
+    both have the same queries.
     """
     from scipy.stats import permutation_test
 
     if first.keys() != second.keys():
-        raise InvalidInput("significance needs the same queries on both sides")
+        raise InvalidInput(
+            f"significance compares the same queries: the first run has {len(first)}, the second {len(second)}, and "
+            f"{len(first.keys() & second.keys())} are in both"
+        )
     a = np.array([first[query_id] for query_id in sorted(first)])
     b = np.array([second[query_id] for query_id in sorted(second)])
     if np.array_equal(a, b):
@@ -107,19 +113,19 @@ def significance(first: Mapping[str, float], second: Mapping[str, float], seed: 
 
 
 def strictly_falling(scores: F32) -> F32:
-    """Scores f32 [K] in rank order, ties lowered by single float steps.
+    """Scores f32 [K] in rank order, with ties broken by lowering scores to the next smaller float.
 
-    trec_eval ignores the rank column and breaks ties by doc_id; strictly falling scores keep the order served.
+    trec_eval ignores the rank column and breaks ties by doc_id; strictly falling scores preserve the ranking.
     """
-    out = np.array(scores, dtype=np.float32)
-    for i in range(1, len(out)):
-        if out[i] >= out[i - 1]:
-            out[i] = np.nextafter(out[i - 1], np.float32(-np.inf))
-    return out
+    falling = np.array(scores, dtype=np.float32)
+    for i in range(1, len(falling)):
+        if falling[i] >= falling[i - 1]:
+            falling[i] = np.nextafter(falling[i - 1], np.float32(-np.inf))
+    return falling
 
 
 def write_run(path: Path, run: Iterable[ScoredDoc], tag: str) -> None:
-    """A TREC run file: `qid Q0 docid rank score tag`, ranks from 1 in the order given."""
+    """Writes a TREC run file: `qid Q0 docid rank score tag`, with ranks from 1 in the given order."""
     rank: dict[str, int] = {}
     with path.open("w", encoding="utf-8") as file:
         for query_id, doc_id, score in run:
@@ -132,7 +138,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)
     highest = 0.0
-    for place, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[i]))
+    for position, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - position) * p_values[i]))
         adjusted[i] = highest
     return adjusted

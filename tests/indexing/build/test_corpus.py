@@ -63,7 +63,7 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
         ('{"text": "no id"}', "there is no id"),
         ('{"_id": 1.5, "text": ""}', "_id is 1.5"),
         ('{"_id": true, "text": ""}', "_id is True"),
-        ('{"_id": "", "text": ""}', "not empty"),
+        ('{"_id": "", "text": ""}', "non-empty"),
         ("[1]", "found list"),
         ("{broken", "not JSON"),
         ('{"_id": "z", "metadata": []  , "x": NaN}', "x is nan"),

@@ -14,9 +14,10 @@ from support_faults import fingerprint
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query, VectorKind
 from chamfer.indexing.build.builder import BuildConfig, BuildRun, build, overlapped
-from chamfer.indexing.build.recall_floor import ChannelRecall, FloorConfig, made_up_queries
+from chamfer.indexing.build.recall_floor import sampled_queries
 from chamfer.indexing.build.updates import add, compact, delete
 from chamfer.indexing.collection.collection import Collection
+from chamfer.indexing.collection.recall_report import ChannelRecall, FloorConfig
 
 DOCUMENTS = [d for d in make_documents(330, seed=9) if d.content][:240]
 SMALL_FDE = {"repetitions": 2, "k_sim": 1, "d_proj": 2}
@@ -39,7 +40,7 @@ def test_an_encoding_below_the_floor_is_refused_with_its_recall_and_what_would_h
         build(DOCUMENTS, tmp_path / "c", encoder=HashEncoder(), config=config(SMALL_FDE, 0.95))
     said = caught.value.detail
     for part in (
-        "channel 'fde' holds",
+        "channel 'fde' finds",
         "in 20 candidates",
         "128 documents",
         "build.floor.recall = 0.95",
@@ -154,7 +155,7 @@ def test_an_empty_corpus_and_documents_without_words_are_built_and_nothing_is_me
 def test_a_known_size_counts_before_the_rest_is_encoded(tmp_path: Path) -> None:
     settings = config(GOOD_FDE, 0.6)
     build(DOCUMENTS, tmp_path / "sample", encoder=HashEncoder(), config=settings)
-    with pytest.raises(InvalidInput, match=r"expected .* over 100,000,000"):
+    with pytest.raises(InvalidInput, match=r"is expected over 100,000,000"):
         build(DOCUMENTS, tmp_path / "c", encoder=HashEncoder(), config=settings, run=BuildRun(total=100_000_000))
 
 
@@ -166,14 +167,14 @@ def test_recall_at_a_size_is_that_of_the_depth_it_is_worth() -> None:
     assert found.at(10**9) == 0.0
 
 
-def test_made_up_queries_are_stretches_of_documents_and_the_same_every_time() -> None:
-    queries = made_up_queries(DOCUMENTS, 40)
-    assert queries == made_up_queries(DOCUMENTS, 40)
+def test_sampled_queries_are_stretches_of_documents_and_the_same_every_time() -> None:
+    queries = sampled_queries(DOCUMENTS, 40)
+    assert queries == sampled_queries(DOCUMENTS, 40)
     contents = [" ".join(d.content.split()) for d in DOCUMENTS]
     for query in queries:
         assert len(query.text.split()) <= 12
         assert any(query.text in content for content in contents)
-    assert made_up_queries([Document("a")], 3) == []
+    assert sampled_queries([Document("a")], 3) == []
 
 
 def test_a_floor_that_cannot_be_is_refused() -> None:

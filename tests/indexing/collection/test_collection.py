@@ -22,7 +22,7 @@ from chamfer.indexing.build.builder import BuildConfig, BuildProgress, BuildRun,
 from chamfer.indexing.build.updates import add, compact, delete, verify
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.filters import parse_condition
-from chamfer.indexing.collection.snapshot import writer_lock
+from chamfer.indexing.collection.writer import writer_lock
 
 ENCODER = HashEncoder()
 

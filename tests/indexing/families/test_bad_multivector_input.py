@@ -21,8 +21,9 @@ from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import Document, Encoding, Query, TokenVectors, VectorKind
 from chamfer.indexing.build.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
-from chamfer.indexing.families.family import Family, SegmentPart
+from chamfer.indexing.families.family import Family
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.networks.token_pooling import parse_pooling, pool
 
 N, DIM = 60, 16

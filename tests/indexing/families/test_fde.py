@@ -12,10 +12,11 @@ import torch
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import Document, Encoding, TokenVectors
-from chamfer.indexing.families.family import SegmentPart
-from chamfer.indexing.families.fde import FdeConfig, FdeFamily
+from chamfer.indexing.families.fde.encoder import FdeConfig
+from chamfer.indexing.families.fde.family import FdeFamily
 from chamfer.indexing.families.registry import make_family
 from chamfer.indexing.kernels.product import quantise, reconstruct, scan_codes, train_codebooks
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 DIM = 32
 

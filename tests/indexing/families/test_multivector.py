@@ -14,10 +14,11 @@ from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import Encoding, Query, TokenVectors, VectorKind
 from chamfer.indexing.build.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
-from chamfer.indexing.families import multivector
-from chamfer.indexing.families.family import SegmentPart
-from chamfer.indexing.families.multivector import MultivectorConfig, MultivectorFamily, most_candidates
+from chamfer.indexing.families.multivector import config as multivector_config
+from chamfer.indexing.families.multivector.config import MultivectorConfig, most_candidates
+from chamfer.indexing.families.multivector.family import MultivectorFamily
 from chamfer.indexing.families.registry import make_family
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 N = 300
 
@@ -110,8 +111,8 @@ def part_of(n: int) -> SegmentPart:
 
 
 def test_the_limit_of_the_size_is_what_a_search_keeps_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multivector, "LEAST_CANDIDATES", 20)
-    monkeypatch.setattr(multivector, "FEW_DOCUMENTS", 37)
+    monkeypatch.setattr(multivector_config, "LEAST_CANDIDATES", 20)
+    monkeypatch.setattr(multivector_config, "FEW_DOCUMENTS", 37)
     retriever = opened(centroids=40, margin=1)
     assert retriever.params["candidates"] == 81  # 20 x (300 / 37)^(2/3)
     found = retriever.search(QUERIES, 40)

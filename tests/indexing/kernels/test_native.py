@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from chamfer.indexing.kernels import _native, _numba
+from chamfer.indexing.kernels.dot import dots, products
 from chamfer.indexing.kernels.maxsim import fast_error, maxsim_fast, maxsim_rows
 from chamfer.indexing.kernels.scan import quantise_rows, scan_half, scan_int8
 
@@ -90,3 +93,36 @@ def test_rounded_codes_are_within_half_a_step() -> None:
     codes, scales = quantise_rows(values)
     assert (np.abs(codes * scales[:, None] - values) <= scales[:, None] * 0.5001).all()
     assert not codes[4].any()
+
+
+@pytest.mark.parametrize("with_library", [pytest.param(True, marks=needs_library), False])
+@pytest.mark.parametrize(("n", "dim", "n_queries"), [(1, 1, 1), (5, 17, 3), (70, 384, 1), (33, 100, 16), (4, 16, 5)])
+def test_products_with_float16_rows_are_inner_products(
+    n: int, dim: int, n_queries: int, with_library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_library:
+        monkeypatch.setattr(_native, "load", lambda instructions: None)
+    rng = np.random.default_rng(n)
+    halves = rng.standard_normal((n, dim)).astype(np.float16)
+    queries = rng.standard_normal((n_queries, dim)).astype(np.float32)
+    expected = queries.astype(np.float64) @ halves.astype(np.float64).T
+    np.testing.assert_allclose(products(halves, queries), expected, rtol=1e-4, atol=1e-4)
+    assert products(halves[:0], queries).shape == (n_queries, 0)
+    np.testing.assert_array_equal(dots(halves, queries[0]), dots(halves.astype(np.float32), queries[0]))
+
+
+@pytest.mark.parametrize("with_library", [pytest.param(True, marks=needs_library), False])
+@pytest.mark.parametrize("n_queries", [1, 4])
+def test_products_with_float16_rows_hold_no_float32_copy_of_them(
+    n_queries: int, with_library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_library:
+        monkeypatch.setattr(_native, "load", lambda instructions: None)
+    halves = np.zeros((20_000, 384), dtype=np.float16)
+    queries = np.zeros((n_queries, 384), dtype=np.float32)
+    products(halves[:10], queries)  # compiles
+    tracemalloc.start()
+    products(halves, queries)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * halves.nbytes / 10

@@ -12,6 +12,7 @@ import pytest
 import structlog
 from support_service import FakeCollection, collection, pipeline
 
+from chamfer.core.artifact import replace_file
 from chamfer.core.errors import Corrupt, Unavailable
 from chamfer.service.runtime.batching import BatchingConfig
 from chamfer.service.runtime.collection_server import ServedCollection, ServedResult
@@ -31,7 +32,7 @@ class Shelf:
         self.publish(1)
 
     def publish(self, number: int) -> None:
-        (self.path / "CURRENT").write_text(f"snapshot-{number:06d}")
+        replace_file(self.path / "CURRENT", f"snapshot-{number:06d}")  # as a commit does: `write_text` empties it first
 
     def __call__(self, path: Path) -> Pipeline:
         self.attempts += 1

@@ -15,7 +15,7 @@ from chamfer.core.types import Document, Query
 from chamfer.indexing.build.builder import BuildRun, build
 from chamfer.indexing.build.updates import add, compact, delete
 from chamfer.indexing.collection.collection import Collection
-from chamfer.indexing.collection.snapshot import CollectionConfig
+from chamfer.indexing.collection.config import CollectionConfig
 from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.plans import Plan
 from chamfer.service.search.request import SearchRequest, SearchResult

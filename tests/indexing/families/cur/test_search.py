@@ -11,8 +11,8 @@ from chamfer.core.errors import InvalidInput
 from chamfer.core.types import AnchorScores, Candidates, DenseVectors, Document, Encoding
 from chamfer.indexing.families.cur.family import CurConfig, CurFamily, CurRetriever
 from chamfer.indexing.families.cur.search import CurSearch, search
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.kernels.topk import as_candidates, best
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 N_ITEMS, N_ANCHORS = 400, 40
 METHODS = ("anncur", "adacur", "axn")

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Encoding, SparseVectors
-from chamfer.indexing.families.family import SegmentPart
 from chamfer.indexing.families.inverted import list_pruning as pruning
 from chamfer.indexing.families.registry import make_family
 from chamfer.indexing.kernels import _native_impacts
 from chamfer.indexing.kernels.impacts import quantise
+from chamfer.indexing.rows.segment_part import SegmentPart
 
 VOCABULARY = 40
 # Weights of few values, so that scores tie.

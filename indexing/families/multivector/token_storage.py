@@ -1,6 +1,6 @@
-"""Token vectors as a segment keeps them: floats, or codes of 2, 3, 4 or 8 bits a dimension and centroid ids.
+"""Token vectors as a segment stores them: floats, or codes of 2, 3, 4 or 8 bits a dimension, and centroid ids.
 
-Codes are decoded block by block into float16 and meet the same MaxSim as stored floats do.
+Codes are decoded block by block into float16 and scored by the same MaxSim as stored floats.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from chamfer.core.artifact import ArrayStream
-from chamfer.core.types import F32, I64, Array, join_offsets
-from chamfer.indexing.families.family import SegmentPart
-from chamfer.indexing.kernels.centroids import scan
+from chamfer.core.types import F32, I64, Array, join_offsets, ragged_index
 from chamfer.indexing.kernels.codes import TokenCodec, decode, maxsim_codes
 from chamfer.indexing.kernels.maxsim import maxsim_fast, maxsim_rows
+from chamfer.indexing.rows.segment_part import SegmentPart
 
-PER_TOKEN = ("values", "centroid_ids", "scales")  # every other array of the family is small
+PER_TOKEN = ("values", "centroid_ids", "scales")  # arrays with an entry a token; every other array is small
 
 _MERGE_BYTES = 32 << 20
 _DECODED_TOKENS = 4096  # 1 MB of 128 dimensions: still in the second cache when MaxSim reads it
@@ -29,7 +28,7 @@ class StoredTokens:
     with centroids centroid_ids u16 [T]."""
 
     def __init__(self, arrays: Mapping[str, Array], codec: TokenCodec | None) -> None:
-        # Views, not copies: compiled code takes plain arrays, and offsets are read often.
+        # Views, because compiled code takes plain arrays; offsets are read often, and copied.
         self._values = np.asarray(arrays["values"])
         self._offsets = np.array(arrays["offsets"])
         self._ids = np.asarray(arrays.get("centroid_ids", np.empty(0, np.uint16)))
@@ -49,12 +48,12 @@ class StoredTokens:
         return decode(arrays, self._codec, self._lowest, self._offsets, np.array([row])).astype(np.float32)
 
     def maxsim_fast(self, query: F32, rows: I64) -> F32:
-        """MaxSim f32 [K] of query f32 [Tq, D] with rows i64 [K], the quickest way that there is."""
+        """MaxSim f32 [K] of query f32 [Tq, D] with rows i64 [K], by the fastest kernel."""
         if self._codec is not None:
             arrays = self._values, self._ids, self._scales
-            found = maxsim_codes(query, arrays, self._codec, self._offsets, np.ascontiguousarray(rows))
-            if found is not None:
-                return found
+            scores = maxsim_codes(query, arrays, self._codec, self._offsets, np.ascontiguousarray(rows))
+            if scores is not None:
+                return scores
         return self._by(maxsim_fast, query, rows)
 
     def maxsim_rows(self, query: F32, rows: I64) -> F32:
@@ -77,9 +76,12 @@ class StoredTokens:
             start = stop
         return out
 
-    def centroid_scores(self, table: Array) -> Array:
-        """Centroid scores i32 [N] of all rows; see chamfer.indexing.kernels.centroids.score_table."""
-        return scan(table, self._ids, self._offsets)
+    def centroid_ids(self, rows: I64 | None) -> tuple[Array, I64]:
+        """(centroid ids u16 [T], offsets i64 [n+1]) of n rows, ascending; None: of all rows, not copied."""
+        if rows is None:
+            return self._ids, self._offsets
+        tokens, offsets = ragged_index(self._offsets, rows)
+        return self._ids[tokens], offsets
 
 
 def merge_tokens(parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:

@@ -1,0 +1,1 @@
+"""Family `fde`: MUVERA's fixed dimensional encodings."""

@@ -1,0 +1,1 @@
+"""Family `multivector`: late interaction over the token vectors of every document."""

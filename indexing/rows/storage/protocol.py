@@ -1,0 +1,39 @@
+"""What a storage of rows does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from chamfer.core.types import F32, Array
+from chamfer.indexing.rows.segment_part import Codec
+
+Scan = Callable[[F32], F32]
+"""Gives f32 [n], the (estimated) inner products of n rows with a query f32 [D]."""
+
+
+class Storage(Protocol):
+    """Vectors f32 [n, D] as arrays [n, ...] and back.
+
+    Every array has an entry a row, so that segments merge by laying rows end to end and rows can be picked out; what a
+    storage learns belongs to the codec of the collection.
+    """
+
+    def learn(self, values: F32, repetitions: int, seed: int) -> Codec:
+        """What packing needs, from a sample [n, D], n >= 1; empty for most storages.
+
+        The vectors consist of `repetitions` equal runs of dimensions that are alike.
+        """
+        ...
+
+    def pack(self, values: F32, codec: Codec) -> dict[str, Array]:
+        """The arrays of vectors f32 [n, D]. InvalidInput if one cannot be represented."""
+        ...
+
+    def scanner(self, arrays: Mapping[str, Array], codec: Codec) -> Scan:
+        """A scan of all rows of the arrays. A row's score does not depend on the other rows."""
+        ...
+
+    def unpack(self, arrays: Mapping[str, Array], codec: Codec) -> F32:
+        """The vectors f32 [n, D] that the arrays represent."""
+        ...

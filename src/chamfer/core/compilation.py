@@ -1,0 +1,29 @@
+"""The one decorator for numba functions: compiled at the first call, cached on disk where a directory is writable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(*, error_model: str = "python", fastmath: frozenset[str] = frozenset()) -> Callable[[Function], Function]:
+    """Decorates a function with `numba.njit`, without the GIL; `error_model` and `fastmath` are numba's options.
+
+    Machine code is cached beside the source file, in the user's cache directory, or where NUMBA_CACHE_DIR says. numba
+    raises RuntimeError at decoration, hence at import, if it may write to none of them (a read-only installation and no
+    home directory, as in many containers). The function then works all the same, compiled anew in every process.
+    """
+    options = {"nogil": True, "error_model": error_model, "fastmath": set(fastmath)}
+
+    def decorate(function: Function) -> Function:
+        try:
+            dispatcher: Function = njit(cache=True, **options)(function)
+        except RuntimeError:
+            dispatcher = njit(**options)(function)
+        return dispatcher
+
+    return decorate

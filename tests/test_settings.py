@@ -86,7 +86,7 @@ def test_converted_models_are_kept_in_the_users_cache_unless_told_otherwise(tmp_
     [
         ("[servce]\nport = 1", "unknown setting 'servce'; did you mean 'service'"),
         ("[service]\nprot = 1", r"unknown setting 'service\.prot'; did you mean 'port'"),
-        ("[multivector]\nstorage = 'int3'", r"parameters stand in \[build\.parameters\.multivector\]"),
+        ("[multivector]\nstorage = 'int3'", r"parameters of a channel belong in \[build\.parameters\.multivector\]"),
         ("[service]\nport = 'many'", r"setting 'service\.port' is 'many'"),
         ("[service]\nbatching = 3", r"setting 'service\.batching' is 3, expected a table"),
         ("[models.device]\ndevice = 'tpu'", r"models\.device\.device.*'cpu'"),

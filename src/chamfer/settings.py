@@ -1,8 +1,8 @@
-"""One tree of settings from one TOML file and the CHAMFER_* environment. The only reader of the environment.
+"""The settings: one tree from a TOML file and the CHAMFER_* environment variables. No other module reads either.
 
-Each branch is the frozen dataclass that stands beside the code it steers. `[service.batching] max_batch = 32` in the
-file is `CHAMFER_SERVICE__BATCHING__MAX_BATCH=32` in the environment, which wins. CHAMFER_CONFIG names the file.
-An unknown key fails with the nearest name.
+Each branch is a frozen dataclass that is defined beside the code it configures. `[service.batching] max_batch = 32` in
+the file is `CHAMFER_SERVICE__BATCHING__MAX_BATCH=32` in the environment, which takes precedence. CHAMFER_CONFIG names
+the file. An unknown key is an error that suggests the nearest name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONFIG_VARIABLE = "CHAMFER_CONFIG"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which models answer: names from the catalogue, hub names or local paths; `remotes` are servers by name."""
+    """The models to load: catalogue names, hub names or local paths. `remotes` are remote reranker servers by name."""
 
     encoder: str = "mini"
     rerankers: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that can be set. `collections` maps served names to directories, `plans` adds to the presets."""
+    """All settings. `collections` maps the names to serve to directories; `plans` adds named plans to the presets."""
 
     models: ModelSettings = field(default_factory=ModelSettings)
     build: BuildConfig = field(default_factory=BuildConfig)
@@ -60,12 +60,13 @@ def load_settings(
     environment: Mapping[str, str] | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Settings from `file` (else CHAMFER_CONFIG, else none), the environment (else the process's own) and overrides.
+    """Settings from a file, the environment and overrides; later sources take precedence.
 
-    Later ones win; overrides are dotted (`build.channels`). Converted models are kept in the user's cache directory
-    unless `models.device.cache_dir` says otherwise.
+    `file` defaults to the one that CHAMFER_CONFIG names, `environment` to that of the process. The keys of overrides
+    are dotted (`build.channels`). Converted models are cached in the user's cache directory unless
+    `models.device.cache_dir` is set.
 
-    Raises NotFound for a missing file, InvalidInput for a key or value that does not fit, naming its place.
+    Raises NotFound for a missing file, and InvalidInput for an unknown key or an invalid value, naming the key.
     """
     variables = dict(os.environ if environment is None else environment)
     named = variables.pop(CONFIG_VARIABLE, "")
@@ -75,9 +76,9 @@ def load_settings(
         tree = _read_toml(source)
     for name, text in sorted(variables.items()):
         if name.startswith(PREFIX):
-            _place(tree, name, name.removeprefix(PREFIX).lower().split("__"), text)
+            _set_path(tree, name, name.removeprefix(PREFIX).lower().split("__"), text)
     for dotted, text in (overrides or {}).items():
-        _place(tree, dotted, dotted.split("."), text)
+        _set_path(tree, dotted, dotted.split("."), text)
     settings = fill(Settings, tree, "")
     for branch in ("device", "reranker_device"):
         if "cache_dir" not in tree.get("models", {}).get(branch, {}):
@@ -87,28 +88,31 @@ def load_settings(
 
 
 def load_recipe(file: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """A training recipe from TOML: `job` says which dataclass its keys must fit. Overrides are dotted and win.
+    """A training recipe from TOML. `job` selects the dataclass that its keys fill; dotted overrides take precedence.
 
-    Raises NotFound for a missing file, InvalidInput for an unknown job or a key or value that does not fit.
+    Raises NotFound for a missing file, and InvalidInput for an unknown job, an unknown key or an invalid value.
     """
     from chamfer.models.training.jobs.registry import recipe_type
 
     tree = _read_toml(file, "recipe")
     for dotted, text in (overrides or {}).items():
-        _place(tree, dotted, dotted.split("."), text)
+        _set_path(tree, dotted, dotted.split("."), text)
     job = tree.get("job")
     if not isinstance(job, str):
-        raise InvalidInput(f'recipe {file} says no job; its first line is job = "NAME"')
+        raise InvalidInput(f'recipe {file} names no job; expected a line job = "NAME"')
     return fill(recipe_type(job), tree, "")
 
 
-def fill(cls: type[T], tree: Mapping[str, Any], place: str) -> T:
-    """The dataclass `cls` from nested mappings; `place` is where we are, for messages."""
+def fill(cls: type[T], tree: Mapping[str, Any], path: str) -> T:
+    """The dataclass `cls` from nested mappings. `path` is the dotted path of `tree`, for messages.
+
+    Raises InvalidInput for an unknown key, a missing key or an invalid value.
+    """
     hints = get_type_hints(cls)
     known = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]  # every caller passes a dataclass
     values: dict[str, Any] = {}
     for key, value in tree.items():
-        where = f"{place}.{key}" if place else key
+        where = f"{path}.{key}" if path else key
         if key not in known:
             raise InvalidInput(f"unknown setting {where!r}{_nearest(key, known)}")
         hint = hints[key]
@@ -117,14 +121,14 @@ def fill(cls: type[T], tree: Mapping[str, Any], place: str) -> T:
         elif _is_table_of_dataclasses(hint) and isinstance(value, Mapping):
             inner = hint.__args__[1]
             values[key] = {
-                name: fill(inner, _table(own, f"{where}.{name}", inner), f"{where}.{name}")
-                for name, own in value.items()
+                name: fill(inner, _table(table, f"{where}.{name}", inner), f"{where}.{name}")
+                for name, table in value.items()
             }
         else:
             values[key] = _validate(hint, value, where)
     missing = [n for n, f in known.items() if n not in values and f.default is MISSING and f.default_factory is MISSING]
     if missing:
-        raise InvalidInput(f"settings missing in {place or 'the file'}: {', '.join(missing)}")
+        raise InvalidInput(f"settings missing in {path or 'the file'}: {', '.join(missing)}")
     return cls(**values)
 
 
@@ -139,7 +143,7 @@ def _table(value: Any, where: str, cls: Any) -> Mapping[str, Any]:
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """The resolved tree as plain values without secrets, for logs and manifests."""
+    """The resolved tree as plain values, without secrets, for logs and manifests."""
     plain = asdict(settings)
     for remote in plain["models"]["remotes"].values():
         remote["api_key"] = "***" if remote["api_key"] else ""
@@ -163,16 +167,16 @@ def _cache_directory(variables: Mapping[str, str]) -> Path:
     return (Path(home) if home else Path(variables.get("HOME", "~")).expanduser() / ".cache") / "chamfer"
 
 
-def _place(tree: dict[str, Any], name: str, path: list[str], text: str) -> None:
-    """CHAMFER_A__B=text becomes tree[a][b]."""
+def _set_path(tree: dict[str, Any], name: str, path: list[str], text: str) -> None:
+    """Sets tree[a][b] = text for the path [a, b]; `name` is the variable or override, for messages."""
     *branches, leaf = path
-    at = tree
+    table = tree
     for branch in branches:
-        below = at.setdefault(branch, {})
-        if not isinstance(below, dict):
-            raise InvalidInput(f"{name} goes below {branch!r}, which is a value, not a table")
-        at = below
-    at[leaf] = text
+        child = table.setdefault(branch, {})
+        if not isinstance(child, dict):
+            raise InvalidInput(f"{name} sets a key below {branch!r}, which is a value, not a table")
+        table = child
+    table[leaf] = text
 
 
 def _validate(hint: Any, value: Any, where: str) -> Any:
@@ -188,9 +192,9 @@ def _validate(hint: Any, value: Any, where: str) -> Any:
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
     if key in FAMILIES:
-        return f"; a channel's parameters stand in [build.parameters.{key}]"
+        return f"; the parameters of a channel belong in [build.parameters.{key}]"
     near = get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(known))}"
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
 
 
 def _names(cls: Any) -> list[str]:

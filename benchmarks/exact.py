@@ -6,15 +6,16 @@ CPU time of one thread. Vectors are synthetic unit vectors (the cost does not de
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.harness import Row, compare, emit, interleave, parser, titled
-from chamfer.core.types import DenseVectors, TokenVectors
-from chamfer.indexing.families.dense import DenseRetriever
-from chamfer.indexing.families.multivector.retriever import MultivectorRetriever
+from chamfer.core.types import DenseVectors, Encoding, TokenVectors
+from chamfer.indexing.families.dense import DenseConfig, DenseFamily
+from chamfer.indexing.families.multivector.config import MultivectorConfig
+from chamfer.indexing.families.multivector.family import MultivectorFamily
 from chamfer.indexing.rows.segment_part import SegmentPart
 
 
@@ -35,7 +36,8 @@ def dense(n: int, rounds: int) -> list[Row]:
     faiss.omp_set_num_threads(1)
     rng = np.random.default_rng(0)
     values = _unit(rng, n, 384)
-    retriever = DenseRetriever([SegmentPart({"values": values, "largest_norm": np.array([1.0])}, None, n)])
+    family = DenseFamily(DenseConfig())
+    retriever = family.open([SegmentPart(family.pack([], _encoding(n, dense=DenseVectors(values))), None, n)])
     index = faiss.IndexFlatIP(384)
     index.add(values)
     rows: list[Row] = []
@@ -76,11 +78,18 @@ def maxsim(n: int, rounds: int) -> list[Row]:
         "torch padded einsum": partial(_padded, padded, mask, torch.from_numpy(query)),
     }
     queries = TokenVectors(query, np.array([0, 32], dtype=np.int64))
-    for storage in ("float32", "float16"):
-        part = SegmentPart({"values": values.astype(storage), "offsets": offsets}, None, n)
-        contenders[f"chamfer multivector {storage}"] = partial(MultivectorRetriever([part]).score, queries, rows[None])
+    storages: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")
+    for storage in storages:
+        family = MultivectorFamily(MultivectorConfig(storage=storage))
+        part = SegmentPart(family.pack([], _encoding(n, tokens=TokenVectors(values, offsets))), None, n)
+        contenders[f"chamfer multivector {storage}"] = partial(family.open([part]).score, queries, rows[None])
     title = f"MaxSim, {n:,} documents of {lengths.mean():.0f} tokens x 128, 32 query tokens"
     return titled(title, compare(interleave(contenders, rounds), 1, "ms", "numpy product and reduceat"))
+
+
+def _encoding(n: int, dense: DenseVectors | None = None, tokens: TokenVectors | None = None) -> Encoding:
+    """Made-up vectors as an encoder gives them; token counts are not looked at here."""
+    return Encoding(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.bool_), dense=dense, tokens=tokens)
 
 
 def _unit(rng: np.random.Generator, n: int, dim: int) -> Any:

@@ -112,7 +112,7 @@ def prints_elsewhere() -> Iterator[None]:
 
 def demo_corpus() -> Path:
     """The corpus that ships with the project."""
-    return Path(__file__).resolve().parents[1] / "chamfer" / "demo" / "fairytaleqa"
+    return Path(__file__).resolve().parents[1] / "src" / "chamfer" / "demo" / "fairytaleqa"
 
 
 def _cpuinfo() -> list[str]:

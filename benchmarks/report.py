@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.__main__ import SUBJECTS
+from benchmarks import SUBJECTS, module_of
 from benchmarks.harness import Row, machine, markdown
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -68,12 +68,12 @@ def measure(subject: str, data: Path | None, more: list[str], *, update: bool) -
     elif data is not None and subject == "cet_real":
         named = [str(data / "cranfield")]
     print(f"measuring {subject}", file=sys.stderr)
-    command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *named, *more]
+    command = [sys.executable, "-m", module_of(subject), "--json", *named, *more]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     if not json.loads(done.stdout):
         print(f"{subject} measured nothing; its kept rows stay", file=sys.stderr)
         return
-    shown = shlex.join(["python", "-m", f"benchmarks.{subject}", *(Path(word).name for word in [*named, *more])])
+    shown = shlex.join(["python", "-m", module_of(subject), *(Path(word).name for word in [*named, *more])])
     record = {"machine": machine(), "command": shown, "rows": json.loads(done.stdout)}
     path = KEPT / f"{subject}.json"
     if update and path.exists():
@@ -103,7 +103,7 @@ def draw() -> None:
             continue
         record = json.loads(kept.read_text(encoding="utf-8"))
         rows = [Row(**row) for row in record["rows"]]
-        module = import_module(f"benchmarks.{subject}")
+        module = import_module(module_of(subject))
         about = (module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         plot, table = DRAWN.get(subject, (getattr(module, "plot", plot_ratios), getattr(module, "table", markdown)))
         parts.append(f"## {subject}\n\n{about}\n\n`{record['command']}`, {record['machine']}\n")

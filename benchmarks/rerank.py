@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cet_real import bm25
+from benchmarks.bm25 import bm25
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
 from benchmarks.peers.plain_cross import plain_cross_encoder
 from chamfer.core.errors import Unavailable

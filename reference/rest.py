@@ -51,8 +51,7 @@ def endpoint(method: str, path: str, operation: Schema) -> Iterator[str]:
     yield f"### {method} {path}\n"
     yield f"{operation.get('description', operation.get('summary', ''))}\n"
     for parameter in operation.get("parameters", ()):
-        text = parameter.get("description", "")
-        yield f"- `{parameter['name']}` ({parameter['in']}): {text}"
+        yield f"- `{parameter['name']}` ({parameter['in']}): {parameter.get('description', '')}"
     if body := _content(operation.get("requestBody", {})):
         yield f"- body: {shown(body)}"
     for status, response in operation.get("responses", {}).items():

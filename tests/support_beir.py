@@ -1,4 +1,4 @@
-"""BEIR folders of a few made-up documents, under the names that the mini models are trained on."""
+"""BEIR folders of a few made-up documents, named after the data sets that the mini models are trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORDS = [a + b for a in ("fox", "king", "stone", "cell", "gene", "drug") for b 
 
 
 def write_sets(data: Path, *, documents: int = 12, questions: int = 4, seed: int = 0) -> Path:
-    """All four folders: titles of two words, texts of ten, `questions` a split that ask for words of one document."""
+    """All four folders: `questions` queries per split, each made of words of the one document that is relevant."""
     rng = np.random.default_rng(seed)
     for name in NAMES:
         folder = data / name
@@ -23,15 +23,15 @@ def write_sets(data: Path, *, documents: int = 12, questions: int = 4, seed: int
             {"_id": f"d{n}", "title": _words(rng, 2), "text": f"{_words(rng, 10)} {name} number {n}"}
             for n in range(documents)
         ]
-        asked, judged = [], {split: ["query-id\tcorpus-id\tscore"] for split in SPLITS}
+        queries, qrels = [], {split: ["query-id\tcorpus-id\tscore"] for split in SPLITS}
         for split in SPLITS:
             for number in range(questions):
                 wanted = corpus[int(rng.integers(documents))]
-                asked.append({"_id": f"{split}-{number}", "text": " ".join(rng.choice(wanted["text"].split(), 4))})
-                judged[split].append(f"{split}-{number}\t{wanted['_id']}\t1")
+                queries.append({"_id": f"{split}-{number}", "text": " ".join(rng.choice(wanted["text"].split(), 4))})
+                qrels[split].append(f"{split}-{number}\t{wanted['_id']}\t1")
         _write_lines(folder / "corpus.jsonl", map(json.dumps, corpus))
-        _write_lines(folder / "queries.jsonl", map(json.dumps, asked))
-        for split, lines in judged.items():
+        _write_lines(folder / "queries.jsonl", map(json.dumps, queries))
+        for split, lines in qrels.items():
             _write_lines(folder / "qrels" / f"{split}.tsv", lines)
     return data
 

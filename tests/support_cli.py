@@ -1,4 +1,4 @@
-"""The command line as a process."""
+"""Runs the command line as a subprocess."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def chamfer(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("CHAMFER_")}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CHAMFER_")}
     return subprocess.run(
         [sys.executable, "-m", "chamfer", *words],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**kept, "COLUMNS": "200", **environment},
+        env={**inherited, "COLUMNS": "200", **environment},
         check=False,
     )

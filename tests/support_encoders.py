@@ -1,4 +1,4 @@
-"""Encoders for tests that need vectors and no model."""
+"""An encoder for tests that need vectors but no model, and made-up documents."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _VOCABULARY = 500
 
 
 class HashEncoder:
-    """Every word is a pseudo-random unit vector; dense is the normalised sum; sparse has three terms a word.
+    """Maps every word to a pseudo-random unit vector; dense is their normalised sum; sparse has three terms per word.
 
-    Deterministic, light, batch-invariant.
+    Deterministic, fast, and independent of the batch.
     """
 
     def __init__(self, dim: int = 16, limit: int = 64, name: str = "hash", pause_seconds: float = 0.0) -> None:
@@ -52,8 +52,8 @@ class HashEncoder:
         self.calls += 1
         time.sleep(self._pause_seconds)
         words = [text.lower().split() for text in texts]
-        matrices = [np.stack([self._vector(w) for w in own[: self._limit]]) if own else self._empty() for own in words]
-        n_tokens = np.array([len(own) for own in words], dtype=np.int32)
+        matrices = [self._matrix(text_words[: self._limit]) for text_words in words]
+        n_tokens = np.array([len(text_words) for text_words in words], dtype=np.int32)
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         np.cumsum([len(matrix) for matrix in matrices], out=offsets[1:])
         dense = np.array([self._sum(matrix) for matrix in matrices], dtype=np.float32).reshape(-1, self._dim)
@@ -68,23 +68,28 @@ class HashEncoder:
             anchors=self._anchors(dense) if VectorKind.ANCHORS in kinds else None,
         )
 
+    def _matrix(self, words: Sequence[str]) -> np.ndarray:
+        return np.stack([self._vector(word) for word in words]) if words else self._empty()
+
     def _sparse(self, words: Sequence[Sequence[str]]) -> SparseVectors:
         weights, terms, offsets = [np.empty(0, np.float32)], [np.empty(0, np.int32)], [0]
-        for own in words:
+        for text_words in words:
             rows = np.zeros(_VOCABULARY, dtype=np.float32)
-            for word in own[: self._limit]:
+            for word in text_words[: self._limit]:
                 digest = blake2b(word.encode(), digest_size=12).digest()
-                for place, size in zip(np.frombuffer(digest[:6], "<u2"), np.frombuffer(digest[6:], "<u2"), strict=True):
-                    rows[place % _VOCABULARY] += (1 + size) / 65536
+                for term, size in zip(np.frombuffer(digest[:6], "<u2"), np.frombuffer(digest[6:], "<u2"), strict=True):
+                    rows[term % _VOCABULARY] += (1 + size) / 65536
             terms.append(np.flatnonzero(rows).astype(np.int32))
             weights.append(np.log1p(rows[terms[-1]]))
             offsets.append(offsets[-1] + len(terms[-1]))
         return SparseVectors(np.concatenate(weights), np.concatenate(terms), np.array(offsets), _VOCABULARY)
 
     def _anchors(self, dense: np.ndarray) -> AnchorScores:
-        """Scores with eight fixed queries, as a reranker that is the dense inner product would give them."""
+        """Scores with eight fixed queries: those of a reranker that computes the dense inner product."""
         fixed = np.stack([self._vector(f"anchor {i}") for i in range(8)])
-        values = (dense[:, None, :] * fixed[None]).sum(axis=-1, dtype=np.float32)  # row by row: no batch in the bits
+        values = (dense[:, None, :] * fixed[None]).sum(
+            axis=-1, dtype=np.float32
+        )  # summed by row: independent of the batch
         return AnchorScores(DenseVectors(values), tuple(f"anchor {i}" for i in range(8)), "hash reranker")
 
     def _vector(self, word: str) -> np.ndarray:
@@ -101,7 +106,7 @@ class HashEncoder:
 
 
 def make_documents(n: int, seed: int = 0, first: int = 0) -> list[Document]:
-    """n documents of a few of 200 words; some empty, some repeated, with metadata of every type."""
+    """n documents from a vocabulary of 200 words; some are empty, some repeated; metadata of every type."""
     rng = np.random.default_rng(seed)
     documents = []
     for i in range(first, first + n):

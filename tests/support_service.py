@@ -65,8 +65,11 @@ def term(word: str) -> int:
     return int.from_bytes(hashlib.sha256(word.encode("utf-8", "replace")).digest()[:4], "big") % VOCABULARY
 
 
-class HashEncoder:
-    """Dense: the mean of word vectors; tokens: the word vectors. Reads eight words of a query."""
+class RecordingEncoder:
+    """Records its calls and fails on queries that contain `fail_on`. Dense is the mean of the word vectors.
+
+    Truncates queries to eight words.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, tuple[VectorKind, ...]]] = []
@@ -349,7 +352,9 @@ class ManualClock:
 
 def pipeline(**options: Any) -> Pipeline:
     """A pipeline over the fables."""
-    return Pipeline(options.pop("collection", None) or collection(), options.pop("encoder", HashEncoder()), **options)
+    return Pipeline(
+        options.pop("collection", None) or collection(), options.pop("encoder", RecordingEncoder()), **options
+    )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import numpy as np
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import F32, I64, TokenVectors
-from chamfer.models.networks import _numba_clustering as _numba
+from chamfer.models.networks import _numba_clustering
 
 MAX_ITERATIONS = 20
 LEAST_WEIGHT = 1e-4  # of a token: those that count nothing would have no mean
@@ -136,7 +136,11 @@ def assign(tokens: F32, k: int, *, ward: bool = False, weights: F32 | None = Non
         return np.empty(0, dtype=np.int64)
     products = tokens.astype(np.float64) @ tokens.T.astype(np.float64)
     counts = np.ones(len(tokens)) if weights is None else weights.astype(np.float64)
-    labels = _numba.ward(products, counts, k) if ward else _numba.lloyd(products, counts, k, MAX_ITERATIONS)
+    labels = (
+        _numba_clustering.ward(products, counts, k)
+        if ward
+        else _numba_clustering.lloyd(products, counts, k, MAX_ITERATIONS)
+    )
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Chamfer: neural retrieval and reranking. `chamfer.build` and `chamfer.open` are the door from Python."""
+"""Chamfer: neural retrieval and reranking. `chamfer.build` and `chamfer.open` are the entry points from Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Document", "Hit", "Query", "__version__", "build", "open"]
 
 
 def __getattr__(name: str) -> object:
-    # Lazy, so that `import chamfer` loads neither torch nor anything else heavy.
+    # Imported on first use, so that `import chamfer` stays fast: chamfer.api loads torch and other heavy packages.
     if name in ("build", "open"):
         from chamfer import api
 

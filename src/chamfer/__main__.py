@@ -1,4 +1,4 @@
-"""`python -m chamfer` is the command `chamfer`."""
+"""`python -m chamfer` runs the command `chamfer`."""
 
 from chamfer.cli import main
 

@@ -1,8 +1,8 @@
-"""The settings: one tree from a TOML file and the CHAMFER_* environment variables. No other module reads either.
+"""Settings from a TOML file and CHAMFER_* environment variables. Only this module reads the environment.
 
-Each branch is a frozen dataclass that is defined beside the code it configures. `[service.batching] max_batch = 32` in
-the file is `CHAMFER_SERVICE__BATCHING__MAX_BATCH=32` in the environment, which takes precedence. CHAMFER_CONFIG names
-the file. An unknown key is an error that suggests the nearest name.
+Each section is a frozen dataclass defined beside the code that it configures. `[service.batching] max_batch = 32` in
+the file is `CHAMFER_SERVICE__BATCHING__MAX_BATCH=32` in the environment, which takes precedence. CHAMFER_CONFIG is the
+path of the file. An unknown key raises an error that suggests the nearest known name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONFIG_VARIABLE = "CHAMFER_CONFIG"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The models to load: catalogue names, hub names or local paths. `remotes` are remote reranker servers by name."""
+    """Models by catalogue name, hub name or local path; `remotes` are model servers by name."""
 
     encoder: str = "mini"
     rerankers: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings. `collections` maps the names to serve to directories; `plans` adds named plans to the presets."""
+    """All settings. `collections` maps served names to directories; `plans` adds plans to the presets."""
 
     models: ModelSettings = field(default_factory=ModelSettings)
     build: BuildConfig = field(default_factory=BuildConfig)
@@ -60,25 +60,24 @@ def load_settings(
     environment: Mapping[str, str] | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Settings from a file, the environment and overrides; later sources take precedence.
+    """Settings from `file` (default: CHAMFER_CONFIG, if set), `environment` (default: the process's) and `overrides`.
 
-    `file` defaults to the one that CHAMFER_CONFIG names, `environment` to that of the process. The keys of overrides
-    are dotted (`build.channels`). Converted models are cached in the user's cache directory unless
-    `models.device.cache_dir` is set.
+    Later sources take precedence. Override keys are dotted (`build.channels`). Converted models are cached in the
+    user's cache directory unless `models.device.cache_dir` is set.
 
-    Raises NotFound for a missing file, and InvalidInput for an unknown key or an invalid value, naming the key.
+    Raises NotFound for a missing file, and InvalidInput, with the dotted key, for an unknown key or invalid value.
     """
     variables = dict(os.environ if environment is None else environment)
-    named = variables.pop(CONFIG_VARIABLE, "")
-    source = file or (Path(named) if named else None)
+    config_path = variables.pop(CONFIG_VARIABLE, "")
+    source = file or (Path(config_path) if config_path else None)
     tree: dict[str, Any] = {}
     if source is not None:
         tree = _read_toml(source)
     for name, text in sorted(variables.items()):
         if name.startswith(PREFIX):
-            _set_path(tree, name, name.removeprefix(PREFIX).lower().split("__"), text)
+            _set(tree, name, name.removeprefix(PREFIX).lower().split("__"), text)
     for dotted, text in (overrides or {}).items():
-        _set_path(tree, dotted, dotted.split("."), text)
+        _set(tree, dotted, dotted.split("."), text)
     settings = fill(Settings, tree, "")
     for branch in ("device", "reranker_device"):
         if "cache_dir" not in tree.get("models", {}).get(branch, {}):
@@ -88,47 +87,46 @@ def load_settings(
 
 
 def load_recipe(file: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """A training recipe from TOML. `job` selects the dataclass that its keys fill; dotted overrides take precedence.
+    """A training recipe from TOML: `job` says which dataclass its keys must fit. Overrides are dotted and win.
 
-    Raises NotFound for a missing file, and InvalidInput for an unknown job, an unknown key or an invalid value.
+    Raises NotFound for a missing file, InvalidInput for an unknown job or a key or value that does not fit.
     """
     from chamfer.models.training.jobs.registry import recipe_type
 
     tree = _read_toml(file, "recipe")
     for dotted, text in (overrides or {}).items():
-        _set_path(tree, dotted, dotted.split("."), text)
+        _set(tree, dotted, dotted.split("."), text)
     job = tree.get("job")
     if not isinstance(job, str):
-        raise InvalidInput(f'recipe {file} names no job; expected a line job = "NAME"')
+        raise InvalidInput(f'recipe {file} says no job; its first line is job = "NAME"')
     return fill(recipe_type(job), tree, "")
 
 
-def fill(cls: type[T], tree: Mapping[str, Any], path: str) -> T:
-    """The dataclass `cls` from nested mappings. `path` is the dotted path of `tree`, for messages.
-
-    Raises InvalidInput for an unknown key, a missing key or an invalid value.
-    """
+def fill(cls: type[T], tree: Mapping[str, Any], prefix: str) -> T:
+    """The dataclass `cls` from nested mappings; `prefix` is the dotted key of the mapping, for error messages."""
     hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]  # every caller passes a dataclass
+    known_fields = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]  # every caller passes a dataclass
     values: dict[str, Any] = {}
     for key, value in tree.items():
-        where = f"{path}.{key}" if path else key
-        if key not in known:
-            raise InvalidInput(f"unknown setting {where!r}{_nearest(key, known)}")
+        dotted = f"{prefix}.{key}" if prefix else key
+        if key not in known_fields:
+            raise InvalidInput(f"unknown setting {dotted!r}{_suggestion(key, known_fields)}")
         hint = hints[key]
         if isinstance(hint, type) and is_dataclass(hint):
-            values[key] = fill(hint, _table(value, where, hint), where)
+            values[key] = fill(hint, _table(value, dotted, hint), dotted)
         elif _is_table_of_dataclasses(hint) and isinstance(value, Mapping):
             inner = hint.__args__[1]
             values[key] = {
-                name: fill(inner, _table(table, f"{where}.{name}", inner), f"{where}.{name}")
-                for name, table in value.items()
+                name: fill(inner, _table(entry, f"{dotted}.{name}", inner), f"{dotted}.{name}")
+                for name, entry in value.items()
             }
         else:
-            values[key] = _validate(hint, value, where)
-    missing = [n for n, f in known.items() if n not in values and f.default is MISSING and f.default_factory is MISSING]
+            values[key] = _validate(hint, value, dotted)
+    missing = [
+        n for n, f in known_fields.items() if n not in values and f.default is MISSING and f.default_factory is MISSING
+    ]
     if missing:
-        raise InvalidInput(f"settings missing in {path or 'the file'}: {', '.join(missing)}")
+        raise InvalidInput(f"settings missing in {prefix or 'the file'}: {', '.join(missing)}")
     return cls(**values)
 
 
@@ -136,14 +134,14 @@ def _is_table_of_dataclasses(hint: Any) -> bool:
     return getattr(hint, "__origin__", None) is dict and is_dataclass(hint.__args__[1])
 
 
-def _table(value: Any, where: str, cls: Any) -> Mapping[str, Any]:
+def _table(value: Any, dotted: str, cls: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidInput(f"setting {where!r} is {value!r}, expected a table of {sorted(_names(cls))}")
+        raise InvalidInput(f"setting {dotted!r} is {value!r}, expected a table of {sorted(_names(cls))}")
     return value
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """The resolved tree as plain values, without secrets, for logs and manifests."""
+    """The settings as plain values without secrets, for logs and manifests."""
     plain = asdict(settings)
     for remote in plain["models"]["remotes"].values():
         remote["api_key"] = "***" if remote["api_key"] else ""
@@ -155,8 +153,8 @@ def _read_toml(path: Path, what: str = "settings file") -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        named = f" ({CONFIG_VARIABLE} or --config names it)" if what == "settings file" else ""
-        raise NotFound(f"{what} {path} does not exist{named}") from None
+        source = f" (its path comes from --config or {CONFIG_VARIABLE})" if what == "settings file" else ""
+        raise NotFound(f"{what} {path} does not exist{source}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{what} {path} is not valid TOML: {error}") from error
 
@@ -167,19 +165,19 @@ def _cache_directory(variables: Mapping[str, str]) -> Path:
     return (Path(home) if home else Path(variables.get("HOME", "~")).expanduser() / ".cache") / "chamfer"
 
 
-def _set_path(tree: dict[str, Any], name: str, path: list[str], text: str) -> None:
-    """Sets tree[a][b] = text for the path [a, b]; `name` is the variable or override, for messages."""
+def _set(tree: dict[str, Any], name: str, path: list[str], text: str) -> None:
+    """Sets tree[a][b] = text for the path [a, b]; `name` is the variable or override, for error messages."""
     *branches, leaf = path
     table = tree
     for branch in branches:
-        child = table.setdefault(branch, {})
-        if not isinstance(child, dict):
-            raise InvalidInput(f"{name} sets a key below {branch!r}, which is a value, not a table")
-        table = child
+        inner = table.setdefault(branch, {})
+        if not isinstance(inner, dict):
+            raise InvalidInput(f"{name} sets a key of {branch!r}, which is a value, not a table")
+        table = inner
     table[leaf] = text
 
 
-def _validate(hint: Any, value: Any, where: str) -> Any:
+def _validate(hint: Any, value: Any, dotted: str) -> Any:
     if isinstance(value, str) and getattr(hint, "__origin__", None) is tuple:
         value = [part.strip() for part in value.split(",") if part.strip()]
     try:
@@ -187,14 +185,14 @@ def _validate(hint: Any, value: Any, where: str) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         inner = "".join(f".{part}" for part in first["loc"])
-        raise InvalidInput(f"setting {where + inner!r} is {first['input']!r}: {first['msg']}") from error
+        raise InvalidInput(f"setting {dotted + inner!r} is {first['input']!r}: {first['msg']}") from error
 
 
-def _nearest(key: str, known: Mapping[str, Any]) -> str:
+def _suggestion(key: str, known_keys: Mapping[str, Any]) -> str:
     if key in FAMILIES:
         return f"; the parameters of a channel belong in [build.parameters.{key}]"
-    near = get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
+    near = get_close_matches(key, known_keys, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(sorted(known_keys))}"
 
 
 def _names(cls: Any) -> list[str]:

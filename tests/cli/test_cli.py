@@ -1,4 +1,4 @@
-"""The command line as a person uses it: a process, its output, its exit status."""
+"""The command line as a subprocess: its output and exit status."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from support_cli import chamfer
+
+from chamfer.cli import app, register_commands
 
 CORPUS = [
     {"_id": "fox", "title": "The fox", "text": "The fox lost his tail in a trap.", "metadata": {"year": 1890}},
@@ -31,11 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = chamfer("build", str(out), "--out", str(out / "c"))
     assert done.returncode == 0, done.stderr
     assert "4 documents" in done.stderr
-    assert "1 documents were longer than the encoder reads" in " ".join(done.stderr.split())
+    assert "1 documents are longer than the encoder's limit" in " ".join(done.stderr.split())
     return out
 
 
-def test_search_finds_the_document_and_prints_data_only_on_standard_output(folder: Path) -> None:
+def test_search_prints_hits_as_json_on_standard_output(folder: Path) -> None:
     done = chamfer("search", str(folder / "c"), "Who lost his tail?", "-k", "1", "--json", "--explain")
     [hit] = json.loads(done.stdout)
     assert hit["doc_id"] == "fox"
@@ -43,13 +45,13 @@ def test_search_finds_the_document_and_prints_data_only_on_standard_output(folde
     assert {stage["name"] for stage in hit["explanation"]["stages"]} >= {"dense", "lexical"}
 
 
-def test_search_takes_a_filter_and_a_plan(folder: Path) -> None:
+def test_search_accepts_a_filter_and_a_plan(folder: Path) -> None:
     condition = '{"field": "year", "gt": 1900}'
     done = chamfer("search", str(folder / "c"), "fox tail", "--filter", condition, "--plan", "best", "--json")
     assert [hit["doc_id"] for hit in json.loads(done.stdout)] == ["crow"]
 
 
-def test_evaluate_prints_json_of_the_stated_form(folder: Path) -> None:
+def test_evaluate_prints_json_and_writes_a_trec_run_per_plan(folder: Path) -> None:
     run = folder / "run.trec"
     done = chamfer(
         *("evaluate", str(folder / "c"), str(folder), "--plan", "fast", "--plan", "balanced", "--json"),
@@ -68,7 +70,7 @@ def test_evaluate_prints_json_of_the_stated_form(folder: Path) -> None:
     assert first[5] == "chamfer-balanced"
 
 
-def test_evaluate_says_when_the_judgements_are_of_another_corpus(folder: Path, tmp_path: Path) -> None:
+def test_evaluate_warns_when_the_qrels_belong_to_another_corpus(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
     (tmp_path / "queries.jsonl").write_text((folder / "queries.jsonl").read_text())
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tP1\t1\nq2\tfox\t0\n")
@@ -84,7 +86,7 @@ def test_evaluate_prints_a_table_with_a_paired_test(folder: Path) -> None:
     assert "best - fast" in done.stdout
 
 
-def test_inspect_verifies_and_describes(folder: Path) -> None:
+def test_inspect_describes_a_collection_and_verifies_its_files(folder: Path) -> None:
     done = chamfer("inspect", str(folder / "c"), "--verify", "--json")
     facts = json.loads(done.stdout)
     assert facts["documents"] == 4
@@ -93,7 +95,7 @@ def test_inspect_verifies_and_describes(folder: Path) -> None:
     assert set(facts["bytes"]) == {"dense", "documents", "lexical", "multivector"}
 
 
-def test_add_replace_delete_and_compact_change_what_is_found(folder: Path, tmp_path: Path) -> None:
+def test_add_delete_and_compact_change_the_search_results(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "c"
     assert chamfer("build", str(folder), "--out", str(path), "--channels", "lexical").returncode == 0
     (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "fox", "text": "The fox kept his brush."}) + "\n")
@@ -102,13 +104,13 @@ def test_add_replace_delete_and_compact_change_what_is_found(folder: Path, tmp_p
     assert "--replace" in refused.stderr
     assert chamfer("add", str(path), str(tmp_path / "more.jsonl"), "--replace").returncode == 0
     done = chamfer("delete", str(path), "crow", "nobody")
-    assert "not there: nobody" in done.stderr
+    assert "not in the collection: nobody" in done.stderr
     assert chamfer("compact", str(path)).returncode == 0
     found = chamfer("search", str(path), "fox crow brush", "--json", "--plan", "fast")
     assert [h["text"] for h in json.loads(found.stdout)] == ["The fox kept his brush."]
 
 
-def test_bad_lines_are_skipped_on_request_and_listed(tmp_path: Path) -> None:
+def test_invalid_lines_are_skipped_on_request_and_written_to_the_rejects_file(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"_id": "a", "text": "fine"}\n{"text": "no id"}\n')
     words = ("build", str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "c"), "--channels", "lexical")
     stopped = chamfer(*words)
@@ -128,10 +130,12 @@ def test_bad_lines_are_skipped_on_request_and_listed(tmp_path: Path) -> None:
         (("build", "x", "--out", "o", "--channels", "dens"), "did you mean 'dense'"),
         (("build", "x", "--out", "o", "--encoder", "mnii", "--channels", "dense"), "did you mean 'mini'"),
         (("serve",), "nothing to serve"),
-        (("search", "nowhere", "x", "--filter", "{"), "--filter is not JSON"),
+        (("search", "nowhere", "x", "--filter", "{"), "--filter is not valid JSON"),
     ],
 )
-def test_mistakes_end_with_one_line_and_status_two(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+def test_invalid_input_exits_with_status_two_and_no_traceback(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
     made = [str(tmp_path / w) if w in ("nowhere", "o") else w for w in words]
     done = chamfer(*made)
     assert done.returncode == 2
@@ -139,17 +143,34 @@ def test_mistakes_end_with_one_line_and_status_two(tmp_path: Path, words: tuple[
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_variable_in_the_environment_is_named(tmp_path: Path) -> None:
+def test_an_unknown_environment_variable_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
     done = chamfer("search", str(tmp_path), "x", CHAMFER_MODEL__ENCODER="mini")
     assert done.returncode == 2
     assert "did you mean 'models'" in done.stderr
+
+
+def test_each_command_is_defined_in_the_file_of_its_name() -> None:
+    register_commands()
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert command.callback.__module__ == f"chamfer.cli.{command.name}"
+    assert [group.name for group in app.registered_groups] == ["doctor"]
+
+
+def test_the_help_lists_every_command_once() -> None:
+    register_commands()
+    register_commands()
+    names = [str(command.name) for command in app.registered_commands]
+    assert len(names) == len(set(names))
+    listed = chamfer("--help").stdout
+    assert all(name in listed for name in names if name != "health")
 
 
 def test_the_version_is_printed() -> None:
     assert chamfer("--version").stdout.strip() == "0.1.0"
 
 
-def test_three_lines_of_python_do_what_the_readme_says(folder: Path, tmp_path: Path) -> None:
+def test_the_readme_example_builds_opens_and_searches(folder: Path, tmp_path: Path) -> None:
     import chamfer as package
 
     searcher = package.build(str(folder / "corpus.jsonl"), tmp_path / "c")
@@ -165,10 +186,10 @@ def test_three_lines_of_python_do_what_the_readme_says(folder: Path, tmp_path: P
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_said_in_a_sentence(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_without_a_traceback(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"_id": "a", "text": "x"}\nnot JSON\n')
     options = ("--channels", "lexical", "--on-error", "skip", "--rejects", "/dev/full")
     done = chamfer("build", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "c"), *options)
     assert done.returncode == 1
-    assert "No space left on device; what was finished is kept" in " ".join(done.stderr.split())
+    assert "No space left on device; finished work is kept" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

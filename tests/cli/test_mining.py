@@ -1,4 +1,4 @@
-"""`chamfer mine`, `judge`, `selections` and `inspect --encoder` as commands."""
+"""The commands `chamfer mine`, `selections` and `inspect --encoder`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from chamfer.cli import mining, writing
+from chamfer.cli import app as commands
+from chamfer.cli import register_commands
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document
 from chamfer.indexing.build.builder import BuildConfig, build
@@ -23,10 +24,8 @@ TEXTS = {
 
 @pytest.fixture
 def app() -> typer.Typer:
-    out = typer.Typer()
-    mining.register(out)
-    writing.register(out)
-    return out
+    register_commands()
+    return commands
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_mine_writes_the_three_files_and_counts_fates(app: typer.Typer, folder: Path) -> None:
+def test_mine_writes_three_files_and_counts_fates(app: typer.Typer, folder: Path) -> None:
     out = folder / "mined.parquet"
     words = ["mine", str(folder / "c"), str(folder), "--out", str(out), "--ranks", "2-3", "--depth", "5", "--json"]
     done = CliRunner().invoke(app, [*words, "--consistency", "5"], catch_exceptions=False)
@@ -53,13 +52,13 @@ def test_mine_writes_the_three_files_and_counts_fates(app: typer.Typer, folder: 
     assert pq.read_table(folder / "mined.documents.parquet").num_rows == 5
 
 
-def test_ranks_that_are_none_are_refused(app: typer.Typer, folder: Path) -> None:
+def test_malformed_ranks_are_rejected(app: typer.Typer, folder: Path) -> None:
     words = ["mine", str(folder / "c"), str(folder), "--out", str(folder / "x.parquet"), "--ranks", "5"]
     with pytest.raises(InvalidInput, match="FIRST-LAST"):
         CliRunner().invoke(app, words, catch_exceptions=False)
 
 
-def test_selections_become_groups_with_texts(app: typer.Typer, folder: Path) -> None:
+def test_selections_writes_groups_and_their_documents(app: typer.Typer, folder: Path) -> None:
     log = folder / "log"
     files = RotatingFiles(log, 1 << 20)
     search = {
@@ -91,7 +90,7 @@ def test_selections_become_groups_with_texts(app: typer.Typer, folder: Path) -> 
         CliRunner().invoke(app, words[:5], catch_exceptions=False)
 
 
-def test_inspect_shows_an_encoders_geometry(app: typer.Typer, folder: Path) -> None:
+def test_inspect_prints_the_geometry_of_an_encoder(app: typer.Typer, folder: Path) -> None:
     words = ["inspect", "--encoder", "mini", "--corpus", str(folder), "--split", "train", "--json"]
     facts = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
     assert facts["dense"]["dims"] == 384
@@ -101,6 +100,6 @@ def test_inspect_shows_an_encoders_geometry(app: typer.Typer, folder: Path) -> N
     assert "FDE cell" in facts["tokens"]["meaning"]
 
 
-def test_inspect_without_anything_to_look_at_says_so(app: typer.Typer) -> None:
+def test_inspect_without_a_collection_or_an_encoder_is_rejected(app: typer.Typer) -> None:
     with pytest.raises(InvalidInput, match="--encoder"):
         CliRunner().invoke(app, ["inspect"], catch_exceptions=False)

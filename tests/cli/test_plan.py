@@ -1,4 +1,4 @@
-"""`chamfer plan` as a person uses it, and that what it writes can be built and searched."""
+"""`chamfer plan` as a subprocess; the settings it writes build a collection that can be searched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from support_cli import chamfer
 from support_encoders import HashEncoder, make_documents
 
-from chamfer.cli import plan_page, planning
+from chamfer.cli import plan, plan_report
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Query, VectorKind
 
@@ -49,7 +49,7 @@ def planned(folder: Path) -> Path:
     return folder / "plan"
 
 
-def test_the_plan_is_a_page_a_picture_figures_and_settings(planned: Path) -> None:
+def test_plan_writes_a_page_a_plot_and_json(planned: Path) -> None:
     assert (planned / "plan.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = (planned / "plan.html").read_text()
     assert "data:image/png;base64," in page
@@ -61,7 +61,7 @@ def test_the_plan_is_a_page_a_picture_figures_and_settings(planned: Path) -> Non
     assert {o["source"] for o in record["options"]} >= {"exact MaxSim", "dense", "fde 2560", "lemur 512"}
 
 
-def test_what_the_plan_writes_is_built_and_searched(planned: Path, tmp_path: Path) -> None:
+def test_the_recommended_settings_build_a_searchable_collection(planned: Path, tmp_path: Path) -> None:
     done = chamfer(
         *("build", str(planned.parent), "--out", str(tmp_path / "c"), "--config", str(planned / "plan.toml"))
     )
@@ -74,7 +74,7 @@ def test_what_the_plan_writes_is_built_and_searched(planned: Path, tmp_path: Pat
     assert json.loads(found.stdout)[0]["title"] == "fox"
 
 
-def test_budgets_that_nothing_meets_end_with_status_one_and_no_settings(folder: Path, tmp_path: Path) -> None:
+def test_budgets_that_no_source_meets_exit_with_status_one_and_write_no_settings(folder: Path, tmp_path: Path) -> None:
     done = chamfer(
         *("plan", str(folder / "corpus.jsonl"), "--out", str(tmp_path), "--sample", "12", "--budget-bytes", "3")
     )
@@ -85,11 +85,11 @@ def test_budgets_that_nothing_meets_end_with_status_one_and_no_settings(folder: 
     assert (tmp_path / "plan.html").exists()
 
 
-def test_an_empty_corpus_and_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_an_empty_corpus_and_invalid_options_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text("")
     (tmp_path / "void.jsonl").write_text(json.dumps({"_id": "a", "text": " "}) + "\n")
     for words, message in [
-        ((str(tmp_path),), "holds no document"),
+        ((str(tmp_path),), "contains no document"),
         ((str(tmp_path / "void.jsonl"),), "no document of the sample has any text"),
         ((str(tmp_path), "--budget-ms", "0"), "--budget-ms is 0"),
         ((str(tmp_path), "--floor", "1.5"), "0 < floor <= 1"),
@@ -100,21 +100,21 @@ def test_an_empty_corpus_and_options_that_cannot_be_are_refused(tmp_path: Path) 
         assert message in " ".join(done.stderr.split())
 
 
-def test_an_encoder_without_token_vectors_is_refused() -> None:
+def test_an_encoder_without_token_vectors_is_rejected() -> None:
     encoder = HashEncoder()
     del encoder.spec.dims[VectorKind.TOKENS]
     with pytest.raises(InvalidInput, match="needs token vectors"):
-        planning._encode(encoder, make_documents(3), [Query("q", "w1")])
+        plan._encode(encoder, make_documents(3), [Query("q", "w1")])
 
 
-def test_a_sample_is_a_part_of_the_corpus_drawn_evenly(tmp_path: Path) -> None:
+def test_the_sample_is_drawn_uniformly_from_the_corpus(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps({"_id": str(i), "text": "x"}) + "\n" for i in range(400)))
-    drawn, n = planning.draw_sample(str(path), 100)
+    drawn, n = plan.draw_sample(str(path), 100)
     ids = {int(document.doc_id) for document in drawn}
     assert (n, len(ids)) == (400, 100)
     assert 150 < sum(ids) / 100 < 250
-    assert planning.draw_sample(str(path), 1000)[1] == 400
+    assert plan.draw_sample(str(path), 1000)[1] == 400
 
 
 def test_settings_are_written_as_toml() -> None:
@@ -123,4 +123,4 @@ def test_settings_are_written_as_toml() -> None:
         "build": {"channels": ["x", "y"], "floor": {"recall": 0.5, "on": True}},
         "e": {},
     }
-    assert tomllib.loads(plan_page.toml(tree)) == {k: v for k, v in tree.items() if k != "e"}
+    assert tomllib.loads(plan_report.toml(tree)) == {k: v for k, v in tree.items() if k != "e"}

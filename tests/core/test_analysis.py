@@ -1,4 +1,4 @@
-"""Text becomes terms in the language that was asked for."""
+"""Text analysis in several languages."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def test_each_language_has_its_own_stems_and_stop_words(language: str, text: str
     assert Analyzer(AnalysisConfig(language=language))(text) == terms
 
 
-def test_stop_words_can_be_another_language_s_or_none() -> None:
+def test_stop_words_can_be_disabled_or_of_another_language() -> None:
     assert Analyzer(AnalysisConfig(stop_words="none"))("the fox") == ["the", "fox"]
     assert Analyzer(AnalysisConfig(stop_words="german"))("die the fox") == ["the", "fox"]
 
 
-def test_a_language_without_stop_words_is_refused_by_name() -> None:
+def test_a_language_without_stop_words_is_rejected() -> None:
     with pytest.raises(InvalidInput, match=r"no stop words for 'lithuanian'.*none or one of arabic"):
         Analyzer(AnalysisConfig(language="lithuanian"))
     assert Analyzer(AnalysisConfig(language="lithuanian", stop_words="none"))("namas")
 
 
-def test_terms_know_their_words_and_where_they_begin() -> None:
+def test_terms_come_with_their_words_and_offsets() -> None:
     analyzer = Analyzer(AnalysisConfig())
     text = "The Foxes, the running dog's"
     assert analyzer.placed(text) == [("fox", 4), ("run", 15), ("dog", 23)]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from chamfer.cli import app, demo, evaluating, searching, writing
+from chamfer.cli import app, register_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -26,9 +26,7 @@ def instructions() -> list[tuple[str, str]]:
 
 def chamfer_options(words: list[str]) -> None:
     """Raises unless `chamfer WORDS` names a command and options that exist."""
-    if not app.registered_commands:
-        for module in (writing, searching, evaluating, demo):
-            module.register(app)
+    register_commands()
     commands = get_command(app).commands  # type: ignore[attr-defined]  # a click group
     assert words[0] in commands, f"chamfer has no command {words[0]}"
     options = {option for parameter in commands[words[0]].params for option in parameter.opts}

@@ -1,4 +1,4 @@
-"""Mining over a small collection: what is written, that a killed run goes on, and that the guard guards."""
+"""Mining over a small collection: the files written, resuming after an interruption, and the judge's guard."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from chamfer.core.errors import InvalidInput
 from chamfer.core.types import F32, Document, Query
 from chamfer.indexing.build.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
-from chamfer.mining import pool_tables as files
+from chamfer.mining import pool_tables
 from chamfer.mining.config import MiningConfig
-from chamfer.mining.miner import MiningReport, Question, mine
+from chamfer.mining.miner import JudgedQuery, MiningReport, mine
 from chamfer.mining.teacher_scores import judge_file
 from chamfer.models.training.data.groups import Group, add_images, write_documents, write_groups
 from chamfer.service.search.pipeline import Pipeline
@@ -68,9 +68,9 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searcher]:
         yield opened
 
 
-def questions() -> list[Question]:
+def judged_queries() -> list[JudgedQuery]:
     return [
-        Question(Query(f"q{n}", f"why did the {animal} see the hill"), (f"{animal}-hill",))
+        JudgedQuery(Query(f"q{n}", f"why did the {animal} see the hill"), (f"{animal}-hill",))
         for n, animal in enumerate(ANIMALS)
     ]
 
@@ -78,7 +78,7 @@ def questions() -> list[Question]:
 def run(
     searcher: Searcher, out: Path, config: MiningConfig = CONFIG, judge: WordReranker | None = None
 ) -> MiningReport:
-    return mine(searcher, questions(), out, config, judge=judge, labels=("tales", "train"))
+    return mine(searcher, judged_queries(), out, config, judge=judge, labels=("tales", "train"))
 
 
 def test_every_candidate_is_logged_with_features_and_fate(searcher: Searcher, tmp_path: Path) -> None:
@@ -107,27 +107,27 @@ def test_every_candidate_is_logged_with_features_and_fate(searcher: Searcher, tm
     assert sum(report.fates.values()) == sum(len(row["doc_ids"]) for row in rows)
 
 
-def test_groups_hold_positives_then_negatives_and_their_texts_are_there(searcher: Searcher, tmp_path: Path) -> None:
+def test_groups_have_positives_then_negatives_and_all_their_texts(searcher: Searcher, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
     report = run(searcher, out)
-    groups = pq.read_table(files.groups_path(out)).to_pylist()
-    texts = dict(zip(*pq.read_table(files.documents_path(out)).to_pydict().values(), strict=True))
+    groups = pq.read_table(pool_tables.groups_path(out)).to_pylist()
+    texts = dict(zip(*pq.read_table(pool_tables.documents_path(out)).to_pydict().values(), strict=True))
     assert len(groups) == report.groups == 10
-    for row, asked in zip(groups, questions(), strict=True):
-        assert row["doc_ids"][0] == asked.relevant[0]
+    for row, judged in zip(groups, judged_queries(), strict=True):
+        assert row["doc_ids"][0] == judged.relevant[0]
         assert row["labels"] == [1.0] + [0.0] * 4
         assert len(set(row["doc_ids"])) == 5
         assert all(texts[doc_id].startswith("the ") for doc_id in row["doc_ids"])
 
 
-def test_a_copy_of_the_positive_is_no_negative(searcher: Searcher, tmp_path: Path) -> None:
+def test_a_near_duplicate_of_the_positive_is_dropped(searcher: Searcher, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
     run(searcher, out)
     row = pq.read_table(out).to_pylist()[0]
     assert row["fates"][row["doc_ids"].index("copy")] == "duplicate"
 
 
-def test_the_judge_guards_against_false_negatives(searcher: Searcher, tmp_path: Path) -> None:
+def test_candidates_that_the_judge_scores_near_the_positive_are_dropped(searcher: Searcher, tmp_path: Path) -> None:
     run(searcher, tmp_path / "mined.parquet", replace(CONFIG, beta=0.01, duplicate=None), WordReranker())
     for row in pq.read_table(tmp_path / "mined.parquet").to_pylist():
         positive = row["judge"][row["fates"].index("positive")]
@@ -135,19 +135,19 @@ def test_the_judge_guards_against_false_negatives(searcher: Searcher, tmp_path: 
             assert fate == "positive" or (fate == "judge") == (judge > positive - np.float32(0.01))
 
 
-def test_a_query_whose_positive_is_far_down_is_left_out(searcher: Searcher, tmp_path: Path) -> None:
+def test_a_query_whose_positive_ranks_too_low_gives_no_group(searcher: Searcher, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
-    asked = [*questions()[:2], Question(Query("odd", "why did the fox see the hill"), ("stork-market",))]
-    report = mine(searcher, asked, out, replace(CONFIG, consistency=3))
+    queries = [*judged_queries()[:2], JudgedQuery(Query("odd", "why did the fox see the hill"), ("stork-market",))]
+    report = mine(searcher, queries, out, replace(CONFIG, consistency=3))
     assert set(pq.read_table(out).to_pylist()[2]["fates"]) == {"positive", "inconsistent"}
     assert report.groups == 2
 
 
-def test_an_unretrieved_positive_is_in_the_pool_without_a_rank(searcher: Searcher, tmp_path: Path) -> None:
+def test_a_positive_that_was_not_retrieved_is_in_the_pool_without_a_rank(searcher: Searcher, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
     mine(
         searcher,
-        [Question(Query("odd", "why did the fox see the hill"), ("stork-market",))],
+        [JudgedQuery(Query("odd", "why did the fox see the hill"), ("stork-market",))],
         out,
         replace(CONFIG, depth=5, consistency=0),
     )
@@ -157,14 +157,14 @@ def test_an_unretrieved_positive_is_in_the_pool_without_a_rank(searcher: Searche
     assert row["labels"] == [0.0] * (len(row["labels"]) - 1) + [1.0]
 
 
-def test_clusters_keep_what_is_near_the_query(searcher: Searcher, tmp_path: Path) -> None:
+def test_candidates_outside_the_nearest_clusters_are_dropped(searcher: Searcher, tmp_path: Path) -> None:
     run(searcher, tmp_path / "mined.parquet", replace(CONFIG, clusters=6, nearest=2, duplicate=None))
     for row in pq.read_table(tmp_path / "mined.parquet").to_pylist():
         for fate, place in zip(row["fates"], row["cluster"], strict=True):
             assert (fate == "cluster") == (place > 2 and fate != "positive")
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(searcher: Searcher, tmp_path: Path) -> None:
+def test_a_resumed_run_writes_the_same_bytes_as_an_uninterrupted_one(searcher: Searcher, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole.parquet", tmp_path / "killed.parquet"
     run(searcher, whole, judge=WordReranker())
     with pytest.raises(KeyboardInterrupt):
@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(searcher: Searcher, tmp
     assert not killed.exists()
     report = run(searcher, killed, judge=WordReranker())
     assert report.reused_blocks == 2
-    for path in (lambda p: p, files.groups_path, files.documents_path):
+    for path in (lambda p: p, pool_tables.groups_path, pool_tables.documents_path):
         assert path(killed).read_bytes() == path(whole).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
@@ -196,18 +196,18 @@ def test_a_plan_with_feedback_has_features_of_both_rounds(searcher: Searcher) ->
     assert [hit.doc_id for hit in result.hits] == list(result.pool.doc_ids[:2])
 
 
-def test_faults_are_said_in_a_sentence(searcher: Searcher, tmp_path: Path) -> None:
+def test_an_unknown_corpus_and_an_unknown_feature_are_rejected(searcher: Searcher, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
-    with pytest.raises(InvalidInput, match="of another corpus"):
-        mine(searcher, [Question(Query("q", "fox"), ("nowhere",))], out, CONFIG)
-    with pytest.raises(InvalidInput, match=r"margins compare 'sparse.score'.*dense.score"):
+    with pytest.raises(InvalidInput, match="none of the 1 queries has a relevant document"):
+        mine(searcher, [JudgedQuery(Query("q", "fox"), ("nowhere",))], out, CONFIG)
+    with pytest.raises(InvalidInput, match=r"margins compare the feature 'sparse.score'.*dense.score"):
         run(searcher, out, replace(CONFIG, margin=0.1, by="sparse.score"))
 
 
-def test_mined_groups_are_judged_in_their_form(searcher: Searcher, tmp_path: Path) -> None:
+def test_judging_mined_groups_adds_a_column_aligned_with_doc_ids(searcher: Searcher, tmp_path: Path) -> None:
     out, judged = tmp_path / "mined.parquet", tmp_path / "judged.parquet"
     run(searcher, out)
-    count = judge_file(files.groups_path(out), judged, WordReranker(), column="words", block=4)
+    count = judge_file(pool_tables.groups_path(out), judged, WordReranker(), column="words", block=4)
     rows = pq.read_table(judged).to_pylist()
     assert count == sum(len(row["doc_ids"]) for row in rows) == 50
     row = rows[0]
@@ -216,7 +216,7 @@ def test_mined_groups_are_judged_in_their_form(searcher: Searcher, tmp_path: Pat
     )  # the, fox, hill of seven words
 
 
-def test_flat_pairs_are_judged_once_each_and_a_killed_run_goes_on(tmp_path: Path) -> None:
+def test_each_distinct_pair_is_judged_once_even_across_a_resumed_run(tmp_path: Path) -> None:
     import pyarrow as pa
 
     source, out = tmp_path / "pairs.parquet", tmp_path / "judged.parquet"
@@ -230,7 +230,7 @@ def test_flat_pairs_are_judged_once_each_and_a_killed_run_goes_on(tmp_path: Path
     np.testing.assert_allclose(pq.read_table(out)["judge"].to_numpy(), expected, rtol=1e-6)
 
 
-def test_pairs_without_text_are_refused(tmp_path: Path) -> None:
+def test_pairs_without_text_are_rejected(tmp_path: Path) -> None:
     import pyarrow as pa
 
     pq.write_table(pa.table({"query": ["a"], "answer": ["b"]}), tmp_path / "pairs.parquet")
@@ -238,8 +238,8 @@ def test_pairs_without_text_are_refused(tmp_path: Path) -> None:
         judge_file(tmp_path / "pairs.parquet", tmp_path / "out.parquet", WordReranker())
 
 
-def test_negatives_of_a_wrong_modality_outrank_the_positive_and_all_others_have_the_wanted_one(tmp_path: Path) -> None:
-    """Pictures of the asked place stand above the text that is wanted; other filters do not touch them."""
+def test_wrong_modality_negatives_outrank_the_positive_and_others_share_its_modality(tmp_path: Path) -> None:
+    """Images of the right place outrank the relevant text; the other filters do not drop them."""
     documents = [
         Document(f"{kind}-{place}", f"{words} {place}", metadata={"kind": kind})
         for place in PLACES
@@ -251,26 +251,26 @@ def test_negatives_of_a_wrong_modality_outrank_the_positive_and_all_others_have_
     with Searcher(Pipeline(Collection.open(tmp_path / "mixed"), encoder)) as searcher:
         mine(
             searcher,
-            [Question(Query("q", "fox hill castle at the river"), ("text-river",))],
+            [JudgedQuery(Query("q", "fox hill castle at the river"), ("text-river",))],
             tmp_path / "m.parquet",
             config,
         )
     [row] = pq.read_table(tmp_path / "m.parquet").to_pylist()
-    own = dict(zip(row["doc_ids"], zip(row["fates"], row["modality"], row["rank"], strict=True), strict=True))
-    rank = own["text-river"][2]
-    wrong = [doc_id for doc_id, (fate, _, _) in own.items() if fate == "wrong_modality"]
+    by_id = dict(zip(row["doc_ids"], zip(row["fates"], row["modality"], row["rank"], strict=True), strict=True))
+    rank = by_id["text-river"][2]
+    wrong = [doc_id for doc_id, (fate, _, _) in by_id.items() if fate == "wrong_modality"]
     assert len(wrong) == 2
-    for doc_id, (fate, modality, place) in own.items():
+    for doc_id, (fate, modality, place) in by_id.items():
         assert modality == float(doc_id.startswith("image"))
         assert fate != "wrong_modality" or (modality == 1 and place < rank)
         assert fate != "kept" or modality == 0
-    [group] = pq.read_table(files.groups_path(tmp_path / "m.parquet")).to_pylist()
+    [group] = pq.read_table(pool_tables.groups_path(tmp_path / "m.parquet")).to_pylist()
     assert group["doc_ids"][0] == "text-river"
     assert set(wrong) <= set(group["doc_ids"])
     assert group["modality"][0] == 0
 
 
-def test_a_judge_that_sees_is_shown_the_images_of_groups(tmp_path: Path) -> None:
+def test_a_reranker_that_reads_images_receives_the_images_of_groups(tmp_path: Path) -> None:
     (tmp_path / "asked.png").write_bytes(b"asked")
     group = Group("q", "which one", ["a", "b"], [1.0, 0.0], query_image=Path("asked.png"))
     write_groups(tmp_path / "g.groups.parquet", [group])

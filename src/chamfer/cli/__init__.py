@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Data goes to standard output, everything else to standard error."""
+"""The command line: parse arguments, call the library, print. Data goes to stdout, everything else to stderr.
+
+The file of a command bears its name: `chamfer build` is cli/build.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Neural retrieval and reranking: build collections, search, serve, evaluate.",
+    help="Neural retrieval and reranking: build collections, search, serve, evaluate, train.",
 )
 
 
@@ -26,28 +29,55 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
         raise typer.Exit
 
 
-def main() -> None:
-    """Runs the command. Exit status: 0 done, 1 failed, 2 the input cannot be used, 130 interrupted."""
-    from chamfer.cli import demo, doctor, evaluating, mining, planning, searching, training, writing
+def register_commands() -> None:
+    """Adds every command to `app`, in the order in which `chamfer --help` lists them. A second call does nothing."""
+    from chamfer.cli import (
+        add,
+        build,
+        compact,
+        delete,
+        demo,
+        doctor,
+        evaluate,
+        health,
+        inspect,
+        judge,
+        mine,
+        plan,
+        search,
+        selections,
+        serve,
+        soup,
+        train,
+    )
 
-    for module in (writing, searching, evaluating, planning, mining, training, doctor, demo):
+    if app.registered_commands:
+        return
+    for module in (build, add, delete, compact, inspect, search, serve, health, evaluate, plan):
         module.register(app)
+    for module in (mine, judge, selections, train, soup, doctor, demo):
+        module.register(app)
+
+
+def main() -> None:
+    """Runs the command. Exit status: 0 success, 1 failure, 2 invalid input, 130 interrupted."""
+    register_commands()
     try:
         app(standalone_mode=True)
     except ChamferError as error:
         typer.secho(f"chamfer: {error.detail}", err=True, fg="red")
         sys.exit(2 if isinstance(error, InvalidInput | NotFound) else 1)
     except KeyboardInterrupt:
-        typer.secho("chamfer: interrupted; what was finished is kept, run the same command to go on", err=True)
+        typer.secho("chamfer: interrupted; finished work is kept: run the same command again to resume", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        hint = "; what was finished is kept, run the same command again once there is room" if _full(error) else ""
-        typer.secho(f"chamfer: {place}{error.strerror or error}{hint}", err=True, fg="red")
+        path = f"{error.filename}: " if error.filename else ""
+        hint = "; finished work is kept: free some space, then run the same command again" if _disk_full(error) else ""
+        typer.secho(f"chamfer: {path}{error.strerror or error}{hint}", err=True, fg="red")
         sys.exit(1)
 
 
-def _full(error: OSError) -> bool:
+def _disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,4 +1,4 @@
-"""Text to terms: lower-cased word tokens, stop words out, Snowball stems (PyStemmer)."""
+"""Text analysis: lower-cased word tokens without stop words, reduced to Snowball stems (PyStemmer)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chamfer.core.errors import InvalidInput
 U64 = NDArray[np.uint64]
 
 _WORD = re.compile(r"(?u)\b\w\w+\b")
-# The stop words that Lucene's StandardAnalyzer used for English.
+# The English stop words of Lucene's StandardAnalyzer.
 _ENGLISH = frozenset(
     (
         *("a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not"),
@@ -31,9 +31,9 @@ _STEM_CACHE = 200_000
 class AnalysisConfig:
     """How text becomes terms.
 
-    language     a Snowball language (english, german, ...) or none for no stemming
-    stop_words   the language whose stop words are left out, none, or own: those of `language`. English has the short
-                 list that Lucene used, other languages those of the package stop-words.
+    language     a Snowball language (english, german, ...), or none to disable stemming
+    stop_words   the language whose stop words are removed; none to keep all words; own for those of `language`.
+                 English uses Lucene's short list, other languages the lists of the package stop-words.
     """
 
     language: str = "english"
@@ -41,7 +41,7 @@ class AnalysisConfig:
 
 
 class Analyzer:
-    """Texts to lists of terms. Equal settings give equal terms; not to be shared by threads."""
+    """Turns texts into lists of terms. Equal settings give equal terms. Not thread-safe."""
 
     def __init__(self, config: AnalysisConfig) -> None:
         self._stop_words = _stop_words(config.language if config.stop_words == "own" else config.stop_words)
@@ -63,14 +63,14 @@ class Analyzer:
         return terms
 
     def placed(self, text: str) -> list[tuple[str, int]]:
-        """The same terms, each with the place of its word's first character in the lower-cased text."""
-        found = ((self(match.group()), match.start()) for match in _WORD.finditer(text.lower()))
-        return [(terms[0], start) for terms, start in found if terms]
+        """The same terms, each with the offset of its word's first character in the lower-cased text."""
+        terms_and_starts = ((self(match.group()), match.start()) for match in _WORD.finditer(text.lower()))
+        return [(terms[0], start) for terms, start in terms_and_starts if terms]
 
     def words(self, text: str) -> list[tuple[str, str]]:
-        """The same terms, each with the word that it comes from."""
-        found = ((self(word), word) for word in _WORD.findall(text.lower()))
-        return [(terms[0], word) for terms, word in found if terms]
+        """The same terms, each with the word that it was derived from."""
+        terms_and_words = ((self(word), word) for word in _WORD.findall(text.lower()))
+        return [(terms[0], word) for terms, word in terms_and_words if terms]
 
     def _term(self, word: str) -> str | None:
         if word in self._stop_words:
@@ -79,7 +79,7 @@ class Analyzer:
 
 
 def term_hashes(terms: Iterable[str]) -> U64:
-    """64-bit BLAKE2b of each term, u64 [n]: its name in the index (a collision among 10^6: 10^-7)."""
+    """64-bit BLAKE2b hash of each term, u64 [n], its key in the index (10^6 terms collide with probability 10^-7)."""
     digests = b"".join(blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).digest() for t in terms)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
@@ -105,6 +105,6 @@ def _stemmer(language: str) -> Any:
     import Stemmer
 
     if language not in Stemmer.algorithms():
-        known = ", ".join(sorted(Stemmer.algorithms()))
-        raise InvalidInput(f"analysis language is {language!r}, expected none or one of {known}")
+        languages = ", ".join(sorted(Stemmer.algorithms()))
+        raise InvalidInput(f"lexical.analysis.language is {language!r}, expected none or one of {languages}")
     return Stemmer.Stemmer(language)

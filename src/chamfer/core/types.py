@@ -1,8 +1,9 @@
-"""The records and vector containers that cross module boundaries.
+"""Records and vector containers shared by all packages.
 
-Legend: N rows, Q queries, T tokens laid end to end, D dimensions, K kept, Z non-zeros, V vocabulary.
-All records are frozen, all arrays C-contiguous; each is checked once, where it enters (`__post_init__`).
-Ragged data is flat values plus offsets. Outside, a document is a string `doc_id`; inside, an integer `row`.
+Shapes: N rows, Q queries, T tokens of all rows concatenated, D dimensions, K candidates, Z non-zeros, V terms.
+All records are frozen and all arrays C-contiguous; each is validated once, on construction (`__post_init__`).
+Ragged data is stored as flat values plus offsets. The API identifies a document by a string `doc_id`, the indexes by
+an integer `row`.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ Array = NDArray[Any]
 
 
 class VectorKind(StrEnum):
-    """What an encoder can give for a text."""
+    """Kinds of vectors that an encoder can produce for a text."""
 
     DENSE = "dense"
     TOKENS = "tokens"
     SPARSE = "sparse"
-    ANCHORS = "anchors"  # scores with a fixed set of queries, from a reranker: what family `cur` keeps
+    ANCHORS = "anchors"  # a reranker's scores with a fixed set of queries, stored by family `cur`
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One item of a corpus; `doc_id` is unique in a collection, text may be empty."""
+    """A document of a corpus. `doc_id` is unique in a collection; the text may be empty."""
 
     doc_id: str
     text: str = ""
@@ -46,13 +47,13 @@ class Document:
 
     @property
     def content(self) -> str:
-        """Title and text in one string: what text encoders and BM25 read (BEIR's convention)."""
+        """Title and text in one string, the input of text encoders and BM25 (BEIR's convention)."""
         return f"{self.title} {self.text}".strip() if self.title else self.text
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question; text and image are not both empty."""
+    """A query with a text, an image, or both."""
 
     query_id: str
     text: str = ""
@@ -60,12 +61,12 @@ class Query:
 
     def __post_init__(self) -> None:
         if not self.text.strip() and self.image is None:
-            raise InvalidInput(f"query {self.query_id!r} has neither text nor image")
+            raise InvalidInput(f"query {self.query_id!r} has neither text nor image, expected at least one of them")
 
 
 @dataclass(frozen=True, slots=True)
 class DenseVectors:
-    """One vector a row: values f32 or f16 [N, D], finite."""
+    """One vector per row: values f32 or f16 [N, D], finite."""
 
     values: Array
 
@@ -92,11 +93,10 @@ class DenseVectors:
 
 @dataclass(frozen=True, slots=True)
 class TokenVectors:
-    """A ragged matrix a row: values f32, f16 or i8 [T, D], offsets i64 [N+1] ascending from 0 to T.
+    """A matrix of vectors per row: values f32, f16 or i8 [T, D], offsets i64 [N+1] ascending from 0 to T.
 
-    Row i owns values[offsets[i]:offsets[i+1]]; an empty row is legal. weights f32 [T] > 0 say how much each vector
-    counts where a text's vectors are pooled (chamfer.models.networks.token_pooling), None that all count alike; no
-    index stores them.
+    The vectors of row i are values[offsets[i]:offsets[i+1]]; a row may be empty. weights f32 [T] > 0 weight the vectors
+    in token pooling (chamfer.models.networks.token_pooling); None weights all equally. No index stores them.
     """
 
     values: Array
@@ -128,7 +128,7 @@ class TokenVectors:
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenVectors]) -> Self:
-        """All rows, in order; weights are kept where every part has them."""
+        """All rows, in order; weights are kept only if every part has them."""
         weights = [part.weights for part in parts if part.weights is not None]
         return cls(
             np.concatenate([part.values for part in parts]),
@@ -139,7 +139,7 @@ class TokenVectors:
 
 @dataclass(frozen=True, slots=True)
 class SparseVectors:
-    """Weighted terms a row: weights f32 [Z] > 0, terms i32 [Z] ascending within a row, offsets i64 [N+1]."""
+    """Weighted terms per row: weights f32 [Z] > 0, terms i32 [Z] ascending within a row, offsets i64 [N+1]."""
 
     weights: F32
     terms: I32
@@ -182,7 +182,7 @@ Vectors = DenseVectors | TokenVectors | SparseVectors
 
 @dataclass(frozen=True, slots=True)
 class AnchorScores:
-    """A reranker's scores of N documents with k_q anchor queries: values f32 [N, k_q], and who scored what."""
+    """Scores f32 [N, k_q] of N documents with k_q anchor queries, the queries, and the reranker's fingerprint."""
 
     values: DenseVectors
     queries: tuple[str, ...]
@@ -191,7 +191,7 @@ class AnchorScores:
     def __post_init__(self) -> None:
         _expect(
             self.values.dim == len(self.queries),
-            f"{len(self.queries)} anchor queries for score columns of {self.values.dim}",
+            f"there are {len(self.queries)} anchor queries for {self.values.dim} columns of scores, expected as many",
         )
 
     def __len__(self) -> int:
@@ -199,17 +199,17 @@ class AnchorScores:
 
     @classmethod
     def concatenate(cls, parts: Sequence[AnchorScores]) -> Self:
-        """The documents of all parts, which share queries and reranker."""
+        """The documents of all parts, which have the same queries and reranker."""
         values = DenseVectors.concatenate([part.values for part in parts])
         return cls(values, parts[0].queries, parts[0].fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """What one forward pass gave for N texts: the kinds asked for, and how long the texts were.
+    """Result of encoding N texts: vectors of the requested kinds, and the lengths of the texts.
 
-    n_tokens i32 [N] counts a text's tokens before truncation (special tokens included);
-    truncated bool [N] says whose end was cut off.
+    n_tokens i32 [N] is the number of tokens before truncation, special tokens included;
+    truncated bool [N] is true for texts whose end was cut off.
     """
 
     n_tokens: I32
@@ -223,15 +223,15 @@ class Encoding:
         return len(self.n_tokens)
 
     def vectors(self, kind: VectorKind) -> Vectors:
-        """The vectors of one kind; InvalidInput if they were not asked for."""
-        found: Vectors | None
+        """The vectors of one kind; InvalidInput if that kind was not requested."""
+        vectors: Vectors | None
         if kind is VectorKind.ANCHORS:
-            found = None if self.anchors is None else self.anchors.values
+            vectors = None if self.anchors is None else self.anchors.values
         else:
-            found = getattr(self, kind.value)
-        if found is None:
+            vectors = getattr(self, kind.value)
+        if vectors is None:
             raise InvalidInput(f"{kind.value} vectors were not encoded; pass the kind to the encoder")
-        return found
+        return vectors
 
     @classmethod
     def concatenate(cls, parts: Sequence[Encoding]) -> Self:
@@ -254,7 +254,7 @@ class Encoding:
 class Candidates:
     """Ranked rows of Q queries: rows i64 [Q, K], scores f32 [Q, K].
 
-    Scores fall, ties stand by smaller row; padding is row -1 with score -inf, at the end.
+    Scores are descending, ties ordered by ascending row; padding at the end has row -1 and score -inf.
     """
 
     rows: I64
@@ -283,7 +283,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer: rank from 1; explanation holds the score of each stage when it was asked for."""
+    """A search result; rank counts from 1. explanation has the scores of each stage if the request set `explain`."""
 
     doc_id: str
     rank: int
@@ -295,18 +295,18 @@ class Hit:
 def ragged_index(offsets: I64, rows: I64) -> tuple[I64, I64]:
     """(flat positions of the given rows in order, offsets i64 [len(rows)+1] of the result)."""
     lengths = offsets[rows + 1] - offsets[rows]
-    out = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=out[1:])
-    starts = np.repeat(offsets[rows] - out[:-1], lengths)
-    return starts + np.arange(out[-1], dtype=np.int64), out
+    new_offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=new_offsets[1:])
+    starts = np.repeat(offsets[rows] - new_offsets[:-1], lengths)
+    return starts + np.arange(new_offsets[-1], dtype=np.int64), new_offsets
 
 
 def join_offsets(parts: Sequence[I64]) -> I64:
-    """Offsets of ragged arrays laid end to end."""
+    """Offsets of the concatenation of ragged arrays."""
     lengths = np.concatenate([np.diff(part) for part in parts]) if parts else np.zeros(0, dtype=np.int64)
-    out = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=out[1:])
-    return out
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def _expect(holds: bool, message: str) -> None:

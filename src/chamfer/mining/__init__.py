@@ -1,1 +1,1 @@
-"""Hard negatives from the live plan: candidates with their features, filters that say why, files that the jobs read."""
+"""Mining of hard negatives from the live plan: pools with features, filters with named fates, files for training."""

@@ -1,4 +1,4 @@
-"""What mining is asked for."""
+"""Configuration of mining."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from chamfer.service.search.presets import DEFAULT_PRESET
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiningConfig:
-    """Candidates, filters, and how many negatives are drawn. None leaves a filter out.
+    """Candidates, filters, and number of negatives. None disables a filter.
 
     plan, depth          candidates are the first `depth` of this plan
-    first_rank           the best rank (from 1) that a negative may have; last_rank the worst, 0: depth
-    consistency          a query counts only with a positive among the first so many; 0: always
-    by                   the feature that margin and share compare with the best positive's: score, dense.score, judge
-    margin, share        drop what is above positive - margin, above positive - share * |positive|
-    beta                 the guard against false negatives by the judge: drop what it puts above positive - beta
-    judge_most           drop what the judge puts above this, whatever the positive has
-    duplicate            drop what shares this much (Jaccard of word triples) with a positive
-    twin                 drop what has this cosine, by the dense channel, with a positive
-    clusters, nearest    cut the corpus into so many clusters (0: none) and drop what is not in the nearest to the query
-    modality             the metadata field that says a document's modality; none: modalities do not count. Negatives
-                         then have that of a positive, and `wrong` more are drawn of those that outrank every positive
-                         in another one (MM-Embed, arXiv 2411.02571), which no other filter but consistency drops
-    keep, stride         so many negatives by a cyclic stride through the survivors
-    block                queries between two points from which a killed run goes on
-    seed                 of the clusters
+    first_rank           best rank (from 1) that a negative may have
+    last_rank            worst rank that a negative may have; 0: depth
+    consistency          use a query only if a positive is among its first so many candidates; 0: always
+    by                   feature in which margin and share compare a candidate with the best positive: score,
+                         dense.score, judge, ...
+    margin, share        drop candidates above positive - margin, above positive - share * |positive|
+    beta                 guard against false negatives: drop candidates that the judge scores above positive - beta
+    judge_most           drop candidates that the judge scores above this value, independent of the positive
+    duplicate            drop candidates with at least this Jaccard similarity of word triples to a positive
+    twin                 drop candidates with at least this cosine to a positive, in the dense channel
+    clusters, nearest    number of clusters of the corpus (0: none), and how many of those nearest to the query
+                         negatives may come from
+    modality             metadata field with a document's modality; empty: ignore modalities. Negatives then have the
+                         modality of a positive, and `wrong` more are drawn from documents of another modality that
+                         outrank every positive (MM-Embed, arXiv 2411.02571); only consistency can exclude those
+    keep, stride         number of negatives, drawn with a cyclic stride through the remaining candidates
+    block                number of queries per checkpoint
+    seed                 seed of the clustering
     """
 
     plan: str = DEFAULT_PRESET
@@ -60,10 +63,11 @@ class MiningConfig:
                 raise InvalidInput(f"mining: {name} is {getattr(self, name)}, expected 0 or more")
         if not self.first_rank <= self.worst_rank <= self.depth:
             raise InvalidInput(
-                f"mining: ranks {self.first_rank} to {self.worst_rank} do not fit into depth {self.depth}"
+                f"mining: ranks are {self.first_rank} to {self.worst_rank}, expected an ascending range within "
+                f"depth {self.depth}"
             )
 
     @property
     def worst_rank(self) -> int:
-        """The last rank that a negative may have."""
+        """The worst rank that a negative may have."""
         return self.last_rank or self.depth

@@ -1,4 +1,4 @@
-"""What mining adds to a pool's features, and the decision over all of them."""
+"""The features that mining adds to a pool: text overlap, twins, clusters, modality and judge scores."""
 
 from __future__ import annotations
 
@@ -9,54 +9,51 @@ import numpy as np
 
 from chamfer.core.errors import ChamferError
 from chamfer.core.protocols import PairReranker, Reranker
-from chamfer.core.types import F32, Bool, DenseVectors, Document, Query, VectorKind
+from chamfer.core.types import F32, DenseVectors, Document, Query, VectorKind
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.families.dense import DenseRetriever
-from chamfer.mining import negative_filters as filters
-from chamfer.mining.config import MiningConfig
+from chamfer.mining.negative_filters import nearest_clusters
 from chamfer.mining.pool import Pool
 from chamfer.mining.text_overlap import TermCache, jaccard, overlap
 
 CLUSTER_SAMPLE = 20_000
-INCONSISTENT = "inconsistent"
-MODALITY = "modality"
 
 
 def add_text_features(pools: Sequence[Pool], cache: TermCache) -> None:
-    """`overlap`: share of the query's terms in the candidate; `duplicate`: its highest Jaccard with a positive."""
+    """Adds `overlap` (share of the query's terms in a candidate) and `duplicate` (highest Jaccard with a positive)."""
     for pool in pools:
-        asked = cache.query(pool.query.text)
-        wanted = [cache.shingles(document) for document in pool.positives]
-        pool.features["overlap"] = _column(overlap(asked, cache.terms(d)) for d in pool.documents)
+        query_terms = cache.query(pool.query.text)
+        positives = [cache.shingles(document) for document in pool.positives]
+        pool.features["overlap"] = _column(overlap(query_terms, cache.terms(d)) for d in pool.documents)
         pool.features["duplicate"] = _column(
-            max((jaccard(cache.shingles(d), own) for own in wanted), default=0.0) for d in pool.documents
+            max((jaccard(cache.shingles(d), positive) for positive in positives), default=0.0) for d in pool.documents
         )
 
 
 def stored_vectors(pools: Sequence[Pool], collection: Collection, vectors: DenseRetriever) -> list[F32]:
-    """The stored dense vectors of every pool's candidates, f32 [n, D] of unit length; each is read once."""
-    places: dict[str, int] = {}
-    own = [[places.setdefault(d.doc_id, len(places)) for d in pool.documents] for pool in pools]
-    distinct = unit(vectors.vectors(collection.rows(list(places))).values)
-    return [distinct[rows] for rows in own]
+    """The stored dense vectors of each pool's candidates, f32 [n, D], unit length; each distinct one is read once."""
+    index: dict[str, int] = {}
+    pool_indices = [[index.setdefault(d.doc_id, len(index)) for d in pool.documents] for pool in pools]
+    distinct = unit(vectors.vectors(collection.rows(list(index))).values)
+    return [distinct[indices] for indices in pool_indices]
 
 
 def add_twins(pools: Sequence[Pool], stored: Sequence[F32]) -> None:
-    """`twin`: the highest cosine of the candidate with a positive, by the stored vectors."""
-    for pool, own in zip(pools, stored, strict=True):
-        near = own @ own[pool.positive].T
-        pool.features["twin"] = near.max(axis=1, initial=-1.0).astype(np.float32)
+    """Adds `twin`: the highest cosine of the candidate with a positive, between stored vectors."""
+    for pool, vectors in zip(pools, stored, strict=True):
+        cosines = vectors @ vectors[pool.positive].T
+        pool.features["twin"] = cosines.max(axis=1, initial=-1.0).astype(np.float32)
 
 
 def add_modality(pools: Sequence[Pool], name: str) -> None:
-    """`modality`: 0 where the metadata field says of the candidate what it says of a positive, else 1."""
+    """Adds `modality`: 0 if the candidate's metadata field `name` has the value of a positive's, else 1."""
     for pool in pools:
         wanted = {document.metadata.get(name) for document in pool.positives}
-        pool.features[MODALITY] = _column(float(d.metadata.get(name) not in wanted) for d in pool.documents)
+        pool.features["modality"] = _column(float(d.metadata.get(name) not in wanted) for d in pool.documents)
 
 
 def add_judge_scores(pools: Sequence[Pool], judge: Reranker) -> None:
-    """`judge`: the reranker's score of every pair, as a probability where it gives logits; NaN where it gave none."""
+    """Adds `judge`: the reranker's score of every pair, logits as probabilities; NaN where it returned no score."""
     pairs = [(pool.query, document) for pool in pools for document in pool.documents]
     scores = score_pairs(judge, pairs)
     start = 0
@@ -68,12 +65,13 @@ def add_judge_scores(pools: Sequence[Pool], judge: Reranker) -> None:
 def score_pairs(judge: Reranker, pairs: Sequence[tuple[Query, Document]]) -> F32:
     """Scores f32 [n] of any reranker; logits become probabilities, so that a margin means the same for all queries.
 
-    Pairs of one query must stand together for a reranker that reads lists.
+    For a listwise reranker the pairs of one query must be consecutive. A pair that the reranker cannot score is NaN;
+    errors that concern the reranker as a whole (unavailable, overloaded, ...) are raised.
     """
     from chamfer.service.search.pair_scoring import SHARED_ERRORS, score_each
 
     if hasattr(judge, "score_pairs"):
-        single: PairReranker = judge  # type: ignore[assignment]  # it judges pairs: that is the difference
+        single: PairReranker = judge  # type: ignore[assignment]  # rerankers of pairs have score_pairs
         outcomes = score_each(single, pairs)
         for outcome in outcomes:
             if isinstance(outcome, SHARED_ERRORS):
@@ -94,66 +92,24 @@ class Clusters:
 
     @classmethod
     def of(cls, vectors: DenseRetriever, rows: int, count: int, seed: int) -> Clusters:
-        """Lloyd's algorithm from k-means++ (scipy), on at most CLUSTER_SAMPLE of the rows."""
+        """Clusters at most CLUSTER_SAMPLE rows with Lloyd's algorithm, initialised by k-means++ (scipy)."""
         from scipy.cluster.vq import kmeans2
 
         rng = np.random.default_rng(seed)
-        chosen = np.sort(rng.choice(rows, size=min(rows, CLUSTER_SAMPLE), replace=False))
-        values = unit(vectors.vectors(chosen.astype(np.int64)).values)
+        sample = np.sort(rng.choice(rows, size=min(rows, CLUSTER_SAMPLE), replace=False))
+        values = unit(vectors.vectors(sample.astype(np.int64)).values)
         centres, _ = kmeans2(values, min(count, len(values)), minit="++", rng=rng, missing="warn")
         return cls(unit(np.asarray(centres, dtype=np.float32)))
 
     def add_to(self, pools: Sequence[Pool], stored: Sequence[F32], queries: F32) -> None:
-        """`cluster`: the place of the candidate's cluster by nearness to the query, from 1."""
-        for pool, own, query in zip(pools, stored, unit(queries), strict=True):
-            cluster, places = filters.nearest_clusters(own, query[None], self.centres)
-            pool.features["cluster"] = places[0, cluster].astype(np.float32)
-
-
-def decide(pool: Pool, config: MiningConfig) -> None:
-    """Writes the pool's fates: what `dropped_by` drops, the rest drawn by a cyclic stride."""
-    ranks = pool.features["rank"]
-    if config.consistency and not filters.consistent(ranks[pool.positive], config.consistency):
-        dropped = [(INCONSISTENT, np.ones(len(pool), dtype=bool))]
-        pool.fates = filters.fates(len(pool), pool.positive, dropped, config.stride, config.keep)
-        return
-    pool.fates = filters.fates(len(pool), pool.positive, dropped_by(pool, config), config.stride, config.keep)
-    if config.modality:
-        other = (pool.features[MODALITY] > 0) & ~pool.positive
-        places = np.flatnonzero(other & filters.outranking(ranks, ranks[pool.positive]))
-        for place in places[filters.cyclic(len(places), config.stride, config.wrong)]:
-            pool.fates[place] = filters.WRONG
-
-
-def dropped_by(pool: Pool, config: MiningConfig) -> list[tuple[str, Bool]]:
-    """What each filter drops, by its name in a log; the first one that drops a candidate counts."""
-    features = pool.features
-    dropped: list[tuple[str, Bool]] = []
-    if config.modality:
-        dropped.append(("other_modality", features[MODALITY] > 0))
-    dropped.append(("rank", filters.outside_ranks(features["rank"], config.first_rank, config.worst_rank)))
-    if config.duplicate is not None:
-        dropped.append(("duplicate", filters.alike(features["duplicate"], config.duplicate)))
-    if config.twin is not None and "twin" in features:
-        dropped.append(("twin", filters.alike(features["twin"], config.twin)))
-    if "cluster" in features:
-        dropped.append(("cluster", filters.outside_clusters(features["cluster"], config.nearest)))
-    if config.margin is not None:
-        own = pool.best_positive(config.by)
-        dropped.append(("margin", filters.within_margin(features[config.by], own, config.margin)))
-    if config.share is not None:
-        own = pool.best_positive(config.by)
-        dropped.append(("share", filters.within_share(features[config.by], own, config.share)))
-    if "judge" in features:
-        own = pool.best_positive("judge")
-        dropped.append(("judge", filters.within_margin(features["judge"], own, config.beta)))
-        if config.judge_most is not None:
-            dropped.append(("judge_most", filters.above(features["judge"], config.judge_most)))
-    return dropped
+        """Adds `cluster`: the rank, from 1, of the candidate's cluster among all by similarity to the query."""
+        for pool, vectors, query in zip(pools, stored, unit(queries), strict=True):
+            clusters, cluster_ranks = nearest_clusters(vectors, query[None], self.centres)
+            pool.features["cluster"] = cluster_ranks[0, clusters].astype(np.float32)
 
 
 def dense_of(collection: Collection) -> DenseRetriever | None:
-    """The retriever that holds dense vectors, if there is one."""
+    """The retriever of the collection's dense channel; None without such a channel."""
     for channel in collection.channels.values():
         if isinstance(channel.retriever, DenseRetriever):
             return channel.retriever
@@ -161,14 +117,14 @@ def dense_of(collection: Collection) -> DenseRetriever | None:
 
 
 def query_vectors(encoder: object, queries: Sequence[Query]) -> F32:
-    """Dense vectors f32 [Q, D] of queries by an encoder."""
+    """Dense vectors f32 [Q, D] of the queries."""
     vectors = encoder.encode_queries(queries, [VectorKind.DENSE]).vectors(VectorKind.DENSE)  # type: ignore[attr-defined]
     assert isinstance(vectors, DenseVectors)
     return np.asarray(vectors.values, dtype=np.float32)
 
 
 def unit(values: F32) -> F32:
-    """Rows at length 1; a zero row stays zero."""
+    """The rows scaled to unit length; a zero row stays zero."""
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     return np.asarray(values / np.maximum(norms, np.finfo(np.float32).tiny), dtype=np.float32)
 

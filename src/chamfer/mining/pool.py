@@ -1,4 +1,4 @@
-"""A query's pool: what the live plan retrieved for it, and every stage's rank and score as features."""
+"""The pool of a query: the candidates that a plan retrieved, with the rank and score of every stage as features."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from chamfer.service.search.request import SearchResult
 
 @dataclass(slots=True)
 class Pool:
-    """One query with n candidates: those retrieved, in rank order, then positives that were not retrieved.
+    """A query with n candidates: the retrieved ones in rank order, then positives that were not retrieved.
 
-    features f32 [n] by name, NaN where a stage did not see the candidate: `rank` and `score` of the whole plan,
-    CHANNEL.rank and CHANNEL.score, fuse.score, rescore.score, rerank.score, and what mining adds (`job`).
+    positive  bool [n], true for known relevant documents
+    features  f32 [n] by name, NaN where a stage did not see the candidate: `rank` and `score` of the whole plan,
+              CHANNEL.rank and CHANNEL.score, fuse.score, rescore.score, rerank.score, and those that mining adds
+              (chamfer.mining.features)
+    fates     one per candidate (chamfer.mining.fates)
     """
 
     query: Query
@@ -33,20 +36,20 @@ class Pool:
     @property
     def positives(self) -> list[Document]:
         """The known relevant documents."""
-        return [document for document, own in zip(self.documents, self.positive, strict=True) if own]
+        return [document for document, positive in zip(self.documents, self.positive, strict=True) if positive]
 
     def best_positive(self, feature: str) -> float:
-        """The highest value that a positive has in `feature`; NaN if none has any."""
+        """The highest value of `feature` among the positives; NaN if none of them has a value."""
         values = self.features[feature][self.positive]
-        found = values[~np.isnan(values)]
-        return float(found.max()) if len(found) else float("nan")
+        present = values[~np.isnan(values)]
+        return float(present.max()) if len(present) else float("nan")
 
 
 def pool_of(query: Query, result: SearchResult, relevant: Iterable[Document]) -> Pool:
-    """The pool of one search, whose result has one; `relevant` are the query's positives, retrieved or not."""
+    """The pool of a search that was run with `pool` > 0; `relevant` are the query's positives, retrieved or not."""
     positives = {document.doc_id: document for document in relevant}
-    found = {hit.doc_id for hit in result.hits}
-    documents = [*(hit.document for hit in result.hits), *(d for i, d in positives.items() if i not in found)]
+    retrieved_ids = {hit.doc_id for hit in result.hits}
+    documents = [*(hit.document for hit in result.hits), *(d for i, d in positives.items() if i not in retrieved_ids)]
     n, retrieved = len(documents), len(result.hits)
     columns = {"rank": np.arange(1, retrieved + 1), "score": np.array([hit.score for hit in result.hits])}
     columns |= result.pool.features() if result.pool else {}

@@ -1,4 +1,4 @@
-"""Any reranker over a file of pairs: scored in blocks that survive a kill, each distinct pair once."""
+"""Scores a file of pairs with a reranker, in blocks that survive an interruption; each distinct pair is scored once."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ def judge_file(
     block: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Writes `source` with the reranker's scores as another column; returns how many pairs there were.
+    """Writes `source` with the reranker's scores as an additional column; returns the number of pairs.
 
-    `source` is flat (query, text, and image and query_image as paths where there are any) or groups (query, doc_ids,
-    with the texts in the .documents.parquet beside it). Logits become probabilities; NaN is a pair that could not be
-    judged. Run again after a kill, it goes on with the first block of rows that is missing.
+    `source` has either one pair per row (query, text, optionally image and query_image as paths) or one group per row
+    (query, doc_ids, with the texts in the .documents.parquet beside it). Logits become probabilities; NaN marks a pair
+    that could not be scored. After an interruption, a second call resumes at the first missing block of rows.
+
+    Raises InvalidInput for rows without text and image, and for groups whose documents are missing.
     """
     table = read_table(source, ("query",))
     grouped = "doc_ids" in table.column_names
@@ -47,11 +49,11 @@ def judge_file(
     lengths: list[int] = []
     for number, start in enumerate(range(0, table.num_rows, block)):
         rows = table.slice(start, block).to_pylist()
-        found = [
+        row_pairs = [
             _group(row, documents, source.parent) if grouped else [_pair(row, start + i)] for i, row in enumerate(rows)
         ]
-        lengths += [len(pairs) for pairs in found]
-        scores.append(_scored(folder, number, [pair for pairs in found for pair in pairs], scorer))
+        lengths += [len(pairs) for pairs in row_pairs]
+        scores.append(_scored(folder, number, [pair for pairs in row_pairs for pair in pairs], scorer))
         if progress is not None:
             progress(start + len(rows), table.num_rows)
     flat = np.concatenate([np.empty(0, dtype=np.float32), *scores])
@@ -77,7 +79,7 @@ def _cached(reranker: Any) -> Reranker:
     from chamfer.models.rerankers.score_cache import CachedReranker, ScoreCache
 
     if not hasattr(reranker, "score_pairs"):
-        return reranker  # type: ignore[no-any-return]  # it reads lists
+        return reranker  # type: ignore[no-any-return]  # a listwise reranker's scores depend on the list
     return CachedReranker(reranker, ScoreCache(CACHE_BYTES))
 
 

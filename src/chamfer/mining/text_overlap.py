@@ -1,4 +1,4 @@
-"""How much a text has in common with a query or a positive, by its words alone."""
+"""Lexical similarity of texts: shared query terms, and Jaccard similarity of word shingles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shingles = frozenset[tuple[str, ...]]
 
 
 def shingles(terms: Sequence[str], size: int = SHINGLE) -> Shingles:
-    """All runs of `size` terms (Broder 1997); the whole of a shorter text is its one shingle, an empty one has none."""
+    """All runs of `size` terms (Broder 1997). A shorter text is one shingle as a whole; an empty text has none."""
     if len(terms) < size:
         return frozenset([tuple(terms)]) if terms else frozenset()
     return frozenset(zip(*(terms[start:] for start in range(size)), strict=False))
@@ -26,18 +26,18 @@ def jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
 
 
 def overlap(query: frozenset[str], document: frozenset[str]) -> float:
-    """The share of the query's terms that the document has; 0 for a query without terms."""
+    """Share of the query's terms that occur in the document; 0 for a query without terms."""
     return len(query & document) / len(query) if query else 0.0
 
 
 class TermCache:
-    """Terms and shingles of documents, computed once each while there is room for them; when full, it starts again.
+    """Terms and shingles of up to `max_documents` documents; when full, the cache is emptied.
 
-    A document of 200 words takes about 40 KB. Not to be shared by threads.
+    A document of 200 words takes about 40 KB. Not thread-safe.
     """
 
-    def __init__(self, most: int = 10_000) -> None:
-        self._most = most
+    def __init__(self, max_documents: int = 10_000) -> None:
+        self._max_documents = max_documents
         self._analyse = Analyzer(AnalysisConfig())
         self._terms: dict[str, frozenset[str]] = {}
         self._shingles: dict[str, frozenset[int]] = {}
@@ -52,13 +52,13 @@ class TermCache:
         return self._terms[document.doc_id]
 
     def shingles(self, document: Document) -> frozenset[int]:
-        """The shingles of a document by their hashes: a set of tuples would compute them in every comparison."""
+        """Hashes of the document's shingles; comparing sets of tuples would hash every tuple again each time."""
         self._read(document)
         return self._shingles[document.doc_id]
 
     def _read(self, document: Document) -> None:
         if document.doc_id not in self._terms:
-            if len(self._terms) >= self._most:
+            if len(self._terms) >= self._max_documents:
                 self._terms.clear()
                 self._shingles.clear()
             terms = self._analyse(document.content)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support_encoders import HashEncoder, make_documents
 
-from chamfer.cli.writing import describe
+from chamfer.cli.inspect import describe
 from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import Encoding, Query, TokenVectors, VectorKind
 from chamfer.indexing.build.builder import BuildConfig, build

@@ -12,8 +12,8 @@ import structlog
 from pydantic import ValidationError
 from support_service import (
     SEARCH,
-    HashEncoder,
     LengthReranker,
+    RecordingEncoder,
     client_of,
     collection,
     fables_app,
@@ -98,7 +98,7 @@ def test_a_sane_request_id_is_echoed() -> None:
 
 
 def test_a_failing_encoder_is_a_logged_500_without_internals() -> None:
-    encoder = HashEncoder()
+    encoder = RecordingEncoder()
     encoder.fail_on = "poison"
     captured = structlog.testing.CapturingLogger()
     log = structlog.wrap_logger(captured, processors=[structlog.processors.format_exc_info])

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from support_service import FakeCollection, HashEncoder, LengthReranker, collection
+from support_service import FakeCollection, LengthReranker, RecordingEncoder, collection
 
 from chamfer.core.errors import Incompatible
 from chamfer.service.runtime.pipeline_loader import PipelineLoader
@@ -31,9 +31,9 @@ class Shop:
         self.opened.append(found)
         return found
 
-    def load_encoder(self, name: str, device: Any) -> HashEncoder:
+    def load_encoder(self, name: str, device: Any) -> RecordingEncoder:
         self.fetched.append((name, device))
-        return HashEncoder()
+        return RecordingEncoder()
 
     def load_reranker(self, name: str, device: Any) -> LengthReranker:
         self.fetched.append((name, device))

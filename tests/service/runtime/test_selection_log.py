@@ -16,7 +16,7 @@ from support_service import SEARCH, fables_app, with_fables
 
 from chamfer.core.errors import InvalidInput, NotFound
 from chamfer.core.types import Query
-from chamfer.mining.selections import pools_of, read_selections
+from chamfer.mining.click_logs import pools_of, read_click_log
 from chamfer.service.runtime import selection_log
 from chamfer.service.runtime.selection_log import RotatingFiles, SelectionLog, SelectionLogConfig, query_digest
 from chamfer.service.runtime.telemetry import Telemetry
@@ -223,7 +223,7 @@ def test_the_log_is_read_back_as_groups(tmp_path: Path) -> None:
     recorded(tmp_path, check)
     with next(iter(tmp_path.iterdir())).open("a") as file:
         file.write('{"event": "search", "requ')  # what a crash of the machine may leave
-    impressions, unreadable = read_selections(tmp_path)
+    impressions, unreadable = read_click_log(tmp_path)
     assert unreadable == 1
     assert [len(impression.clicked) for impression in impressions] == [1, 0]
     assert pools_of(impressions) == []  # digests alone, and no queries to find them among
@@ -238,7 +238,7 @@ def test_the_log_is_read_back_as_groups(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_log_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="holds no selection log"):
-        read_selections(tmp_path)
+        read_click_log(tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [{"sample": 0.0}, {"sample": 1.5}, {"depth": 0}, {"max_bytes": 1000}])

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support_service import (
-    HashEncoder,
     LengthReranker,
     ManualClock,
+    RecordingEncoder,
     collection,
     encode,
     fables,
@@ -68,14 +68,14 @@ def test_hits_carry_their_documents() -> None:
 
 
 def test_all_queries_of_a_batch_are_encoded_by_one_call_with_the_union_of_kinds() -> None:
-    encoder = HashEncoder()
+    encoder = RecordingEncoder()
     searching = pipeline(encoder=encoder)
     searching.run([SearchRequest(query=QUERY, plan=plan) for plan in (DENSE, "balanced", "best")])
     assert encoder.calls == [(3, (VectorKind.DENSE, VectorKind.TOKENS))]
 
 
 def test_a_plan_of_text_channels_alone_is_not_encoded() -> None:
-    encoder = HashEncoder()
+    encoder = RecordingEncoder()
     result = run_one(pipeline(encoder=encoder), query="pebbles", plan=Plan(channels={"lexical": ChannelPlan()}))
     assert doc_ids(result) == ["fable-1"]
     assert encoder.calls == []
@@ -291,7 +291,7 @@ def test_one_bad_request_fails_alone() -> None:
 
 
 def test_a_query_on_which_the_encoder_breaks_fails_alone_and_tells_no_secrets() -> None:
-    encoder = HashEncoder()
+    encoder = RecordingEncoder()
     encoder.fail_on = "poison"
     answers = pipeline(encoder=encoder).run([SearchRequest(query=q) for q in ("fox", "poison", "crow")])
     assert [type(answer) for answer in answers] == [SearchResult, Internal, SearchResult]
@@ -326,7 +326,7 @@ def test_a_channel_past_the_deadline_is_left_out_if_another_has_answered() -> No
 
 
 def test_a_deadline_over_before_any_channel_answered_is_an_error() -> None:
-    clock, encoder = ManualClock(), HashEncoder()
+    clock, encoder = ManualClock(), RecordingEncoder()
     searching = pipeline(encoder=encoder, clock=clock)
     original = encoder.encode_queries
     encoder.encode_queries = lambda *args: (clock.wait(2.0), original(*args))[1]  # type: ignore[method-assign]
@@ -364,7 +364,7 @@ def test_warming_up_runs_every_plan() -> None:
 
 
 def test_warming_up_raises_what_a_search_raises() -> None:
-    encoder = HashEncoder()
+    encoder = RecordingEncoder()
     encoder.fail_on = "document"
     with pytest.raises(Internal):
         pipeline(encoder=encoder).warm_up()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Encoding, SparseVectors
-from chamfer.indexing.families.inverted import list_pruning as pruning
+from chamfer.indexing.families.inverted import list_pruning
 from chamfer.indexing.families.registry import make_family
 from chamfer.indexing.kernels import _native_impacts
 from chamfer.indexing.kernels.impacts import quantise
@@ -139,9 +139,9 @@ def test_both_twins_return_the_same_bits(storage: str, share: float, k: int, mon
 @pytest.fixture
 def cheap_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small collections are pruned too."""
-    monkeypatch.setattr(pruning, "ROW_POSTINGS", 1)
-    monkeypatch.setattr(pruning, "RESCORED", 40)
-    monkeypatch.setattr(pruning, "RESCORED_FACTOR", 1)
+    monkeypatch.setattr(list_pruning, "ROW_POSTINGS", 1)
+    monkeypatch.setattr(list_pruning, "RESCORED", 40)
+    monkeypatch.setattr(list_pruning, "RESCORED_FACTOR", 1)
 
 
 @twins
@@ -192,7 +192,7 @@ def test_pruning_is_exact_where_every_row_is_scored_or_a_filter_leaves_few(monke
     exact, strict = retriever.search(asked, 10), retriever.search(asked, 10, few)
     loose = retriever.with_params(pruning=0.7)
     np.testing.assert_array_equal(loose.search(asked, 10, few).rows, strict.rows)
-    monkeypatch.setattr(pruning, "RESCORED", 600)
+    monkeypatch.setattr(list_pruning, "RESCORED", 600)
     np.testing.assert_array_equal(retriever.with_params(pruning=0.01).search(asked, 10).rows, exact.rows)
 
 

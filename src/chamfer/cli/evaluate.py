@@ -1,4 +1,4 @@
-"""`chamfer evaluate`: plans side by side on judged queries."""
+"""`chamfer evaluate`: compares plans on judged queries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from chamfer.cli import printing
+from chamfer.cli import terminal
+from chamfer.cli.options import CollectionArgument, ConfigOption, JsonOption, JudgedQueriesArgument
 from chamfer.core.errors import ChamferError, InvalidInput
 from chamfer.core.evaluation import (
     DEFAULT_MEASURES,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanResult:
-    """One plan over all judged queries."""
+    """Run, measures, latency (ms) and size on disk of one plan over all judged queries."""
 
     plan: str
     run: list[ScoredDoc]
@@ -56,22 +57,22 @@ class PlanResult:
 def compare_plans(
     pipeline: Pipeline, plans: list[str], queries: list[Query], qrels: list[Qrel], measures: list[str]
 ) -> list[PlanResult]:
-    """Runs every query through every plan, one request at a time, plans interleaved. Latency is wall time."""
+    """Runs every query through every plan, one request at a time, plans interleaved. Latency is wall-clock time."""
     from chamfer.service.search.request import SearchRequest
 
     depth = max([*(int(m.params.get("cutoff", 1000)) for m in parse_measures(measures)), 10])
     runs: dict[str, list[ScoredDoc]] = {plan: [] for plan in plans}
     seconds: dict[str, list[float]] = {plan: [] for plan in plans}
-    for number, query in enumerate([queries[0], *queries]):  # the first warms up and is not counted
+    for number, query in enumerate([queries[0], *queries]):  # the first one is a warm-up and is not counted
         for plan in plans:
             start = time.perf_counter()
             (outcome,) = pipeline.run([SearchRequest(query=query.text, k=depth, plan=plan)])
-            took = time.perf_counter() - start
+            elapsed = time.perf_counter() - start
             if isinstance(outcome, ChamferError):
                 raise outcome
             if number == 0:
                 continue
-            seconds[plan].append(took)
+            seconds[plan].append(elapsed)
             scores = strictly_falling(np.array([hit.score for hit in outcome.hits], dtype=np.float32))
             runs[plan] += [
                 ScoredDoc(query.query_id, hit.doc_id, float(score))
@@ -91,20 +92,20 @@ def compare_plans(
 
 
 def plan_bytes_per_document(pipeline: Pipeline, plan: str) -> float:
-    """Bytes on disk a live document that the plan's channels and the documents themselves take."""
+    """Bytes on disk per live document of the channels that the plan uses and of the stored documents."""
     from chamfer.indexing.collection.collection import Collection
 
     collection = pipeline.collection
     assert isinstance(collection, Collection)
-    chosen = pipeline.plans[plan].plan
-    used = {*chosen.active, *([chosen.rescore.channel] if chosen.rescore else [])}
+    stages = pipeline.plans[plan].plan
+    used = {*stages.active, *([stages.rescore.channel] if stages.rescore else [])}
     parts = collection.bytes_by_part()
     total = sum(size for part, size in parts.items() if part not in collection.channels or part in used)
     return total / max(len(collection), 1)
 
 
 def show(results: list[PlanResult], measures: list[str]) -> None:
-    """The table of plans, and below it the paired tests."""
+    """Prints a table of the plans and, for several plans, one of paired significance tests."""
     rows = [
         [
             r.plan,
@@ -116,7 +117,7 @@ def show(results: list[PlanResult], measures: list[str]) -> None:
         for r in results
     ]
     names = list(results[0].evaluation.means) if results else measures
-    printing.table("Plans", ["plan", *names, "p50 ms", "p95 ms", "bytes/doc"], rows)
+    terminal.table("Plans", ["plan", *names, "p50 ms", "p95 ms", "bytes/doc"], rows)
     pairs = list(combinations(results, 2))
     if not pairs:
         return
@@ -132,40 +133,42 @@ def show(results: list[PlanResult], measures: list[str]) -> None:
                     f"{p:.4f}",
                 ]
             )
-    printing.table(
-        "Paired randomisation tests, Holm-corrected for the pairs", ["difference", "measure", "mean", "p"], rows
+    terminal.table(
+        "Paired randomisation tests, Holm-corrected over the pairs", ["difference", "measure", "mean", "p"], rows
     )
 
 
 def _evaluate(
-    collection: Annotated[Path, typer.Argument(metavar="DIR", help="A collection.")],
-    queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="BEIR folder: queries.jsonl and qrels/.")],
-    split: Annotated[str, typer.Option(help="Which qrels.")] = "test",
-    plan: Annotated[list[str] | None, typer.Option(help="Plan to run; repeat to compare.")] = None,
-    measures: Annotated[str, typer.Option(help="As in papers.")] = " ".join(DEFAULT_MEASURES),
+    collection: CollectionArgument,
+    queries: JudgedQueriesArgument,
+    split: Annotated[str, typer.Option(help="Name of the qrels split.")] = "test",
+    plan: Annotated[list[str] | None, typer.Option(help="Plan to run; repeat the option to compare plans.")] = None,
+    measures: Annotated[str, typer.Option(help="Measures in ir_measures notation, separated by spaces.")] = " ".join(
+        DEFAULT_MEASURES
+    ),
     run_out: Annotated[
-        Path | None, typer.Option(help="TREC run file; with several plans, one NAME.PLAN a plan.")
+        Path | None, typer.Option(help="TREC run file to write; with several plans, one file NAME.PLAN per plan.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
 ) -> None:
-    """Plans compared on quality, latency and bytes per document."""
-    from chamfer.api import open as open_searcher
+    """Compare plans on quality, latency and bytes per document."""
+    from chamfer import api
     from chamfer.indexing.build.corpus import read_qrels, read_queries
     from chamfer.service.search.presets import DEFAULT_PRESET
 
     names = measures.split()
     qrels = read_qrels(queries, split)
-    judged = {qrel.query_id for qrel in qrels}
-    asked = [query for query in read_queries(queries) if query.query_id in judged]
-    if not asked:
+    judged_ids = {qrel.query_id for qrel in qrels}
+    judged_queries = [query for query in read_queries(queries) if query.query_id in judged_ids]
+    if not judged_queries:
         raise InvalidInput(
-            f"none of the {len(judged)} judged queries of split {split!r} is among the queries of {queries}"
+            f"none of the {len(judged_ids)} judged queries of split {split!r} is among the queries of {queries}"
         )
-    with open_searcher(collection, config=config) as searcher:
+    with api.open(collection, config=config) as searcher:
         _warn_of_other_corpus(searcher.collection, qrels)
         plans = plan or [DEFAULT_PRESET]
-        results = compare_plans(searcher.pipeline, plans, asked, qrels, names)
+        results = compare_plans(searcher.pipeline, plans, judged_queries, qrels, names)
     if run_out is not None:
         for result in results:
             target = run_out if len(results) == 1 else run_out.with_name(f"{run_out.name}.{result.plan}")
@@ -180,8 +183,8 @@ def _warn_of_other_corpus(collection: Collection, qrels: list[Qrel]) -> None:
     relevant = sorted({qrel.doc_id for qrel in qrels if qrel.relevance > 0})
     missing = int(np.count_nonzero(collection.rows(relevant) < 0))
     if 2 * missing > len(relevant):
-        printing.messages.print(
-            f"{missing:,} of {len(relevant):,} relevant documents are not in the collection: is it of another corpus?",
+        terminal.messages.print(
+            f"{missing:,} of {len(relevant):,} relevant documents are not in the collection; it may hold other data",
             style="yellow",
         )
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.cet_real import MEASURE, POOL, Judged, arms, bm25, cross_validated, dense_top, read
-from benchmarks.cet_simulation import Setting
 from benchmarks.encoded import EncodedSet
+from benchmarks.research.cet_real import MEASURE, POOL, Judged, arms, cross_validated, dense_top, read
+from benchmarks.research.cet_simulation import Setting
 from chamfer.core.evaluation import Qrel
 from chamfer.core.types import DenseVectors, Document, Encoding, TokenVectors
 
@@ -79,10 +79,3 @@ def test_every_arm_gives_a_finite_ranker_of_five_features(judged: Judged) -> Non
     found = arms(judged.world, SETTING, torch.Generator().manual_seed(0))
     assert len(found) == 12
     assert all(ranker.shape == (5,) and bool(ranker.isfinite().all()) for ranker in found.values())
-
-
-def test_bm25_is_zero_where_no_word_is_shared() -> None:
-    scores = bm25([Document("a", "fox tail"), Document("b", "crow")], ["tail of a fox", "crow"])
-    assert scores[0, 0] > 0
-    assert scores[0, 1] == 0
-    assert scores[1].tolist() == [0, pytest.approx(float(scores[1, 1]))]

@@ -1,6 +1,6 @@
 """Pooling bias in a world whose truth is known: stronger negatives, worse ranker, and what each correction gives back.
 
-    python -m benchmarks.cet_simulation [--seeds 5] [--quick]
+    python -m benchmarks.research.cet_simulation [--seeds 5] [--quick]
 
 Queries have 200 documents of 8 features, 4 semantic and 4 lexical. Relevance follows both, mostly the semantic ones;
 who is selected for judgement follows the lexical score alone, and a label says relevant and selected. Linear rankers

@@ -1,12 +1,12 @@
-"""Logs of what was retrieved, shown and clicked, as training groups: the service's own, and those of others.
+"""Reads logs of retrieved, shown and clicked documents, of this service or another, as pools for training.
 
-The service's log is a directory (service.selection_log). A log of another service is a file, NDJSON or Parquet, with an
-impression a record:
+The service's own log is a directory (chamfer.service.runtime.selection_log). The log of another service is an NDJSON or
+Parquet file with one impression per record:
 
     {"request_id": "r1", "query": "...", "shown": [{"doc_id": "d7", "rank": 1}, ...], "clicked": ["d7"]}
 
-`shown` entries may carry `propensity`, the chance in (0, 1] that the place was looked at, where it was measured (swaps,
-randomised order); `source` and `split` (train, dev) of a record are optional. Ranks count from 1.
+An entry of `shown` may have a `propensity`, the measured probability in (0, 1] that its rank was examined (from swaps
+or a randomised order). `source` and `split` (train, dev) of a record are optional. Ranks count from 1.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import numpy as np
 
 from chamfer.core.errors import InvalidInput, NotFound
 from chamfer.core.types import F32, Document, Query
-from chamfer.mining.negative_filters import POSITIVE
+from chamfer.mining.fates import POSITIVE
 from chamfer.mining.pool import Pool
 from chamfer.service.runtime.selection_log import SUFFIX, query_digest
 
 
 @dataclass(slots=True)
 class Impression:
-    """One recorded search: its pool in rank order, how many of it were shown, and which were clicked.
+    """A recorded search: its pool in rank order, the number of documents shown, and those clicked.
 
-    features are lists aligned with doc_ids, NaN where a stage did not see the document; query is empty where the log
-    keeps no text.
+    features are aligned with doc_ids, NaN where a stage did not see the document; query is empty if the log holds only
+    its digest.
     """
 
     request_id: str
@@ -47,7 +47,7 @@ class Impression:
     split: str = "train"
 
     def pool(self, query: str) -> Pool:
-        """As a training group: clicked documents are positive; `shown` is 1 or 0; fates are clicked ones apart."""
+        """The impression as a pool: clicked documents are positive; feature `shown` is 1 or 0; fates tell both."""
         n = len(self.doc_ids)
         clicked = np.array([doc_id in self.clicked for doc_id in self.doc_ids], dtype=bool)
         shown = np.arange(n) < self.shown
@@ -57,46 +57,50 @@ class Impression:
         return Pool(Query(self.request_id, query), documents, clicked, features, fates, self.source, self.split)
 
     def is_held_out(self, share: float) -> bool:
-        """Whether it is among `share` of all queries: all impressions of one query are, or none."""
+        """Whether its query belongs to the held-out `share` of all queries; all impressions of a query agree."""
         digest = blake2b((self.query_digest or self.query).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") < share * 2**64
 
 
-def read_selections(source: Path) -> tuple[list[Impression], int]:
-    """(impressions in the order of the log, lines that could not be read) of a directory or a file.
+def read_click_log(source: Path) -> tuple[list[Impression], int]:
+    """(impressions in log order, number of unreadable lines) of a directory or a file.
 
-    Of a directory, which a service was writing when it died, lines that cannot be read are counted; of a file the first
-    one is InvalidInput. A request_id that comes again is another impression; clicks belong to the last one of their
-    request_id. NotFound where there is no log.
+    In a directory unreadable lines are skipped and counted, since the service may have died while writing one; in a
+    file the first one raises InvalidInput. A repeated request_id is another impression; clicks belong to the latest
+    impression of their request_id. Raises NotFound if there is no log.
     """
     paths = sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]
     if not paths:
-        raise NotFound(f"{source} holds no selection log (*{SUFFIX}); service.selection_log.directory says where it is")
+        raise NotFound(
+            f"{source} contains no selection log (*{SUFFIX}); service.selection_log.directory sets where it is written"
+        )
     impressions: list[Impression] = []
     latest: dict[tuple[str, str], Impression] = {}
     unreadable = 0
     for path in paths:
-        for where, record in _records(path):
+        for location, record in _records(path):
             try:
-                _take(record, impressions, latest)
+                _add_record(record, impressions, latest)
             except (InvalidInput, ValueError, KeyError, TypeError) as error:
                 if not source.is_dir():
-                    raise InvalidInput(f"{where}: {_said(error)}") from None
+                    raise InvalidInput(f"{location}: {_reason(error)}") from None
                 unreadable += 1
     return impressions, unreadable
 
 
 def pools_of(impressions: Sequence[Impression], queries: Sequence[Query] = ()) -> list[Pool]:
-    """The impressions whose query is known: kept in the log, or found by digest among `queries`."""
-    known = {query_digest(query.text): query.text for query in queries}
-    texts = [impression.query or known.get(impression.query_digest, "") for impression in impressions]
+    """Pools of the impressions whose query text is known: from the log, or by its digest among `queries`."""
+    text_of = {query_digest(query.text): query.text for query in queries}
+    texts = [impression.query or text_of.get(impression.query_digest, "") for impression in impressions]
     return [i.pool(text) for i, text in zip(impressions, texts, strict=True) if text.strip() and i.doc_ids]
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, record) of a file; what is no JSON comes as text."""
+    """(location, record) of each record of a file; a line that is not valid JSON is yielded as bytes."""
     if not path.is_file():
-        raise NotFound(f"{path} does not exist; expected a log: a directory, or impressions as NDJSON or Parquet")
+        raise NotFound(
+            f"{path} does not exist; expected a log: a directory, or a file of impressions (NDJSON or Parquet)"
+        )
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -110,20 +114,20 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path} line {number}", line
 
 
-def _take(record: Any, impressions: list[Impression], latest: dict[tuple[str, str], Impression]) -> None:
+def _add_record(record: Any, impressions: list[Impression], latest: dict[tuple[str, str], Impression]) -> None:
     if not isinstance(record, dict):
-        raise InvalidInput("not a JSON object; expected one record a line")
+        raise InvalidInput("not a JSON object; expected one record per line")
     if record.get("event") == "click":
-        if found := latest.get((str(record["collection"]), str(record["request_id"]))):
-            found.clicked |= {str(click["doc_id"]) for click in record["clicks"]}
+        if impression := latest.get((str(record["collection"]), str(record["request_id"]))):
+            impression.clicked |= {str(click["doc_id"]) for click in record["clicks"]}
         return
-    own = _searched(record) if "event" in record else _shown(record)
-    latest[own.collection, own.request_id] = own
-    impressions.append(own)
+    impression = _own_impression(record) if "event" in record else _foreign_impression(record)
+    latest[impression.collection, impression.request_id] = impression
+    impressions.append(impression)
 
 
-def _searched(record: Mapping[str, Any]) -> Impression:
-    """A search that the service wrote."""
+def _own_impression(record: Mapping[str, Any]) -> Impression:
+    """A search event of this service's log."""
     return Impression(
         request_id=str(record["request_id"]),
         collection=str(record["collection"]),
@@ -135,8 +139,8 @@ def _searched(record: Mapping[str, Any]) -> Impression:
     )
 
 
-def _shown(record: Mapping[str, Any]) -> Impression:
-    """An impression of another service."""
+def _foreign_impression(record: Mapping[str, Any]) -> Impression:
+    """A record of another service's log."""
     if missing := {"request_id", "query", "shown", "clicked"} - record.keys():
         raise InvalidInput(f"lacks {sorted(missing)}; expected request_id, query, shown, clicked")
     try:
@@ -146,14 +150,14 @@ def _shown(record: Mapping[str, Any]) -> Impression:
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"entries of shown need doc_id and rank ({error!r})") from None
     clicked = {str(doc_id) for doc_id in record["clicked"] or ()}
-    if strangers := clicked - set(doc_ids):
-        raise InvalidInput(f"has clicks on {sorted(strangers)}, which were not shown")
+    if not_shown := clicked - set(doc_ids):
+        raise InvalidInput(f"has clicks on {sorted(not_shown)}, which were not shown")
     if ranks and ranks[0] < 1:
         raise InvalidInput(f"has the rank {ranks[0]}; ranks count from 1")
     features = {"rank": np.array(ranks, dtype=np.float32)}
     if any(entry.get("propensity") is not None for entry in entries):
-        given = [entry.get("propensity") for entry in entries]
-        features["propensity"] = np.array([np.nan if p is None else p for p in given], dtype=np.float32)
+        propensities = [entry.get("propensity") for entry in entries]
+        features["propensity"] = np.array([np.nan if p is None else p for p in propensities], dtype=np.float32)
     return Impression(
         request_id=str(record["request_id"]),
         collection="",
@@ -168,5 +172,5 @@ def _shown(record: Mapping[str, Any]) -> Impression:
     )
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"lacks {error}" if isinstance(error, KeyError) else str(error)

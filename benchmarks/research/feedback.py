@@ -1,6 +1,7 @@
-"""Interpolation and pseudo-relevance feedback: the table of arXiv 2205.00235 made again; what feedback costs a request.
+"""Interpolation and pseudo-relevance feedback: the table of arXiv 2205.00235 again, and the cost of a request.
 
-    python -m benchmarks.feedback [FOLDER ...] [--sparse NAME] [--vectors DIR] [--pairs P ...] [--choose] [--quick]
+    python -m benchmarks.research.feedback [FOLDER ...] [--sparse NAME] [--vectors DIR] [--pairs P ...]
+                                           [--choose] [--quick]
 
 Folders are BEIR collections, judged by their test queries (1,100 at most, evenly spaced). Dense vectors are mixed with
 those of the first three documents (Rocchio); rankings are interpolated with BM25 and, with --sparse, with a learned
@@ -24,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Row, demo_corpus, emit, interleave, parser
-from benchmarks.judged import Judged, open_judged
 from benchmarks.quality import excerpt
+from benchmarks.research.judged import Judged, open_judged
 from chamfer.core.evaluation import Evaluation, holm, significance
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import VectorKind

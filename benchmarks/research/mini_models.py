@@ -1,6 +1,6 @@
 """The `mini` models beside what there was without training: nDCG@10 on held-out tests and on sets never trained on.
 
-    python -m benchmarks.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,sparse,cross,fde]
+    python -m benchmarks.research.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,sparse,cross,fde]
 
 Per set, and as the mean over the sets: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw
 384-dimensional token vectors, of the untrained projection and of the trained head, each at every pooling (the
@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.candidates import DEEPEST, FDES, opened
 from benchmarks.harness import Row, demo_corpus, emit, parser
-from benchmarks.kept import MEASURE, Set, encoded, read
 from benchmarks.late import encoding_of
+from benchmarks.research.kept import MEASURE, Set, encoded, read
 from chamfer.core.evaluation import significance
 from chamfer.core.types import (
     Array,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.mini_models import Systems, differences, table
+from benchmarks.research.mini_models import Systems, differences, table
 
 
 def systems(values: np.ndarray, gains: np.ndarray) -> Systems:

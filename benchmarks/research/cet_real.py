@@ -1,6 +1,6 @@
 """Pooling bias on real judgements: a set judged in full, of which a ranker sees only what BM25 pooled.
 
-    python -m benchmarks.cet_real [FOLDER ...] [--encoded DIR] [--seeds 5] [--quick] [--json]
+    python -m benchmarks.research.cet_real [FOLDER ...] [--encoded DIR] [--seeds 5] [--quick] [--json]
 
 FOLDER is a BEIR collection whose test queries are judged (nearly) in full, such as cranfield. Labels are kept for the
 first 10 of BM25 alone. A linear ranker over five features (BM25, share of the query's words, length; cosine, MaxSim)
@@ -24,14 +24,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.cet_simulation import DEPTH, Pairs, Setting, World, draw_pairs, fit, fit_cet, fit_selection
+from benchmarks.bm25 import bm25
 from benchmarks.encoded import EncodedSet, load
 from benchmarks.harness import Row, demo_corpus, emit, parser, titled
+from benchmarks.research.cet_simulation import DEPTH, Pairs, Setting, World, draw_pairs, fit, fit_cet, fit_selection
 from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate, holm, significance, strictly_falling
-from chamfer.core.types import Array, Document
-from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
 from chamfer.indexing.kernels.maxsim import maxsim_rows
-from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.training.losses.selection import exact_weights, selection_weights
 
 POOL, FOLDS, MOST, MEASURE = 10, 5, 20.0, "nDCG@10"
@@ -220,18 +218,6 @@ def share(query: str, words: set[str]) -> float:
     """Of the query's words, how many are among these."""
     asked = set(re.findall(r"\w+", query.lower()))
     return len(asked & words) / max(len(asked), 1)
-
-
-def bm25(documents: Sequence[Document], queries: Sequence[str]) -> Tensor:
-    """BM25 f32 [Q, N]; 0 where no word is shared."""
-    family = LexicalFamily(LexicalConfig())
-    retriever = family.open([SegmentPart(family.pack(documents, None), None, len(documents))])
-    found = retriever.search(retriever.encode_queries(queries), len(documents))
-    scores: Array = np.zeros((len(queries), len(documents)), dtype=np.float32)
-    for number in range(len(queries)):
-        rows, values = found.of(number)
-        scores[number, rows] = values
-    return torch.from_numpy(scores)
 
 
 def judgements(own: EncodedSet) -> Tensor:

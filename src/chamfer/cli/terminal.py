@@ -1,4 +1,4 @@
-"""How the command line shows progress, hits and tables."""
+"""Terminal output of the command line: messages, progress bars, hits and tables."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ from rich.text import Text
 if TYPE_CHECKING:
     from chamfer.core.types import Hit
     from chamfer.indexing.build.builder import BuildProgress
+    from chamfer.indexing.build.corpus import Rejects
+    from chamfer.indexing.collection.recall_report import ChannelRecall
 
-_WIDEST = 1000
-_MANY = 6  # with fewer columns, cells that wrap read better
+_MAX_TABLE_WIDTH = 1000
+_MAX_WRAPPED_COLUMNS = 6  # a table of so few columns stays readable when its cells wrap
 messages = Console(stderr=True)
 data = Console()
 
 
 @contextmanager
 def build_progress() -> Iterator[Callable[[BuildProgress], None]]:
-    """A progress bar on standard error; yields the callback that a build takes."""
+    """A progress bar on standard error; yields a callback for BuildRun.progress."""
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -57,7 +59,7 @@ def build_progress() -> Iterator[Callable[[BuildProgress], None]]:
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[int, int, float], None]]:
-    """A progress bar on standard error; yields the callback that takes step, steps and loss."""
+    """A progress bar on standard error; yields a callback that takes (step, steps, loss)."""
     columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=messages) as bars:
         task = bars.add_task("train", total=None, loss="?")
@@ -65,16 +67,16 @@ def training_progress() -> Iterator[Callable[[int, int, float], None]]:
 
 
 @contextmanager
-def count_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; yields the callback that takes (done, total)."""
+def count_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; yields a callback that takes (done, total)."""
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=messages) as bars:
-        task = bars.add_task(what, total=None)
+        task = bars.add_task(description, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def show_hits(hits: Sequence[Hit], text_width: int = 300) -> None:
-    """Hits as people read them."""
+    """Prints hits for people: rank, title, score, id, and the beginning of the text."""
     for hit in hits:
         head = Text(f"{hit.rank:>3}. ", style="bold")
         head.append(hit.document.title or hit.doc_id, style="bold")
@@ -85,21 +87,43 @@ def show_hits(hits: Sequence[Hit], text_width: int = 300) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output; numbers stand right. Where it is too wide, its lines run over: no digit is lost."""
-    out = Table(title=title, title_justify="left")
+    """Prints a table on standard output; all columns but the first are right-aligned.
+
+    A table of many columns is printed at full width even if the terminal is narrower, so that no digit is cut off.
+    """
+    grid = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        out.add_column(column, justify="left" if i == 0 else "right")
+        grid.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        out.add_row(*[Text(str(cell)) for cell in row])
-    if len(columns) <= _MANY:
-        data.print(out)
+        grid.add_row(*[Text(str(cell)) for cell in row])
+    if len(columns) <= _MAX_WRAPPED_COLUMNS:
+        data.print(grid)
         return
-    widest = Measurement.get(data, data.options.update(max_width=_WIDEST), out).maximum
-    Console(width=max(data.width, widest)).print(out)
+    full_width = Measurement.get(data, data.options.update(max_width=_MAX_TABLE_WIDTH), grid).maximum
+    Console(width=max(data.width, full_width)).print(grid)
+
+
+def warn_of_rejects(rejects: Rejects) -> None:
+    """Says how many lines of a corpus were skipped, and where they are; prints nothing if there were none."""
+    if rejects.count:
+        messages.print(
+            f"{rejects.count:,} lines were skipped; the lines and the reasons are in {rejects.path}", style="yellow"
+        )
+
+
+def recall_sentence(recall: ChannelRecall, n_documents: int) -> str:
+    """The measured recall of a channel; with the expected one where the collection is larger than the sample."""
+    queries = f"{recall.queries} {'made-up ' if recall.made_up else ''}queries"
+    larger = n_documents > recall.documents
+    expected = f"; expected over {n_documents:,} documents: {recall.at(n_documents):.1%}" if larger else ""
+    return (
+        f"found {recall.recall:.1%} of the exact MaxSim top 10 among {recall.depth} candidates, measured with "
+        f"{queries} over {recall.documents:,} documents{expected}"
+    )
 
 
 def readable_bytes(n: float) -> str:
-    """1536 -> '1.5 KiB'."""
+    """A size in binary units: 1536 -> '1.5 KiB'."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(n) < 1024:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"

@@ -1,0 +1,1 @@
+"""Experiments that settled a decision once; what they found is in docs/experiments.md. They guard nothing."""

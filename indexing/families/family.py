@@ -1,6 +1,6 @@
-"""What an index family is: how one channel's part of a segment is packed, merged and opened.
+"""The protocol of an index family: how one channel's part of a segment is packed, merged and opened.
 
-A family knows arrays by name and nothing of files. In a segment its array `values` is the file `CHANNEL.values.npy`.
+A family handles named arrays and no files. In a segment, its array `values` is the file `CHANNEL.values.npy`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from chamfer.core.protocols import Retriever
 from chamfer.core.types import Array, Document, Encoding, VectorKind
 from chamfer.indexing.rows.segment_part import Codec, SegmentPart
 
-LARGEST_VALUE = 1e15  # of a token vector: products of two, summed over dimensions and tokens, stay far within float32
+LARGEST_VALUE = 1e15  # in a token vector: inner products of two and their sums over tokens stay well within float32
 
 
 class Family(Protocol):
     """One index family; configured by its own frozen dataclass, stored in the collection's configuration."""
 
     name: ClassVar[str]
-    kind: ClassVar[VectorKind | None]  # what it needs from the encoder; None reads the documents' text alone
+    kind: ClassVar[VectorKind | None]  # the vectors that it needs from the encoder; None: it reads the text alone
 
     @property
     def config(self) -> Any: ...
 
     @property
     def learns(self) -> bool:
-        """Whether it has a codec, as it is configured."""
+        """Whether it has a codec in this configuration."""
         ...
 
     def learn(self, encoding: Encoding | None) -> Codec:
@@ -42,9 +42,9 @@ class Family(Protocol):
         ...
 
     def on_device(self, device: str) -> Self:
-        """The family that learns and packs on this device ("cpu", "cuda"); one that computes nothing there is itself.
+        """The family that learns and packs on this device ("cpu", "cuda"); itself if it runs on the CPU alone.
 
-        A collection may be opened anywhere, whatever device built it.
+        A collection can be opened anywhere, whatever device built it.
         """
         ...
 
@@ -59,14 +59,14 @@ class Family(Protocol):
     def open(self, parts: Sequence[SegmentPart]) -> Retriever[Any]:
         """A retriever over all parts; its row numbers run through the parts in order, deleted rows included.
 
-        Deleted rows are never returned; statistics that scores depend on count live documents of all parts, so
-        that scores do not depend on how documents lie in segments.
+        Deleted rows are never returned. Statistics behind scores count the live documents of all parts, so that
+        scores do not depend on how documents are spread over segments.
         """
         ...
 
 
 class OnCpu:
-    """The device's part of a family that learns and packs on the CPU alone."""
+    """The `on_device` of a family that learns and packs on the CPU alone."""
 
     def on_device(self, device: str) -> Self:
         del device
@@ -74,7 +74,7 @@ class OnCpu:
 
 
 class WithoutCodec(OnCpu):
-    """The codec's part of a family that has none."""
+    """The codec methods of a family that has none."""
 
     learns: ClassVar[bool] = False
 
@@ -84,12 +84,12 @@ class WithoutCodec(OnCpu):
 
     def with_codec(self, codec: Codec) -> Self:
         if codec:
-            raise Incompatible(f"{type(self).__name__} has no codec, the collection brings {sorted(codec)}")
+            raise Incompatible(f"{type(self).__name__} has no codec, the collection has one of {sorted(codec)}")
         return self
 
 
 def check_finite(tokens: Array, whose: str) -> None:
-    """InvalidInput naming the first token vector [T, D] of a document's or a query's that holds NaN or infinity."""
+    """Raises InvalidInput for the first of a text's token vectors [T, D] that holds NaN or infinity."""
     if not (finite := np.isfinite(tokens).all(axis=-1)).all():
         raise InvalidInput(
             f"token vector {int(np.argmin(finite))} is not finite, of {len(tokens)} of a {whose}; the encoder gave it "
@@ -98,8 +98,7 @@ def check_finite(tokens: Array, whose: str) -> None:
 
 
 def check_tokens(tokens: Array, dim: int, channel: str, whose: str) -> None:
-    """InvalidInput unless token vectors [T, D] are finite, no larger than scores can bear, and have the dimensions that
-    the channel reads."""
+    """Raises InvalidInput unless token vectors [T, D] are finite, at most LARGEST_VALUE and of `dim` dimensions."""
     if tokens.shape[1] != dim:
         raise InvalidInput(
             f"token vectors of a {whose} have {tokens.shape[1]} dimensions, the {channel} channel reads {dim}; use the "

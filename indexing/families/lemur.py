@@ -1,7 +1,7 @@
-"""Family `lemur`: a vector a document learnt for the corpus (LEMUR, chamfer.indexing.kernels.lemur), scanned whole.
+"""Family `lemur`: one vector a document, learnt for the corpus (LEMUR, chamfer.indexing.kernels.lemur).
 
-The second way to a single vector for late interaction, beside `fde`: it needs fewer dimensions, costs a training and
-does not carry over to another corpus. As with `fde`, let `multivector` score its candidates exactly.
+Like `fde` it gives a single vector for late interaction. It needs fewer dimensions, but has to be trained and does not
+transfer to another corpus. As with `fde`, let `multivector` score its candidates exactly.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _EMPTY_DEVIATION = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class LemurConfig:
-    """The map and its training; the defaults suit a CPU, the paper's own follow in brackets.
+    """The map and its training. The defaults suit a CPU; the paper's values are in brackets.
 
     dim                  length of a vector [2048]
     target_documents     documents whose MaxSim terms the map learns to predict [8192]
-    training_tokens      tokens of the sample it learns from [100,000]
-    epochs               0 leaves the map random: two to four times the candidates [100]
-    fit_tokens           tokens on which every document's vector is fitted [16,384]; the cost of packing is in them
-    seed                 of all draws
+    training_tokens      tokens of the sample that it learns from [100,000]
+    epochs               0 leaves the map random, which needs two to four times the candidates [100]
+    fit_tokens           tokens on which every document's vector is fitted [16,384]; they dominate the cost of packing
+    seed                 of all random draws
     storage              int8: a byte a dimension and one scale a document; float16: two bytes
     """
 
@@ -82,12 +82,12 @@ class LemurFamily:
         self._documents: DocumentFit | None = None
 
     def on_device(self, device: str) -> Self:
-        out = type(self)(self.config, device)
-        out._fit = self._fit
-        return out
+        family = type(self)(self.config, device)
+        family._fit = self._fit
+        return family
 
     def learn(self, encoding: Encoding | None) -> Codec:
-        """Trains the map on the sample's documents. Empty without a document that has tokens."""
+        """Trains the map on the sample's documents. Empty if no document has tokens."""
         if encoding is None or encoding.tokens is None or not len(encoding.tokens.values):
             return {}
         fit = _learn(encoding.tokens, self.config, self._device)
@@ -99,14 +99,14 @@ class LemurFamily:
         }
 
     def with_codec(self, codec: Codec) -> Self:
-        out = type(self)(self.config, self._device)
+        family = type(self)(self.config, self._device)
         if codec:
             if missing := [name for name in _ARRAYS if name not in codec]:
                 raise Incompatible(f"the lemur channel's codec lacks {missing}; build the collection again")
             features = FeatureMap(*(np.array(codec[name]) for name in _MAP))
             mean, deviation = (float(x) for x in codec["standard"])
-            out._fit = Fit(features, np.array(codec["tokens"]), np.array(codec["inverse"]), mean, deviation)
-        return out
+            family._fit = Fit(features, np.array(codec["tokens"]), np.array(codec["inverse"]), mean, deviation)
+        return family
 
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
         if encoding is None or encoding.tokens is None:
@@ -114,7 +114,7 @@ class LemurFamily:
         if self._fit is None:
             if len(encoding.tokens.values):
                 raise InvalidInput(
-                    "the lemur channel has no codec: the sample that the collection learnt from had no token; "
+                    "the lemur channel has no codec: the sample from which the collection learnt had no token; "
                     "build it again with documents that have some"
                 )
             return self._storage.pack(np.zeros((len(documents), self.config.dim), dtype=np.float32), {})
@@ -136,7 +136,7 @@ class LemurFamily:
 
 
 class LemurRetriever(Retriever[TokenVectors]):
-    """Every row's inner product with the query's vector; scores estimate MaxSim up to one shift and scale a query."""
+    """Inner products with the query's vector; scores estimate MaxSim up to a shift and a scale for each query."""
 
     def __init__(self, parts: Sequence[SegmentPart], storage: Storage, features: FeatureMap | None) -> None:
         self._rows = RowScan(parts, storage, {}, list(parts[0].arrays) if parts else [])

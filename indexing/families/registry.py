@@ -32,7 +32,7 @@ FAMILIES: dict[str, tuple[Callable[[Any], Family], type[Any]]] = {
 
 
 def make_family(name: str, params: Mapping[str, Any] | None = None) -> Family:
-    """The family of this name with these parameters; InvalidInput names the nearest known name."""
+    """The family of this name with these parameters. InvalidInput names the nearest known name."""
     if name not in FAMILIES:
         raise InvalidInput(f"unknown index family {name!r}{_nearest(name, FAMILIES)}")
     family, config = FAMILIES[name]

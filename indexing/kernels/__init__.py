@@ -1,1 +1,1 @@
-"""Functions of arrays. They know no files, logs, clocks, threads or sockets."""
+"""Functions of arrays. They use no files, logs, clocks, threads or sockets."""

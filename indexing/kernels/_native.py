@@ -18,9 +18,9 @@ def library() -> Any | None:
 
 
 def maxsim_half(query: F32, values: Array, offsets: I64, rows: I64) -> F32 | None:
-    """MaxSim f32 [K] through bf16 products, from values f16 [T, D]; None where it cannot be had (D no multiple of 32).
+    """MaxSim f32 [K] through bf16 products, from values f16 [T, D]; None if unavailable, or D is no multiple of 32.
 
-    Unit vectors and 32 query tokens: off by some 0.001.
+    For unit vectors and 32 query tokens the error is about 0.001.
     """
     fast = library()
     if fast is None or values.shape[1] % 32 or not values.flags.c_contiguous:
@@ -49,7 +49,7 @@ def products_half(values: Array, queries: F32) -> F32 | None:
 
 
 def scan_int8(codes: Array, scales: F32, query: Array) -> F32 | None:
-    """f32 [N]: as _numba.scan_int8, the same bits; None where it cannot be had."""
+    """f32 [N], the same bits as _numba.scan_int8; None if unavailable, or D is no multiple of 32."""
     fast = library()
     if fast is None or codes.shape[1] % 32 or not codes.flags.c_contiguous:
         return None
@@ -62,7 +62,7 @@ def scan_int8(codes: Array, scales: F32, query: Array) -> F32 | None:
 
 
 def pack_query(query: F32) -> Array:
-    """Query tokens f32 [Tq, D] as bf16 pairs u32 [D / 2, 32 ceil(Tq / 32)], nearest even; beyond the query zeros."""
+    """Query tokens f32 [Tq, D] as bf16 pairs u32 [D / 2, 32 ceil(Tq / 32)], rounded to even, padded with zeros."""
     rounded = _bf16(query)
     out = np.zeros((query.shape[1] // 2, -(-len(query) // 32) * 32), dtype=np.uint32)
     out[:, : len(query)] = (rounded[:, 0::2] | (rounded[:, 1::2] << 16)).T
@@ -87,7 +87,7 @@ class FdeTables(ctypes.Structure):
         twins = as_bf16(rows)
         sizes = np.zeros((2, columns), dtype=np.float32)
         lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
-        # A sum of d products in float32, in any order, is within d 2^-24 |x| |g| of the exact one; doubled for safety.
+        # A float32 sum of d products, in any order, is within d 2^-24 |x| |g| of the exact one; doubled for safety.
         sizes[0, :real] = 1.001 * lengths + 1e-30
         sizes[1, :real] = 1.001 * np.linalg.norm(rows.astype(np.float64) - twins, axis=1) + dim * 2.0**-23 * lengths
         padded = np.zeros((columns, dim), dtype=np.float32)
@@ -98,10 +98,10 @@ class FdeTables(ctypes.Structure):
 
 
 def _slots(projections: F32) -> list[Array]:
-    """[projections f32 [R, d, p], slot ends i32 [R p], dimensions i32 [R d], signs f32 [R d]]: the first or the others.
+    """[projections f32 [R, d, p], slot ends i32 [R p], dimensions i32 [R d], signs f32 [R d]], unused ones empty.
 
-    The last three where every dimension goes to one slot with a factor (a count-sketch), by slot; all empty for the
-    identity, the first otherwise.
+    A count-sketch, in which every dimension goes to one slot with a sign, uses the last three, sorted by slot; the
+    identity uses none, and every other projection the first.
     """
     _, dim, p = projections.shape
     none = [np.empty(0, dtype=np.float32)] * 4
@@ -117,9 +117,9 @@ def _slots(projections: F32) -> list[Array]:
 
 
 def encode_fde(tables: FdeTables, values: F32, offsets: I64, *, is_query: bool, fill: bool) -> F32 | None:
-    """Encodings f32 [N, R, 2^k, p] of token vectors f32 [T, d]; None where it cannot be had (d no multiple of 32).
+    """Encodings f32 [N, R, 2^k, p] of token vectors f32 [T, d]; None if unavailable, or d is no multiple of 32.
 
-    All NaN where a token is not finite; looking at the tokens for it would cost a twentieth of the time.
+    All NaN if a token is not finite: checking the tokens beforehand would add a twentieth to the time.
     """
     fast = library()
     if fast is None or tables.dim % 32:
@@ -128,12 +128,12 @@ def encode_fde(tables: FdeTables, values: F32, offsets: I64, *, is_query: bool, 
     out = np.empty((n, tables.repetitions, 1 << tables.k, tables.p), dtype=np.float32)
     finite = fast.chamfer_fde(ctypes.byref(tables), tokens, ends, n, is_query, fill, out.ctypes.data)
     if finite < 0:
-        raise MemoryError("no memory to work in for an encoding of fixed dimensions")
+        raise MemoryError("working memory of a fixed dimensional encoding cannot be allocated")
     return out if finite or np.isfinite(values).all() else np.full_like(out, np.nan)
 
 
 def as_bf16(values: F32) -> F32:
-    """The nearest numbers that bfloat16 has, f32 of the same shape."""
+    """The values rounded to bfloat16, as f32 of the same shape."""
     return (_bf16(values) << 16).view(np.float32)
 
 

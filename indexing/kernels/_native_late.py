@@ -1,4 +1,4 @@
-"""The loops of late.c behind arrays; False or None where they cannot be had (see _native.library)."""
+"""The loops of late.c behind arrays; False or None if they are unavailable (see _native.library)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from chamfer.core.types import F32, I64, Array
 from chamfer.indexing.kernels import _native
 
-_BYTES = 16  # of codes that are decoded at a time
+_BYTES = 16  # bytes of codes that are decoded at a time
 
 
 def scan_centroids(table: Array, ids: Array, offsets: I64, out: Array) -> bool:
-    """As _numba_late.scan_centroids, the same bits."""
+    """As _numba_late.scan_centroids, with the same bits."""
     fast = _native.library()
     if fast is None or table.shape[1] != 32 or not (ids.flags.c_contiguous and table.flags.c_contiguous):
         return False
@@ -23,9 +23,7 @@ def scan_centroids(table: Array, ids: Array, offsets: I64, out: Array) -> bool:
 def decode(
     arrays: tuple[Array, Array, Array], lowest: F32, step: F32, bits: int, offsets: I64, rows: I64
 ) -> Array | None:
-    """Token vectors f16 of documents `rows`, end to end, from (codes, ids, scales); see
-    chamfer.indexing.kernels.codes.
-    """
+    """Token vectors f16 of documents `rows`, one after another, from (codes, ids, scales); see kernels.codes."""
     codes, ids, scales = arrays
     fast = _native.library()
     if fast is None or not _fits(codes, len(step), bits, _BYTES):
@@ -62,10 +60,10 @@ def maxsim_codes(
 
 
 def whole_bits(bits: int) -> int:
-    """How many of a code's bits stand together in a byte."""
+    """How many of a code's bits are stored together in a byte."""
     return 2 if bits == 3 else bits
 
 
 def _fits(codes: Array, dim: int, bits: int, step: int) -> bool:
-    """Whether codes are read in whole steps of so many bytes."""
+    """Whether the codes of a token can be read in whole steps of `step` bytes."""
     return codes.shape[1] * 8 == dim * bits and dim * whole_bits(bits) % (8 * step) == 0

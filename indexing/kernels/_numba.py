@@ -1,6 +1,6 @@
-"""Compiled twins, imported by kernels alone. Fixed orders of operations: equal input gives equal bits.
+"""Compiled loops, imported by kernels alone. Operations are in a fixed order: equal input gives equal bits.
 
-Only `dots` lets the compiler reorder a sum; what it gives is used for selection with a margin, never as a score.
+Only `dots` and `scan_half` let the compiler reorder a sum, in one way on one processor.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from chamfer.core.compilation import compiled
 
-_REORDERED = frozenset({"reassoc", "contract", "nsz"})  # sums may be added in any order, and multiplications fused
+_REORDERED = frozenset({"reassoc", "contract", "nsz"})  # sums may be reordered and multiplications fused
 
 
 @compiled()
@@ -49,7 +49,7 @@ def dots(values: Any, query: Any) -> Any:
 
 @compiled()
 def half_to_float(halves: Any, out: Any) -> None:
-    """Finite float16 bit patterns u16 [n] to float32 [n]: exponent re-biased by one multiplication, exact."""
+    """Converts finite float16 bit patterns u16 [n] to float32 [n], exactly; a multiplication re-biases the exponent."""
     bits = out.view(np.uint32)
     for i in range(len(halves)):
         half = np.uint32(halves[i])
@@ -97,7 +97,7 @@ def _sum_of_best(products: Any) -> float:
     for t in range(1, products.shape[0]):
         for s in range(len(best)):
             value = products[t, s]
-            best[s] = value if value > best[s] else best[s]  # a select, which vectorises where max() does not
+            best[s] = value if value > best[s] else best[s]  # a select vectorises, max() does not
     total = 0.0
     for s in range(len(best)):
         total += best[s]

@@ -1,6 +1,4 @@
-"""Compiled twins of chamfer.indexing.kernels.fde. One matrix product a document, so that its bits depend on it
-alone.
-"""
+"""Compiled twins of fast_fde.c. Each document has a matrix product of its own, so that its bits depend on it alone."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def encode_queries(values: Any, offsets: Any, planes: Any, margins: Any, project
     longest = _longest(offsets)
     cells = np.empty((n_reps, longest), np.int64)
     rows = np.empty((longest, dim), np.float32)
-    place = np.empty(out.shape[2], np.int64)
+    row_of = np.empty(out.shape[2], np.int64)
     used = np.empty(longest, np.int64)
     for n in range(len(offsets) - 1):
         tokens = values[offsets[n] : offsets[n + 1]]
@@ -60,7 +58,7 @@ def encode_queries(values: Any, offsets: Any, planes: Any, margins: Any, project
             continue
         cells_of(tokens, planes, margins, k, cells)
         for r in range(n_reps):
-            n_used = _add_up_used(tokens, cells[r], rows, place, used)
+            n_used = _add_up_used(tokens, cells[r], rows, row_of, used)
             projected = np.dot(rows[:n_used], projections[r])
             for u in range(n_used):
                 out[n, r, used[u]] = projected[u]
@@ -78,8 +76,8 @@ def _longest(offsets: Any) -> Any:
 def cells_of(tokens: Any, rows: Any, margins: Any, k: int, cells: Any) -> None:
     """The cell of every token in every repetition, into cells i64 [R, >= L]; rows f32 [R k, d] are the planes.
 
-    A product decides where it is farther than margins f32 [R k] |x| from 0, which is more than it can be wrong; else
-    `side` does: the same cells from any matrix product.
+    A product decides if it is farther from 0 than its error bound margins f32 [R k] times |x|; otherwise `side` does.
+    Hence the cells do not depend on how the products are computed.
     """
     if k == 0:
         cells[:] = 0
@@ -103,7 +101,7 @@ def cells_of(tokens: Any, rows: Any, margins: Any, k: int, cells: Any) -> None:
 
 @compiled()
 def side(token: Any, plane: Any) -> Any:
-    """<token, plane> in float64, summed in 16 lanes, then halves added to halves: the side that counts."""
+    """<token, plane> in float64, summed in 16 lanes and then by halves: its sign defines the side."""
     lanes = np.zeros(16, np.float64)
     whole = len(token) - len(token) % 16
     for start in range(0, whole, 16):
@@ -122,7 +120,7 @@ def side(token: Any, plane: Any) -> Any:
 
 @compiled()
 def _add_up(tokens: Any, cells: Any, rows: Any, counts: Any, first: Any) -> None:
-    """Sums f32 [B, d] and numbers i64 [B] of the tokens of every cell, and its lowest token."""
+    """The sum f32 [B, d] and number i64 [B] of the tokens of every cell, and its lowest token."""
     counts[:] = 0
     for t in range(len(tokens)):
         cell = cells[t]
@@ -137,20 +135,20 @@ def _add_up(tokens: Any, cells: Any, rows: Any, counts: Any, first: Any) -> None
 
 
 @compiled()
-def _add_up_used(tokens: Any, cells: Any, rows: Any, place: Any, used: Any) -> Any:
-    """Sums of the occupied cells alone, laid end to end in rows; `used` names them. Returns their number."""
-    place[:] = -1
+def _add_up_used(tokens: Any, cells: Any, rows: Any, row_of: Any, used: Any) -> Any:
+    """Sums of the occupied cells alone, one after another in `rows`; `used` lists these cells. Returns their number."""
+    row_of[:] = -1
     n_used = 0
     for t in range(len(tokens)):
-        own = place[cells[t]]
-        if own < 0:
-            place[cells[t]] = n_used
+        row = row_of[cells[t]]
+        if row < 0:
+            row_of[cells[t]] = n_used
             used[n_used] = cells[t]
             rows[n_used] = tokens[t]
             n_used += 1
         else:
             for d in range(tokens.shape[1]):
-                rows[own, d] += tokens[t, d]
+                rows[row, d] += tokens[t, d]
     return n_used
 
 
@@ -168,8 +166,8 @@ def _divide(rows: Any, counts: Any) -> None:
 def nearest_tokens(counts: Any, first: Any, keys: Any) -> None:
     """For every cell the lowest token among those in the nearest occupied cells, into first i64 [2^k].
 
-    A (min, +) convolution over the k-cube, one bit after the other, of keys distance << 40 | token. `first` is the
-    lowest token of each occupied cell (counts > 0); there must be one.
+    A (min, +) convolution over the k-cube, one bit after another, of keys distance << 40 | token. `first` holds the
+    lowest token of each occupied cell (counts > 0), of which there must be at least one.
     """
     step, far = np.int64(1), np.int64(1) << 40
     for cell in range(len(counts)):

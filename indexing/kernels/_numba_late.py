@@ -1,4 +1,4 @@
-"""Compiled twins of late.c: centroid scores gathered by document, and decoded residuals."""
+"""Compiled twins of late.c: centroid scores of documents, and decoding of residuals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scan_centroids(table: Any, ids: Any, offsets: Any, out: Any) -> None:
 
 @compiled()
 def decode(codes: Any, ids: Any, scales: Any, lowest: Any, step: Any, bits: Any, tokens: Any) -> Any:
-    """f32 [len(tokens), D]: scales f32 [len(tokens)] times (lowest[id] + step * code); ids of length 0: one lowest."""
+    """f32 [len(tokens), D]: scales f32 [len(tokens)] times (lowest[id] + step * code); no ids: one lowest."""
     whole = 2 if bits == 3 else bits
     width = (len(step) * whole + 7) // 8
     mask = (1 << whole) - 1

@@ -1,8 +1,8 @@
-"""Centroids of token vectors: which one a token is nearest to, and what their scores say about documents.
+"""Centroids of token vectors: training, the nearest centroid of a token, and centroid scores of documents.
 
 A document's centroid score is its MaxSim with every token replaced by its centroid (PLAID's centroid interaction,
-arXiv 2205.09707, section 4.2), here over all documents and in 8 bits: one small matrix product, then a byte maximum a
-token. It ranks candidates for exact MaxSim and nothing else.
+arXiv 2205.09707, section 4.2), here over all documents and in 8 bits: one small matrix product, then one byte
+maximum a token. It only ranks candidates for exact MaxSim.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from chamfer.core.types import F32, I64, Array
 from chamfer.indexing.kernels import _native_late, _numba_late
 
 MOST_CENTROIDS = 65_536
-_TOKENS_PER_CENTROID = 8  # fewer say nothing about what comes later
+_TOKENS_PER_CENTROID = 8  # a centroid of fewer tokens does not generalise
 _ENOUGH_PER_CENTROID = 32
 _ITERATIONS = 8
 _BLOCK_BYTES = 16 << 20
@@ -22,10 +22,10 @@ _GROUP = 32
 
 
 def train(tokens: F32, k: int, seed: int) -> F32:
-    """At most k centroids f32 [K, D] of tokens f32 [T, D] by Lloyd's iterations from k random tokens, T/8 at most.
+    """At most k, and at most T/8, centroids f32 [K, D] of tokens f32 [T, D], by Lloyd's iterations from random tokens.
 
-    A centroid that loses all its tokens keeps its place. Of more than 32 tokens a centroid, so many are drawn: T is
-    32 K at most in the cost of T K D an iteration.
+    A centroid that loses all its tokens stays where it is. At most 32 K randomly drawn tokens are used, so that an
+    iteration costs at most 32 K^2 D.
     """
     if not 1 <= k <= MOST_CENTROIDS:
         raise InvalidInput(f"{k} centroids, expected 1..{MOST_CENTROIDS}")
@@ -64,8 +64,8 @@ def assign(tokens: Array, centroids: F32) -> I64:
 def score_table(query: F32, centroids: F32) -> Array:
     """Inner products of query f32 [Tq, D] with the centroids, in 8 bits: u8 [groups of 32 query tokens, K, 32].
 
-    All tokens share one step, and each is counted from its own lowest product: what that shifts is the same for every
-    document that has tokens. Columns beyond the query's tokens are 0 and add nothing.
+    All query tokens share one step, and each counts from its own lowest product, which shifts the scores of all
+    documents with tokens alike. Padding columns beyond the query's tokens are 0 and add nothing.
     """
     products = np.ascontiguousarray(query, dtype=np.float32) @ centroids.T
     lowest = products.min(axis=1, keepdims=True)
@@ -76,8 +76,8 @@ def score_table(query: F32, centroids: F32) -> Array:
     groups = -(-len(query) // _GROUP)
     out = np.zeros((groups, len(centroids), _GROUP), dtype=np.uint8)
     for group in range(groups):
-        own = bytes_[:, group * _GROUP : (group + 1) * _GROUP]
-        out[group, :, : own.shape[1]] = own
+        columns = bytes_[:, group * _GROUP : (group + 1) * _GROUP]
+        out[group, :, : columns.shape[1]] = columns
     return out
 
 

@@ -1,13 +1,15 @@
-"""Token vectors in 2, 3, 4 or 8 bits a dimension: what is left of a token after its centroid, rounded evenly.
+"""Token vectors in 2, 3, 4 or 8 bits a dimension: the residual of a token after its centroid, rounded in even steps.
 
     decoded = scale * (centroid + step * (code - (2^bits - 1) / 2)),   code = clip(floor(left / step) + 2^(bits - 1))
 
-step is learnt for each dimension (least squared error over a grid, on a sample); scale gives the decoded vector the
-length of the original: on unit vectors that wins back a third of what 2 bits lose (docs/experiments.md). Residual
-codes after ColBERTv2 (arXiv 2112.01488, section 3.3), which has quantiles instead of even steps and no scale.
+left is the token minus its centroid. step is learnt for each dimension (least squared error over a grid, on a sample).
+scale gives the decoded vector the length of the original, which recovers a third of the loss of 2 bits on unit vectors
+(docs/experiments.md). Residual codes follow ColBERTv2 (arXiv 2112.01488, section 3.3), which has quantiles instead of
+even steps, and no scale.
 
 A token's bytes: byte j of the first W = D bits / 8 holds the codes of dimensions j, j + W, ... from its lowest bits up.
-3 bits are the lower two in that way, then the third ones as a bitmap, dimension 0 in the lowest bit of its first byte.
+Codes of 3 bits store the lower two in that way, followed by a bitmap of the third bits, dimension 0 in the lowest bit
+of the first byte.
 """
 
 from __future__ import annotations
@@ -42,12 +44,12 @@ class TokenCodec:
 
     @property
     def planes_width(self) -> int:
-        """Those of them before the bitmap of third bits."""
+        """Bytes of a token's codes before the bitmap of third bits."""
         return -(-len(self.step) * whole_bits(self.bits) // 8)
 
     @property
     def lowest(self) -> F32:
-        """The centroids less the middle of the codes: what a code is added to."""
+        """The centroids minus the middle of the codes, f32 [K, D]: the vectors to which step times code is added."""
         out: F32 = self.centroids - np.float32((2**self.bits - 1) / 2) * self.step
         return out
 
@@ -80,10 +82,10 @@ def encode(tokens: Array, codec: TokenCodec) -> tuple[Array, Array, Array]:
 
 
 def decode(arrays: tuple[Array, Array, Array], codec: TokenCodec, lowest: F32, offsets: I64, rows: I64) -> Array:
-    """Token vectors f16 [., D] of documents `rows` of (codes, ids, scales), end to end; `lowest` is the codec's."""
-    found = _native_late.decode(arrays, lowest, codec.step, codec.bits, offsets, np.ascontiguousarray(rows))
-    if found is not None:
-        return found
+    """Token vectors f16 [., D] of documents `rows` of (codes, ids, scales), consecutively; `lowest` is the codec's."""
+    decoded = _native_late.decode(arrays, lowest, codec.step, codec.bits, offsets, np.ascontiguousarray(rows))
+    if decoded is not None:
+        return decoded
     codes, ids, scales = arrays
     tokens, _ = ragged_index(offsets, rows)
     wide = _numba_late.decode(codes, ids, scales[tokens].astype(np.float32), lowest, codec.step, codec.bits, tokens)
@@ -94,11 +96,12 @@ def decode(arrays: tuple[Array, Array, Array], codec: TokenCodec, lowest: F32, o
 def maxsim_codes(
     query: F32, arrays: tuple[Array, Array, Array], codec: TokenCodec, offsets: I64, rows: I64
 ) -> F32 | None:
-    """MaxSim f32 [K] of query f32 [Tq, D] with coded documents `rows`, without decoding; None without the C loop.
+    """MaxSim f32 [K] of query f32 [Tq, D] with coded documents `rows`, without decoding; None if the C loop is
+    unavailable.
 
-    A query token times the steps is rounded to 8 bits, so that a product is one of bytes:
+    A query token times the steps is rounded to 8 bits, so that products are of bytes:
         <q, decoded> ~ scale * (<q, centroid> + unit * sum over d of bytes_d (code_d - middle)),
-    off by `maxsim_codes_error`. The same bits in any batch on one machine. Cost Tq D byte products a token.
+    within `maxsim_codes_error`. The bits are the same in any batch on one machine. Cost Tq D byte products a token.
     """
     if query.shape[1] % 4 or not len(query):
         return None
@@ -119,14 +122,14 @@ def maxsim_codes(
 def maxsim_codes_error(query: F32, codec: TokenCodec, largest_norm: float) -> float:
     """How far `maxsim_codes` may be from MaxSim over decoded vectors no longer than largest_norm.
 
-    Eight standard deviations of the sum over query tokens of their rounding, for a residual of that length.
+    Eight standard deviations of the summed rounding errors of the query tokens, for residuals of that length.
     """
     _, units = _query_units(query, codec)
     return float(8 * 12**-0.5 * np.sqrt(np.square(units, dtype=np.float64).sum()) * largest_norm / codec.step.min())
 
 
 def _query_units(query: F32, codec: TokenCodec) -> tuple[F32, F32]:
-    """(query tokens times the steps f32 [Tq, D], what one of 127 parts of their largest is worth f32 [Tq])."""
+    """(query tokens times the steps f32 [Tq, D], the unit, 1/127 of each token's largest magnitude, f32 [Tq])."""
     scaled = query * codec.step
     return scaled, np.maximum(np.abs(scaled).max(axis=1) / 127, np.float32(1e-30)).astype(np.float32)
 
@@ -136,9 +139,9 @@ def _packed(rounded: Array, codec: TokenCodec) -> Array:
     codes = np.zeros((len(rounded), codec.width), dtype=np.uint8)
     bits, width = whole_bits(codec.bits), codec.planes_width
     lower = rounded & np.uint8(2**bits - 1)
-    for place in range(8 // bits):
-        own = lower[:, place * width : (place + 1) * width]
-        codes[:, : own.shape[1]] |= own << np.uint8(place * bits)
+    for place in range(8 // bits):  # of a value within a byte
+        values = lower[:, place * width : (place + 1) * width]
+        codes[:, : values.shape[1]] |= values << np.uint8(place * bits)
     if codec.bits == 3:
         codes[:, width:] = np.packbits(rounded >> 2, axis=1, bitorder="little")
     return codes

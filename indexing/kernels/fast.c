@@ -1,8 +1,8 @@
-/* The few loops that numba cannot write: bf16 dot products in registers. Loaded by _native.py through ctypes.
+/* Loops that numba cannot express: bf16 dot products in registers. Loaded through ctypes (_library.py, _native.py).
  *
- * Built when a C compiler is at hand (pyproject.toml: optional); everything here has a twin in _numba.py, and a test
+ * Built if a C compiler is available (pyproject.toml: optional). Every function has a twin in _numba.py, and a test
  * that both agree. Functions are compiled for the instructions they need, and called only where chamfer_has_bf16()
- * says that the processor has them.
+ * reports that the processor has them.
  */
 #include <stdint.h>
 
@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #define BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,f16c")))
 #define INLINE BF16 static inline __attribute__((always_inline))
-#define MOST 16 /* document tokens whose products with 16 query tokens fill 16 of the 32 vector registers */
+#define MAX_BLOCK 16 /* document tokens whose products with 16 query tokens fill 16 of the 32 vector registers */
 
 int chamfer_has_bf16(void) {
     __builtin_cpu_init();
@@ -28,13 +28,14 @@ BF16 static void half_to_bf16(const uint16_t *in, uint32_t *out, int64_t n) {
     }
 }
 
-/* The largest product of each of 16 `vectors` query tokens with `block` document tokens from `first` (bf16 pairs, row by
- * row; beyond the end the last one again, which a maximum does not mind). The query lies pair by pair, `stride` words
- * apart. Meanwhile the same tokens of the next document are fetched from `ahead`. */
+/* Raises `best` to the largest products of 16 * `vectors` query tokens with `block` document tokens from `first`.
+ *
+ * Document tokens are rows of bf16 pairs; beyond the last token it is read again, which does not change a maximum. The
+ * query is stored pair by pair, `stride` words apart. Prefetches the same tokens of the next document from `ahead`. */
 INLINE void best_of_block(const uint32_t *query, int64_t stride, const uint32_t *tokens, int64_t pairs, int64_t first,
                           int64_t count, const char *ahead, __m512 best[2], const int block, const int vectors) {
-    const uint32_t *row[MOST];
-    __m512 sum[MOST][2];
+    const uint32_t *row[MAX_BLOCK];
+    __m512 sum[MAX_BLOCK][2];
 #pragma GCC unroll 16
     for (int t = 0; t < block; t++) {
         row[t] = tokens + (first + t < count ? first + t : count - 1) * pairs;
@@ -58,11 +59,11 @@ INLINE void best_of_block(const uint32_t *query, int64_t stride, const uint32_t 
     }
 }
 
-/* The same for 8 query tokens, in half registers: as many products a cycle, none of them for nothing. */
+/* The same for 8 query tokens, in half-width registers, so that no lane is wasted. */
 INLINE void best_of_block_8(const uint32_t *query, int64_t stride, const uint32_t *tokens, int64_t pairs, int64_t first,
                             int64_t count, const char *ahead, __m256 *best, const int block) {
-    const uint32_t *row[MOST];
-    __m256 sum[MOST];
+    const uint32_t *row[MAX_BLOCK];
+    __m256 sum[MAX_BLOCK];
 #pragma GCC unroll 16
     for (int t = 0; t < block; t++) {
         row[t] = tokens + (first + t < count ? first + t : count - 1) * pairs;
@@ -79,7 +80,7 @@ INLINE void best_of_block_8(const uint32_t *query, int64_t stride, const uint32_
     for (int t = 0; t < block; t++) *best = _mm256_max_ps(*best, sum[t]);
 }
 
-/* Sum over at most 32 query tokens of their largest product with `count` > 0 document tokens. */
+/* The sum, over the first 32 query tokens at most, of their largest product with `count` > 0 document tokens. */
 BF16 static float sum_of_best(const uint32_t *query, int64_t stride, int64_t n_query, const uint32_t *tokens,
                               int64_t pairs, int64_t count, const char *ahead) {
     __m512 best[2] = {_mm512_set1_ps(-3.4e38f), _mm512_set1_ps(-3.4e38f)};
@@ -102,7 +103,7 @@ BF16 static float sum_of_best(const uint32_t *query, int64_t stride, int64_t n_q
 
 /* MaxSim of one query with documents `rows`: out f32 [n_rows].
  *
- * query    bf16 pairs u32 [dim / 2, n_query rounded up to 32], tokens beyond the query's zero: they add nothing
+ * query    bf16 pairs u32 [dim / 2, n_query rounded up to 32]; padding tokens are zero and add nothing
  * values   f16 [T, dim], dim a multiple of 32; offsets i64 [N + 1]
  * scratch  u32 [longest document * dim / 2]
  */
@@ -123,7 +124,7 @@ BF16 void chamfer_maxsim_half(const uint32_t *query, int64_t n_query, int64_t di
     }
 }
 
-/* Integer inner products of int8 rows with an int16 query, times a scale a row: out f32 [n]. dim a multiple of 32. */
+/* Integer inner products of int8 rows with an int16 query, times the row's scale: out f32 [n]. dim: a multiple of 32. */
 __attribute__((target("avx512f,avx512bw"))) void chamfer_scan_int8(const int8_t *codes, const float *scales,
                                                                   const int16_t *query, int64_t n, int64_t dim,
                                                                   float *out) {

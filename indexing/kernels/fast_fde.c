@@ -1,7 +1,9 @@
-/* Fixed dimensional encodings (fde.py) with AVX-512: bf16 products find the side of almost every token and plane, the
- * float64 sum that defines it decides where they cannot; a count-sketch is signed adds over tokens that lie across the
- * registers; empty cells are filled by a distance transform of the k-cube. Twin of _numba_fde.py: the same cells
- * always, values equal to rounding.
+/* Fixed dimensional encodings (fde.py) with AVX-512.
+ *
+ * bf16 products decide on which side of a plane almost every token lies; where their rounding leaves that open, the
+ * float64 sum that defines the side is computed. A count-sketch is a series of signed additions, with one token in each
+ * lane of a register. Empty cells are filled by a distance transform of the k-cube. The twin in _numba_fde.py finds
+ * exactly the same cells; values are equal up to rounding.
  */
 #include <stdint.h>
 
@@ -12,50 +14,51 @@
 #include <string.h>
 #define BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #define INLINE BF16 static inline __attribute__((always_inline))
-#define WIDE 12 /* rows whose sums fill the vector registers */
-#define SHORT 4 /* rows of the last, shorter blocks */
-#define TILE 64 /* tokens whose dimensions fill the first cache when there are 128 */
-#define FAR 26  /* keys of the distance transform: distance << FAR | token */
+#define WIDE 12 /* rows of a block: their sums fill the vector registers */
+#define SHORT 4 /* rows of the last blocks of a text */
+#define TILE 64 /* tokens whose values fill the first-level cache if they have 128 dimensions */
+#define DISTANCE_SHIFT 26 /* keys of the distance transform: distance << DISTANCE_SHIFT | token */
 
-/* What _native.FdeTables lays out; dim a multiple of 32, k at most 16. */
+/* The layout of _native.FdeTables; dim is a multiple of 32, k at most 16. */
 typedef struct {
     int64_t dim, repetitions, k, p;
     int64_t columns;            /* repetitions * k, rounded up to 32 */
     const uint32_t *pairs;      /* [dim / 2, columns] bf16 pairs of the planes */
     const float *planes;        /* [repetitions * k, dim] */
-    const float *lengths;       /* [columns] length of every plane, rounded up */
-    const float *roundings;     /* [columns] how far its bf16 twin is from it */
+    const float *lengths;       /* [columns] an upper bound on the length of every plane */
+    const float *roundings;     /* [columns] an upper bound on the rounding error of its bf16 copy */
     const float *projections;   /* [repetitions, dim, p]; NULL for the identity and for a count-sketch */
-    const int32_t *slot_ends;   /* count-sketch: [repetitions, p] end of a slot in the next two, which run through all */
-    const int32_t *slot_dims;   /* [repetitions * dim] the dimensions of a slot */
-    const float *slot_signs;    /* [repetitions * dim] and their signs; all three NULL without one */
+    const int32_t *slot_ends;   /* count-sketch: [repetitions, p] end of each slot in the next two arrays */
+    const int32_t *slot_dims;   /* [repetitions * dim] the dimensions of the slots, one slot after another */
+    const float *slot_signs;    /* [repetitions * dim] their signs; all three are NULL without a count-sketch */
 } tables;
 
-/* Where one text is worked on. A cell adds up rows of `width` floats: tokens, or what a count-sketch made of them. */
+/* Working memory for one text. A cell sums rows of `width` floats: its tokens, or their count-sketches. */
 typedef struct {
     int64_t width;
     uint32_t *pairs;      /* [L, dim / 2] tokens as bf16 pairs */
-    float *sizes;         /* [L, 2] length of every token, and its distance from its bf16 twin, both rounded up */
-    uint16_t *bits;       /* [L, columns / 16] the sides, and a word more */
-    float *tile;          /* [dim, TILE] tokens, turned */
-    float *turned;        /* [width, TILE] sketches, turned */
+    float *sizes;         /* [L, 2] upper bounds on every token's length and on the rounding error of its bf16 copy */
+    uint16_t *bits;       /* [L, columns / 16] the sides, one bit each, and one word of padding */
+    float *tile;          /* [dim, TILE] tokens, transposed */
+    float *transposed;    /* [width, TILE] sketches, transposed */
     float *sketches;      /* [repetitions, L rounded up to 16, width] */
     float *sums;          /* [2^k, width] */
-    const float **rows;   /* [2^k] what each cell holds, before the projection */
-    float **places;       /* [2^k] where it goes */
-    float *scales;        /* [2^k] by what it is multiplied */
+    const float **rows;   /* [2^k] the content of each cell before the projection */
+    float **targets;      /* [2^k] where its projection is stored */
+    float *scales;        /* [2^k] the factor that it is multiplied by */
     uint32_t *keys;       /* [2^k] lowest token of a cell; after `nearest`, distance and token */
-    int32_t *numbers;     /* [2^k] tokens in a cell */
+    int32_t *numbers;     /* [2^k] number of tokens in a cell */
     int32_t *cells;       /* [L] cell of every token in one repetition */
 } space;
 
+/* Reserves `bytes` at *at, in whole cache lines. */
 static void *take(char **at, int64_t bytes) {
     char *out = *at;
     *at += (bytes + 63) & ~(int64_t)63;
     return out;
 }
 
-/* Lays the arrays out for texts of at most `longest` tokens. Returns the bytes taken; memory NULL only counts. */
+/* Lays out the arrays for texts of at most `longest` tokens. Returns the bytes needed; memory may be NULL to count. */
 static int64_t divide(char *memory, int64_t longest, const tables *f, space *s) {
     int64_t n_cells = (int64_t)1 << f->k, padded = (longest + 15) & ~15, sketched = f->slot_ends != 0;
     char *start = (char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63), *at = start;
@@ -64,11 +67,11 @@ static int64_t divide(char *memory, int64_t longest, const tables *f, space *s) 
     s->sizes = take(&at, longest * 8);
     s->bits = take(&at, longest * f->columns / 8 + 2);
     s->tile = take(&at, sketched * f->dim * TILE * 4);
-    s->turned = take(&at, sketched * s->width * TILE * 4);
+    s->transposed = take(&at, sketched * s->width * TILE * 4);
     s->sketches = take(&at, sketched * f->repetitions * padded * s->width * 4);
     s->sums = take(&at, n_cells * s->width * 4);
     s->rows = take(&at, n_cells * 8);
-    s->places = take(&at, n_cells * 8);
+    s->targets = take(&at, n_cells * 8);
     s->scales = take(&at, n_cells * 4);
     s->keys = take(&at, n_cells * 4);
     s->numbers = take(&at, n_cells * 4);
@@ -82,7 +85,7 @@ static int64_t longest_text(const int64_t *offsets, int64_t n) {
     return out;
 }
 
-/* Tokens to bf16 pairs, with their lengths and what the rounding took. False if a length is not finite. */
+/* Converts tokens to bf16 pairs; bounds their lengths and rounding errors. Returns false if a length is not finite. */
 BF16 static int round_tokens(const float *tokens, int64_t count, int64_t dim, const space *s) {
     float all = 0.0f;
     for (int64_t t = 0; t < count; t++) {
@@ -98,7 +101,7 @@ BF16 static int round_tokens(const float *tokens, int64_t count, int64_t dim, co
             square = _mm512_fmadd_ps(low, low, _mm512_fmadd_ps(high, high, square));
             lost = _mm512_fmadd_ps(a, a, _mm512_fmadd_ps(b, b, lost));
         }
-        /* One in a thousand for the rounding of these sums; 1e-17 where their squares fall below the smallest float. */
+        /* 0.1 % covers the rounding of these sums, 1e-17 squares that underflow. */
         s->sizes[2 * t] = 1.001f * sqrtf(_mm512_reduce_add_ps(square)) + 1e-17f;
         s->sizes[2 * t + 1] = 1.001f * sqrtf(_mm512_reduce_add_ps(lost)) + 1e-17f;
         all += s->sizes[2 * t];
@@ -106,7 +109,7 @@ BF16 static int round_tokens(const float *tokens, int64_t count, int64_t dim, co
     return all < INFINITY;
 }
 
-/* The side that counts, as _numba_fde.side has it: in float64, where products of floats are exact, in 16 lanes. */
+/* The defining side, as in _numba_fde.side: a sum in 16 lanes of float64, in which products of floats are exact. */
 BF16 static int exact_side(const float *token, const float *plane, int64_t dim) {
     __m512d a = _mm512_setzero_pd(), b = a;
     for (int64_t i = 0; i < dim; i += 16) {
@@ -120,7 +123,7 @@ BF16 static int exact_side(const float *token, const float *plane, int64_t dim) 
     return two[0] + two[1] > 0;
 }
 
-/* 16 sides of one token: a product decides if it is farther from 0 than it can be from the exact one. */
+/* The sides of one token and 16 planes. A product decides if it is farther from 0 than its error bound. */
 INLINE uint16_t decide(__m512 product, const tables *f, const float *tokens, const space *s, int64_t t, int64_t column) {
     __m512 length = _mm512_loadu_ps(f->lengths + column), rounding = _mm512_loadu_ps(f->roundings + column);
     __m512 error = _mm512_fmadd_ps(_mm512_set1_ps(s->sizes[2 * t]), rounding,
@@ -137,7 +140,7 @@ INLINE uint16_t decide(__m512 product, const tables *f, const float *tokens, con
     return (uint16_t)bits;
 }
 
-/* Sides of `block` tokens from `first` (beyond the end the last one again) with 16 `vectors` planes from `column`. */
+/* Sides of `block` tokens from `first` (beyond the end, the last one again) and 16 * `vectors` planes from `column`. */
 INLINE void sides(const tables *f, const float *tokens, const space *s, int64_t first, int64_t count, int64_t column,
                   const int block, const int vectors) {
     int64_t pairs = f->dim / 2;
@@ -158,13 +161,13 @@ INLINE void sides(const tables *f, const float *tokens, const space *s, int64_t 
             if (vectors == 2) sum[t][1] = _mm512_dpbf16_ps(sum[t][1], b, x);
         }
     }
-    __m512 found[WIDE][2]; /* a copy: an index that is not known would keep the sums out of registers */
+    __m512 products[WIDE][2]; /* a copy: the variable index below would keep `sum` out of registers */
 #pragma GCC unroll 12
-    for (int t = 0; t < block; t++) found[t][0] = sum[t][0], found[t][1] = sum[t][1];
+    for (int t = 0; t < block; t++) products[t][0] = sum[t][0], products[t][1] = sum[t][1];
     for (int t = 0; t < block && first + t < count; t++) {
         uint16_t *bits = s->bits + (first + t) * f->columns / 16 + column / 16;
-        bits[0] = decide(found[t][0], f, tokens, s, first + t, column);
-        if (vectors == 2) bits[1] = decide(found[t][1], f, tokens, s, first + t, column + 16);
+        bits[0] = decide(products[t][0], f, tokens, s, first + t, column);
+        if (vectors == 2) bits[1] = decide(products[t][1], f, tokens, s, first + t, column + 16);
     }
 }
 
@@ -183,8 +186,8 @@ BF16 static void all_sides(const tables *f, const float *tokens, const space *s,
     }
 }
 
-/* out[16, 16] = the transpose of in[16, 16]; rows `from` and `to` floats apart. */
-BF16 static void turn(const float *in, int64_t from, float *out, int64_t to) {
+/* out[16, 16] = the transpose of in[16, 16], whose rows are `to` and `from` floats apart. */
+BF16 static void transpose(const float *in, int64_t from, float *out, int64_t to) {
     __m512 a[16], b[16];
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(in + i * from);
     for (int i = 0; i < 16; i += 2) {
@@ -208,8 +211,8 @@ BF16 static void turn(const float *in, int64_t from, float *out, int64_t to) {
     }
 }
 
-/* Tokens from `first` into the tile, turned; beyond the end the last one again. Returns groups of 16. */
-BF16 static int64_t turn_tokens(const float *tokens, int64_t dim, const space *s, int64_t first, int64_t count) {
+/* Transposes tokens from `first` into the tile; beyond the end, the last one again. Returns the groups of 16 tokens. */
+BF16 static int64_t transpose_tokens(const float *tokens, int64_t dim, const space *s, int64_t first, int64_t count) {
     int64_t left = count - first, vectors = left >= TILE ? TILE / 16 : (left + 15) / 16;
     float last[16 * 16];
     for (int64_t v = 0; v < vectors; v++)
@@ -217,16 +220,17 @@ BF16 static int64_t turn_tokens(const float *tokens, int64_t dim, const space *s
             int64_t t = first + 16 * v;
             float *to = s->tile + d * TILE + 16 * v;
             if (t + 16 <= count) {
-                turn(tokens + t * dim + d, dim, to, TILE);
+                transpose(tokens + t * dim + d, dim, to, TILE);
                 continue;
             }
-            for (int i = 0; i < 16; i++) memcpy(last + 16 * i, tokens + (t + i < count ? t + i : count - 1) * dim + d, 64);
-            turn(last, 16, to, TILE);
+            for (int i = 0; i < 16; i++)
+                memcpy(last + 16 * i, tokens + (t + i < count ? t + i : count - 1) * dim + d, 64);
+            transpose(last, 16, to, TILE);
         }
     return vectors;
 }
 
-/* Every slot of one repetition for 16 `vectors` tokens of the tile: signed sums of dimensions, in ascending order. */
+/* Every slot of one repetition for 16 * `vectors` tokens of the tile: signed sums of dimensions, in ascending order. */
 INLINE void add_slots(const tables *f, const space *s, int64_t repetition, const int vectors) {
     const int32_t *ends = f->slot_ends + repetition * f->p;
     int64_t at = repetition * f->dim;
@@ -242,16 +246,16 @@ INLINE void add_slots(const tables *f, const space *s, int64_t repetition, const
                 sum[v] = _mm512_fmadd_ps(sign, _mm512_load_ps(values + 16 * v), sum[v]);
         }
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) _mm512_store_ps(s->turned + slot * TILE + 16 * v, sum[v]);
+        for (int v = 0; v < vectors; v++) _mm512_store_ps(s->transposed + slot * TILE + 16 * v, sum[v]);
     }
 }
 
 /* The count-sketch of every token in every repetition. */
 BF16 static void sketch(const tables *f, const float *tokens, const space *s, int64_t count) {
     int64_t padded = (count + 15) & ~15;
-    memset(s->turned, 0, (size_t)(s->width * TILE * 4));
+    memset(s->transposed, 0, (size_t)(s->width * TILE * 4));
     for (int64_t first = 0; first < count; first += TILE) {
-        int64_t vectors = turn_tokens(tokens, f->dim, s, first, count);
+        int64_t vectors = transpose_tokens(tokens, f->dim, s, first, count);
         for (int64_t r = 0; r < f->repetitions; r++) {
             if (vectors == 4) add_slots(f, s, r, 4);
             else if (vectors == 3) add_slots(f, s, r, 3);
@@ -259,18 +263,18 @@ BF16 static void sketch(const tables *f, const float *tokens, const space *s, in
             else add_slots(f, s, r, 1);
             for (int64_t v = 0; v < vectors; v++)
                 for (int64_t slot = 0; slot < s->width; slot += 16)
-                    turn(s->turned + slot * TILE + 16 * v, TILE,
+                    transpose(s->transposed + slot * TILE + 16 * v, TILE,
                          s->sketches + (r * padded + first + 16 * v) * s->width + slot, s->width);
         }
     }
 }
 
-/* The cell of every token in one repetition; of every cell the number of tokens and the lowest one. */
+/* Finds the cell of every token in one repetition, and the number of tokens and the lowest token of every cell. */
 BF16 static void find_cells(const tables *f, const space *s, int64_t repetition, int64_t count) {
     int64_t n_cells = (int64_t)1 << f->k, bit = repetition * f->k;
-    for (int64_t c = 0; c < n_cells; c++) s->keys[c] = 17u << FAR, s->numbers[c] = 0;
+    for (int64_t c = 0; c < n_cells; c++) s->keys[c] = 17u << DISTANCE_SHIFT, s->numbers[c] = 0;
     for (int64_t t = count - 1; t >= 0; t--) {
-        uint32_t bits; /* two words hold a cell */
+        uint32_t bits; /* the bits of a cell may span two words */
         memcpy(&bits, s->bits + t * f->columns / 16 + bit / 16, 4);
         int32_t c = (int32_t)((bits >> (bit % 16)) & (uint32_t)(n_cells - 1));
         s->cells[t] = c;
@@ -279,7 +283,7 @@ BF16 static void find_cells(const tables *f, const space *s, int64_t repetition,
     }
 }
 
-/* sums[cell] = the sum of its rows, over all rows [count, width]; the lowest one finds whatever was there before. */
+/* sums[cell] = the sum of the cell's rows, of rows [count, width]. The cell's lowest row overwrites what was there. */
 INLINE void add_rows(const space *s, const float *rows, int64_t count, const int64_t width) {
     for (int64_t t = 0; t < count; t++) {
         int32_t cell = s->cells[t];
@@ -292,20 +296,20 @@ INLINE void add_rows(const space *s, const float *rows, int64_t count, const int
     }
 }
 
-/* For every cell the lowest token at the least Hamming distance: a (min, +) convolution, one bit after the other. */
+/* For every cell the lowest token at the least Hamming distance: a (min, +) convolution, one bit after another. */
 BF16 static void nearest(uint32_t *keys, int64_t n_cells) {
     for (int64_t step = 1; step < n_cells; step <<= 1)
         for (int64_t at = 0; at < n_cells; at += 2 * step)
             for (int64_t c = at; c < at + step; c++) {
                 uint32_t low = keys[c], high = keys[c + step];
-                keys[c] = high + (1u << FAR) < low ? high + (1u << FAR) : low;
-                keys[c + step] = low + (1u << FAR) < high ? low + (1u << FAR) : high;
+                keys[c] = high + (1u << DISTANCE_SHIFT) < low ? high + (1u << DISTANCE_SHIFT) : low;
+                keys[c + step] = low + (1u << DISTANCE_SHIFT) < high ? low + (1u << DISTANCE_SHIFT) : high;
             }
 }
 
 INLINE __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xFFFF : (__mmask16)((1u << n) - 1); }
 
-/* places[i][0..p) = scales[i] * rows[i] projected, `block` rows from `first`, outputs `from` to `from` + 16. */
+/* targets[i] = scales[i] * projection of rows[i], for `block` rows from `first`, outputs `from` to `from` + 16. */
 INLINE void project(const space *s, const float *matrix, int64_t dim, int64_t p, int64_t first, int64_t count,
                     int64_t from, const int block) {
     __mmask16 mask = first_lanes(p - from);
@@ -324,16 +328,16 @@ INLINE void project(const space *s, const float *matrix, int64_t dim, int64_t p,
 #pragma GCC unroll 12
     for (int i = 0; i < block; i++)
         if (first + i < count)
-            _mm512_mask_storeu_ps(s->places[first + i] + from, mask,
+            _mm512_mask_storeu_ps(s->targets[first + i] + from, mask,
                                   _mm512_mul_ps(sum[i], _mm512_set1_ps(s->scales[first + i])));
 }
 
 BF16 static void project_all(const tables *f, const space *s, int64_t repetition, int64_t count) {
-    if (f->projections == 0) { /* sketched already, or the identity */
+    if (f->projections == 0) { /* the rows are sketches already, or the projection is the identity */
         for (int64_t i = 0; i < count; i++)
             for (int64_t d = 0; d < f->p; d += 16) {
                 __m512 row = _mm512_maskz_loadu_ps(first_lanes(f->p - d), s->rows[i] + d);
-                _mm512_mask_storeu_ps(s->places[i] + d, first_lanes(f->p - d),
+                _mm512_mask_storeu_ps(s->targets[i] + d, first_lanes(f->p - d),
                                       _mm512_mul_ps(row, _mm512_set1_ps(s->scales[i])));
             }
         return;
@@ -348,7 +352,7 @@ BF16 static void project_all(const tables *f, const space *s, int64_t repetition
         }
 }
 
-/* One repetition of one text: out f32 [2^k, p]. A document's cells hold means, a query's sums. */
+/* Encodes one repetition of one text: out f32 [2^k, p]. A document's cells hold means, a query's sums. */
 BF16 static void encode_cells(const tables *f, const float *tokens, const space *s, int64_t repetition, int64_t count,
                               int is_query, int fill, float *out) {
     int64_t n_cells = (int64_t)1 << f->k, n_rows = 0, width = s->width;
@@ -361,16 +365,17 @@ BF16 static void encode_cells(const tables *f, const float *tokens, const space 
     else memset(out, 0, (size_t)(n_cells * f->p * 4));
     for (int64_t c = 0; c < n_cells; c++) {
         int32_t number = s->numbers[c];
-        s->places[n_rows] = out + c * f->p;
-        s->rows[n_rows] = number ? s->sums + c * width : rows + (int64_t)(s->keys[c] & ((1u << FAR) - 1)) * width;
+        s->targets[n_rows] = out + c * f->p;
+        int64_t nearest_token = s->keys[c] & ((1u << DISTANCE_SHIFT) - 1);
+        s->rows[n_rows] = number ? s->sums + c * width : rows + nearest_token * width;
         s->scales[n_rows] = is_query || !number ? 1.0f : 1.0f / (float)number;
-        n_rows += fill || number; /* no jump: which cells are empty cannot be guessed */
+        n_rows += fill || number; /* no branch, since it could not be predicted which cells are empty */
     }
     project_all(f, s, repetition, n_rows);
 }
 
-/* Encodings f32 [n, repetitions, 2^k, p] of n texts of tokens f32 [T, dim], offsets i64 [n + 1]. 0 if a token is not
- * finite, or so long that its square is not; -1 without memory to work in. */
+/* Encodings f32 [n, repetitions, 2^k, p] of n texts of tokens f32 [T, dim], offsets i64 [n + 1]. Returns 1, or 0 if a
+ * token or its squared length is not finite, or -1 if working memory cannot be allocated. */
 BF16 int chamfer_fde(const tables *f, const float *tokens, const int64_t *offsets, int64_t n, int is_query, int fill,
                      float *out) {
     space s;
@@ -381,17 +386,17 @@ BF16 int chamfer_fde(const tables *f, const float *tokens, const int64_t *offset
     int64_t cells = f->p << f->k, size = f->repetitions * cells;
     int finite = 1;
     for (int64_t i = 0; i < n; i++) {
-        const float *own = tokens + offsets[i] * f->dim;
+        const float *text = tokens + offsets[i] * f->dim;
         int64_t count = offsets[i + 1] - offsets[i];
         if (count == 0) {
             memset(out + i * size, 0, (size_t)size * 4);
             continue;
         }
-        finite &= round_tokens(own, count, f->dim, &s);
-        all_sides(f, own, &s, count);
-        if (f->slot_ends) sketch(f, own, &s, count);
+        finite &= round_tokens(text, count, f->dim, &s);
+        all_sides(f, text, &s, count);
+        if (f->slot_ends) sketch(f, text, &s, count);
         for (int64_t r = 0; r < f->repetitions; r++)
-            encode_cells(f, own, &s, r, count, is_query, fill, out + i * size + r * cells);
+            encode_cells(f, text, &s, r, count, is_query, fill, out + i * size + r * cells);
     }
     free(memory);
     return finite;

@@ -93,7 +93,7 @@ WIDE static inline __mmask16 first_lanes(int64_t left) { return left >= 16 ? 0xF
         }                                                                                                              \
         for (; i < n; i += 16) {                                                                                       \
             float value[16];                                                                                           \
-            _mm512_storeu_ps(value, gains(index, documents, start + i, first_lanes(n - i), weight));                         \
+            _mm512_storeu_ps(value, gains(index, documents, start + i, first_lanes(n - i), weight));                   \
             for (int64_t j = 0; j < 16 && i + j < n; j++) scores[row[i + j]] += value[j];                              \
         }                                                                                                              \
     } while (0)

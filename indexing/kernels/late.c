@@ -1,4 +1,5 @@
-/* Late interaction over codes: candidates from centroid scores, and decoded residuals. Twins in _numba_late.py.
+/* Late interaction over codes: centroid scores, which choose candidates, and decoding of residuals. The twins are in
+ * _numba_late.py.
  *
  * The scan adds integers and has its twin's bits. Decoding fuses a multiplication and an addition, so that a value may
  * differ from the twin's by one float16 step. Called only where chamfer_has_bf16() is true, which includes AVX512-VNNI.
@@ -10,10 +11,10 @@
 #include <immintrin.h>
 #define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,f16c")))
 
-/* Adds to out i32 [n]: over 32 query tokens, the sum of the largest table entry among the document's centroids.
+/* Adds to out i32 [n]: the sum, over 32 query tokens, of the largest table entry among the document's centroids.
  *
- * table u8 [K, 32] (L2 keeps it: 128 KiB at 4,096 centroids); ids u16 [T]; offsets i64 [n + 1]. Two running maxima, so
- * that a load need not wait for the one before. A document without tokens adds 0.
+ * table u8 [K, 32] (128 KiB for 4,096 centroids, which the second-level cache holds); ids u16 [T]; offsets i64 [n + 1].
+ * Four running maxima hide the latency of the loads. A document without tokens adds 0.
  */
 WIDE void chamfer_scan_centroids(const uint8_t *table, const uint16_t *ids, const int64_t *offsets, int64_t n,
                                  int32_t *out) {
@@ -35,12 +36,12 @@ WIDE void chamfer_scan_centroids(const uint8_t *table, const uint16_t *ids, cons
     }
 }
 
-/* Documents `rows`, one after another, as f16 [., dim]: scale * (base[id] + step * code), where base is the centroid
- * less the middle of the codes.
+/* Decodes documents `rows`, one after another, to f16 [., dim]: scale * (base[id] + step * code), where base is the
+ * centroid minus the middle of the codes times the step.
  *
- * codes u8 [T, dim bits / 8]: byte j holds the dimensions j, j + dim bits / 8, ... from its lowest bits up; 3 bits are 2
- * in that way and then a bitmap of the third ones. Bytes before the bitmap are a multiple of 16. ids u16 [T], or NULL
- * where there is one base. scales f16 [T].
+ * codes u8 [T, dim bits / 8]: byte j holds dimensions j, j + dim bits / 8, ... from its lowest bits up; codes of 3 bits
+ * store the lower 2 in that way, followed by a bitmap of the third bits. The bytes before the bitmap are a multiple of
+ * 16. ids u16 [T], or NULL if there is one base. scales f16 [T].
  */
 WIDE void chamfer_decode(const uint8_t *codes, const uint16_t *ids, const uint16_t *scales, const float *base,
                          const float *step, int64_t dim, int64_t bits, const int64_t *offsets, const int64_t *rows,
@@ -51,14 +52,14 @@ WIDE void chamfer_decode(const uint8_t *codes, const uint16_t *ids, const uint16
         for (int64_t t = offsets[rows[i]]; t < offsets[rows[i] + 1]; t++, out += dim) {
             __m512 scale = _mm512_set1_ps(_cvtsh_ss(scales[t]));
             const float *from = base + (ids ? dim * (int64_t)ids[t] : 0);
-            const uint8_t *own = codes + t * bytes;
+            const uint8_t *token = codes + t * bytes;
             for (int64_t j = 0; j < width; j += 16) {
-                __m512i packed = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(own + j)));
+                __m512i packed = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(token + j)));
                 for (int64_t shift = 0, d = j; shift < 8; shift += whole, d += width) {
                     __m512i code = _mm512_and_si512(_mm512_srli_epi32(packed, (unsigned)shift), mask);
                     if (bits == 3) {
                         __mmask16 set;
-                        memcpy(&set, own + width + d / 8, sizeof set);
+                        memcpy(&set, token + width + d / 8, sizeof set);
                         code = _mm512_mask_or_epi32(code, set, code, third);
                     }
                     __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), _mm512_loadu_ps(step + d),
@@ -72,9 +73,9 @@ WIDE void chamfer_decode(const uint8_t *codes, const uint16_t *ids, const uint16
 }
 
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c")))
-#define TOKENS 12 /* document tokens whose products with 16 query tokens are summed at once, in registers */
+#define TOKENS 12 /* document tokens whose products with 16 query tokens are summed in registers at a time */
 
-/* Codes of `count` tokens, one byte a dimension. A token's bytes before the bitmap are a multiple of 32. */
+/* Unpacks the codes of `count` tokens to a byte a dimension. A token's bytes before the bitmap are a multiple of 32. */
 VNNI static void unpack(const uint8_t *codes, int64_t count, int64_t dim, int64_t bits, uint8_t *out) {
     int64_t whole = bits == 3 ? 2 : bits, width = dim * whole / 8;
     __m256i mask = _mm256_set1_epi8((char)((1 << whole) - 1));
@@ -94,9 +95,9 @@ VNNI static void unpack(const uint8_t *codes, int64_t count, int64_t dim, int64_
 
 /* MaxSim of one query with coded documents `rows`, without decoding: out f32 [n_rows].
  *
- * A product is scale * (table[id] + unit * (integer product of query bytes and codes)), see codes.maxsim_codes.
+ * A product is scale * (table[id] + unit * integer product of query bytes and codes), see codes.maxsim_codes.
  * query i8 [groups, dim / 4, 16 tokens, 4]; units f32 [groups 16]; table f32 [K, groups 16]; scratch u8 [longest dim].
- * Columns beyond the query's tokens are 0 everywhere and add nothing.
+ * Padding columns beyond the query's tokens are 0 and add nothing.
  */
 VNNI void chamfer_maxsim_codes(const int8_t *query, const float *units, const float *table, int64_t groups,
                                const uint8_t *codes, const uint16_t *ids, const uint16_t *scales, int64_t dim,
@@ -115,13 +116,13 @@ VNNI void chamfer_maxsim_codes(const int8_t *query, const float *units, const fl
         for (int64_t g = 0; g < groups && count > 0; g++) {
             __m512 best = _mm512_set1_ps(-3.4e38f), unit = _mm512_loadu_ps(units + 16 * g);
             for (int64_t first = 0; first < count; first += TOKENS) {
-                if (g == 0) /* rows are far apart: the next one comes in while this one is read */
+                if (g == 0) /* rows are scattered in memory: prefetch the next one */
                     for (int64_t at = first * width; at < (first + TOKENS) * width; at += 64)
                         _mm_prefetch(next + at, _MM_HINT_T1);
                 const int32_t *token[TOKENS];
                 __m512i sum[TOKENS];
 #pragma GCC unroll 12
-                for (int t = 0; t < TOKENS; t++) { /* beyond the end the last token again */
+                for (int t = 0; t < TOKENS; t++) { /* beyond the end, the last token again */
                     token[t] = (const int32_t *)(bytes + (first + t < count ? first + t : count - 1) * dim);
                     sum[t] = _mm512_setzero_si512();
                 }

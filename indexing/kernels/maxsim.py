@@ -16,23 +16,23 @@ _BF16_ERROR = 2.0**-9 * (2 / 3) ** 0.5  # standard deviation of the rounding of 
 
 
 def maxsim_fast(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
-    """As `maxsim_rows`, through bf16 products where the processor has them and values are f16: `fast_error` off.
+    """As `maxsim_rows`, through bf16 products if the processor has them and values are f16, within `fast_error` of it.
 
-    Also in a fixed order of operations for each pair, hence the same bits in any batch on one machine.
+    Each pair has a fixed order of operations, hence the same bits in any batch on one machine.
     """
     _check(query, values)
     if len(query) and len(rows) and values.dtype == np.float16:
-        found = _native.maxsim_half(query, values, np.ascontiguousarray(offsets), np.ascontiguousarray(rows))
-        if found is not None:
-            return found
+        scores = _native.maxsim_half(query, values, np.ascontiguousarray(offsets), np.ascontiguousarray(rows))
+        if scores is not None:
+            return scores
     return maxsim_rows(query, values, offsets, rows)
 
 
 def fast_error(query: F32, largest_norm: float) -> float:
-    """How far `maxsim_fast` may be from `maxsim_rows` when no token vector of a document is longer than largest_norm.
+    """How far `maxsim_fast` may be from `maxsim_rows` if no token vector of a document is longer than largest_norm.
 
-    Eight standard deviations of the sum of one rounding error a query token, were all of a vector's length in one
-    coordinate (the worst case; the length of text embeddings is spread, and the error some ten times smaller).
+    Eight standard deviations of the sum of one rounding error a query token, as if each vector had a single non-zero
+    coordinate (the worst case; the error for text embeddings, which are spread out, is about ten times smaller).
     """
     return float(8 * _BF16_ERROR * np.sqrt(np.sum(np.square(query, dtype=np.float64))) * largest_norm)
 
@@ -54,7 +54,7 @@ def maxsim_rows(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
 
 
 def maxsim_plain(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
-    """The same from the definition, without compilation: the teaching text, and the judge of the compiled twin."""
+    """The same from the definition, without compilation: the reference for readers and for tests."""
     _check(query, values)
     out = np.zeros(len(rows), dtype=np.float32)
     for i, row in enumerate(rows):

@@ -1,7 +1,7 @@
 """Product quantisation to one byte for 8 consecutive dimensions (Jegou et al., TPAMI 2011; PQ-256-8 of MUVERA, sec. 3).
 
-Group m of a vector is replaced by the nearest of 256 centroids. C codebooks serve D / 8 groups, equal runs of groups
-each: C = D / 8 is the paper's. Queries stay as they are; a score is the inner product with the reconstruction.
+Group m of a vector is replaced by the nearest of 256 centroids. Each of C codebooks serves an equal run of the D / 8
+groups; the paper has C = D / 8. Queries are not quantised; a score is the inner product with the reconstruction.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def train_codebooks(values: F32, codebooks: int, seed: int) -> F32:
         if len(distinct) <= CENTROIDS:
             out[number] = distinct[np.minimum(np.arange(CENTROIDS), len(distinct) - 1)]
             continue
-        # Distinct points: cells that many documents leave empty would take centroids for nothing.
+        # Distinct points, since cells that many documents leave empty would otherwise attract centroids.
         means = faiss.Kmeans(WIDTH, CENTROIDS, niter=15, seed=seed, min_points_per_centroid=1)
         means.train(distinct)
         out[number] = means.centroids
@@ -43,7 +43,7 @@ def train_codebooks(values: F32, codebooks: int, seed: int) -> F32:
 
 
 def quantise(values: F32, centroids: F32) -> Array:
-    """Codes u8 [n, D / 8] of values f32 [n, D]: the nearest centroid, the lowest on ties; each row for itself."""
+    """Codes u8 [n, D / 8] of values f32 [n, D]: the nearest centroid, the lowest on ties. Rows are independent."""
     codes = np.empty((len(values), values.shape[1] // WIDTH), dtype=np.uint8)
     columns = np.ascontiguousarray(centroids.transpose(0, 2, 1))
     _numba.assign_codes(np.ascontiguousarray(values), columns, codes)
@@ -51,14 +51,14 @@ def quantise(values: F32, centroids: F32) -> Array:
 
 
 def reconstruct(codes: Array, centroids: F32) -> F32:
-    """f32 [n, D] that codes u8 [n, D / 8] stand for."""
+    """The vectors f32 [n, D] that codes u8 [n, D / 8] represent."""
     book = np.arange(codes.shape[1]) * len(centroids) // codes.shape[1]
     out: F32 = centroids[book, codes].reshape(len(codes), -1)
     return out
 
 
 def scan_codes(codes: Array, centroids: F32, query: F32) -> F32:
-    """f32 [n]: inner products of query f32 [D] with what codes u8 [n, D / 8] stand for. Cost 256 D + n D / 8."""
+    """f32 [n]: inner products of query f32 [D] with the vectors of codes u8 [n, D / 8]. Cost 256 D + n D / 8."""
     groups = query.reshape(len(centroids), -1, WIDTH)
     tables = np.einsum("cgw,cvw->cgv", groups, centroids).reshape(codes.shape[1], CENTROIDS)
     out: F32 = _numba.scan_tables(codes, np.ascontiguousarray(tables, dtype=np.float32))

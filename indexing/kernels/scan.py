@@ -1,4 +1,4 @@
-"""Scans of compressed vectors: inner products of one query with every row, each row's bits its own."""
+"""Scans of compressed vectors: inner products of one query with every row. A row's bits depend on that row alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quantise_rows(values: F32) -> tuple[Array, F32]:
 def scan_int8(codes: Array, scales: F32, query: F32) -> F32:
     """f32 [N]: inner products of query f32 [D] with rows scales * codes, codes i8 [N, D].
 
-    The query is rounded to as many of 16 bits as keep every sum inside 32; sums are integers, hence exact. Cost N D.
+    The query is rounded to 16 bits, or fewer if a sum could exceed 32; sums are integers, hence exact. Cost N D.
     """
     magnitude = np.abs(query.astype(np.float64))
     total = float(magnitude.sum())
@@ -30,9 +30,9 @@ def scan_int8(codes: Array, scales: F32, query: F32) -> F32:
     step = max(total / (_LARGEST_SUM / 127 - len(query)), float(magnitude.max()) / 32767)
     rounded = np.rint(query / step).astype(np.int16)
     scales = scales * np.float32(step)
-    found = _native.scan_int8(codes, scales, rounded)
-    out: F32 = _numba.scan_int8(codes, scales, rounded) if found is None else found
-    return out
+    native = _native.scan_int8(codes, scales, rounded)
+    scores: F32 = _numba.scan_int8(codes, scales, rounded) if native is None else native
+    return scores
 
 
 def scan_half(halves: Array, query: F32) -> F32:

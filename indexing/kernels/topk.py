@@ -1,4 +1,4 @@
-"""The k best of many scores: ties by smaller row, independent of how the scores were blocked."""
+"""The k best of many scores, ties by smaller row, whatever blocks the scores were computed in."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def best(scores: F32, k: int) -> I64:
 
 
 def near_best(scores: F32, k: int, margin: float) -> I64:
-    """Places whose true score could be among the k best when every score f32 [N] is wrong by at most `margin`.
+    """Places whose true score may be among the k best if the error of every score f32 [N] is at most `margin`.
 
     If the k-th best approximate score is s, at least k true scores are >= s - margin, and a row whose approximate
     score is below s - 2 margin has a true score below that.
@@ -46,7 +46,7 @@ def near_best(scores: F32, k: int, margin: float) -> I64:
 
 
 def as_candidates(ranked: Sequence[tuple[Array, Array]], k: int) -> Candidates:
-    """Candidates [Q, min(k, longest)] of ranked (rows, scores) a query, padded with row -1 and score -inf."""
+    """Candidates [Q, min(k, longest)] of each query's ranked (rows, scores), padded with row -1 and score -inf."""
     width = min(k, max((len(rows) for rows, _ in ranked), default=0))
     out_rows = np.full((len(ranked), width), -1, dtype=np.int64)
     out_scores = np.full((len(ranked), width), _LOWEST, dtype=np.float32)
@@ -57,7 +57,7 @@ def as_candidates(ranked: Sequence[tuple[Array, Array]], k: int) -> Candidates:
 
 
 def merge(parts: Sequence[Candidates], k: int) -> Candidates:
-    """The k best of several Candidates over disjoint rows of the same queries: what joins segments and shards."""
+    """The k best of several Candidates of the same queries over disjoint rows, such as those of shards."""
     check_depth(k)
     if not parts:
         raise InvalidInput("nothing to merge")

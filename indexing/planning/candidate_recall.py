@@ -1,7 +1,7 @@
-"""How much of an exact answer candidates hold, and how that changes as a collection grows.
+"""How much of the exact top k is among a source's candidates, and how that changes as a collection grows.
 
-Everything follows from one table: the rank that a source gives to each of the exact top k. Ranks in a part of the
-collection are found without another search, since no score depends on the other documents.
+Everything is computed from one table: the rank that a source gives to each of the exact top k. Ranks within a part of
+the collection need no further search, since no score depends on the other documents.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _DRAWS = 4
 _EXACT_DEPTH = 100
 
 Ranks = Callable[[Bool | None], I64]
-"""Of a part of the collection (bool [N], None for all): ranks i64 [Q, k], see `ranks_of_best`."""
+"""Gives the ranks i64 [Q, k] within a part of the collection (bool [N], None for all); see `ranks_of_best`."""
 
 
 class ExactScorer(Protocol):
-    """A retriever of exact MaxSim that also scores given rows, faster and rounded."""
+    """A retriever of exact MaxSim that can also score given rows, faster and with rounding errors."""
 
     def __len__(self) -> int: ...
     def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates: ...
@@ -32,7 +32,7 @@ class ExactScorer(Protocol):
 
 
 def rank_by_maxsim(scorer: ExactScorer, queries: TokenVectors) -> Candidates:
-    """All rows for every query: the best 100 exactly, the others as the fast score orders them. Scores are -place."""
+    """All rows for every query: the best 100 in exact order, the others by the fast score. Scores are -rank."""
     n = len(scorer)
     every = np.arange(n, dtype=np.int64)[None]
     order = np.empty((len(queries), n), dtype=np.int64)
@@ -48,8 +48,8 @@ def rank_by_maxsim(scorer: ExactScorer, queries: TokenVectors) -> Candidates:
 def ranks_of_best(found: Candidates, exact: Candidates, k: int, members: Bool | None = None) -> I64:
     """i64 [Q, k]: the rank from 1 in `found` of each of the exact top k rows, ABSENT where it is not found.
 
-    `exact` ranks every row. `members` bool [N] looks at a part of the collection: both rankings without the others.
-    k is lowered to the number of rows that there are.
+    `exact` ranks every row. `members` bool [N] restricts both rankings to a part of the collection. k is lowered to the
+    number of rows.
     """
     n = exact.depth if members is None else int(np.count_nonzero(members))
     out = np.full((len(exact), min(k, n)), ABSENT, dtype=np.int64)
@@ -66,7 +66,7 @@ def ranks_of_best(found: Candidates, exact: Candidates, k: int, members: Bool | 
 def ranks_of_union(parts: Sequence[I64]) -> I64:
     """Ranks in a union to which each of S sources gives the same number of candidates: S times the least rank.
 
-    With depth d in all, each gives d / S. Documents given twice make the union smaller than d, never larger.
+    At a total depth d, each gives d / S. Documents given by several sources make the union smaller than d.
     """
     least = np.minimum.reduce(list(parts))
     return np.where(least == ABSENT, ABSENT, np.minimum(least, ABSENT // len(parts)) * len(parts))
@@ -90,8 +90,8 @@ def growth(ranks: Ranks, n: int, seed: int = 1) -> float:
     """The exponent g with which the depth needed for a recall grows: needed(N) = needed(n) (N / n)^g, 0 <= g <= 1.
 
     Least squares of log needed on log size, one intercept a target, over nested random halves of the n documents down
-    to 100, four times. g = 0: candidates crowd at the top whatever is added. g = 1: wrong documents come in proportion,
-    the worst that can be expected of documents like these; also the answer where the sample is too small to say.
+    to 100, four times. g = 0: the depth does not grow. g = 1: wrong documents grow in proportion to the collection,
+    the worst case for documents like the sample's; also returned if the sample is too small to tell.
     """
     whole = ranks(None)
     points: list[tuple[int, float, float]] = []
@@ -108,16 +108,16 @@ def growth(ranks: Ranks, n: int, seed: int = 1) -> float:
     points += _needs(whole, n) * _DRAWS
     above = below = 0.0
     for number in range(len(TARGETS)):
-        own = np.array([(x, y) for target, x, y in points if target == number])
-        if len(own):
-            x, y = (own - own.mean(axis=0)).T
+        selected = np.array([(x, y) for target, x, y in points if target == number])
+        if len(selected):
+            x, y = (selected - selected.mean(axis=0)).T
             above += float(x @ y)
             below += float(x @ x)
     return min(1.0, max(0.0, above / below)) if below > 0 else 1.0
 
 
 def depth_in_sample(depth: int, n_sample: int, n_documents: int, exponent: float) -> int:
-    """The depth in the sample that holds as much as `depth` in the whole collection: depth (n_sample / N)^exponent."""
+    """The depth in the sample with the recall of `depth` in the whole collection: depth (n_sample / N)^exponent."""
     if n_documents <= n_sample:
         return depth
     return int(depth * (n_sample / n_documents) ** exponent + 1e-9)

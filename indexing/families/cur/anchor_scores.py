@@ -1,4 +1,4 @@
-"""The score matrix of CUR: every document with every anchor query, in pieces that survive a killed process."""
+"""Computes the score matrix of CUR, every document with every anchor query, in pieces that survive a killed process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from chamfer.core.types import F32, AnchorScores, DenseVectors, Document, Query
 
 _KIND = "anchor scores"
 _PIECE_PAIRS = 1024
-_CALL_PAIRS = 256  # enough for full batches, few enough for the time that a remote server has for a call
+_CALL_PAIRS = 256  # enough for full batches, and few enough for the timeout of a remote reranker
 _SAMPLE_DOCUMENTS = 24
 _SAMPLE_QUERIES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class CostEstimate:
-    """What a score matrix will take at the speed measured on a few pairs."""
+    """The expected cost of a score matrix, from the speed measured on a few pairs."""
 
     pairs: int
     pairs_per_second: float
@@ -39,10 +39,10 @@ class CostEstimate:
 
 
 class AnchorScorer:
-    """Scores documents with the anchor queries. Finished pieces are kept in `folder` and found again.
+    """Scores documents with the anchor queries. Finished pieces are stored in `folder` and reused.
 
-    A piece is as many documents as make about a thousand pairs; it is named by its documents, the queries and the
-    reranker, so that a changed corpus costs only what changed. Raises InvalidInput without queries or with empty ones.
+    A piece holds as many documents as make about a thousand pairs. Its name is a digest of its documents, the queries
+    and the reranker, so that a changed corpus costs only what changed. Raises InvalidInput without queries.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class AnchorScorer:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not queries:
-            raise InvalidInput("no anchor query is given; a score matrix needs some (anchor_queries)")
+            raise InvalidInput("there are no anchor queries, a score matrix needs at least one (anchor_queries)")
         self.queries = tuple(queries)
-        self._asked = [Query(f"anchor {place}", text) for place, text in enumerate(queries)]
+        self._queries = [Query(f"anchor {place}", text) for place, text in enumerate(queries)]
         self._reranker = reranker
         self._folder = folder
         self._on_pairs = on_pairs
@@ -82,38 +82,38 @@ class AnchorScorer:
     def estimate(self, documents: Sequence[Document], n_documents: int) -> CostEstimate:
         """Times a sample of the pairs of `documents`, after one uncounted call, for a corpus of n_documents.
 
-        The sample spans all lengths in their proportions, since a pair's time is that of its length, and is scored in
-        calls of as many documents as the pieces.
+        The sample has all lengths in their proportions, since a pair's time depends on its length, and is scored in
+        calls of as many documents as a piece has.
         """
         if not documents:
             return CostEstimate(0, 1.0)
-        some = _of_all_lengths(documents, _SAMPLE_DOCUMENTS)
-        asked = [self._asked[i] for i in np.linspace(0, len(self._asked) - 1, _SAMPLE_QUERIES).astype(int)]
-        self._scores(asked[:1], some)
+        sample = _of_all_lengths(documents, _SAMPLE_DOCUMENTS)
+        queries = [self._queries[i] for i in np.linspace(0, len(self._queries) - 1, _SAMPLE_QUERIES).astype(int)]
+        self._scores(queries[:1], sample)
         begin = self._clock()
-        for start in range(0, len(some), self._piece_documents):
-            self._scores(asked, some[start : start + self._piece_documents])
-        rate = len(some) * len(asked) / max(self._clock() - begin, 1e-9)
+        for start in range(0, len(sample), self._piece_documents):
+            self._scores(queries, sample[start : start + self._piece_documents])
+        rate = len(sample) * len(queries) / max(self._clock() - begin, 1e-9)
         return CostEstimate(n_documents * len(self.queries), rate)
 
     def _piece(self, documents: Sequence[Document]) -> F32:
         content = [[d.doc_id, d.title, d.text] for d in documents]
         path = self._folder / f"pairs-{digest_of(content, self.queries, self._reranker.fingerprint)[:40]}"
         if find_artifact(path, _KIND) is None:
-            scores = self._scores(self._asked, documents)
+            scores = self._scores(self._queries, documents)
             with write_artifact(path, _KIND, {"documents": len(documents)}) as writer:
                 writer.add_array("scores", np.ascontiguousarray(scores))
         return np.asarray(open_artifact(path, _KIND).array("scores"), dtype=np.float32)
 
-    def _scores(self, asked: Sequence[Query], documents: Sequence[Document]) -> F32:
-        """f32 [documents, queries]; a reranker of pairs sees many at once, so that its batches are full."""
-        shape = len(documents), len(asked)
+    def _scores(self, queries: Sequence[Query], documents: Sequence[Document]) -> F32:
+        """Scores f32 [documents, queries]; a reranker of pairs gets many at once, so that its batches are full."""
+        shape = len(documents), len(queries)
         if hasattr(self._reranker, "score_pairs"):
-            pairs = [(query, document) for document in documents for query in asked]
+            pairs = [(query, document) for document in documents for query in queries]
             calls = [pairs[start : start + _CALL_PAIRS] for start in range(0, len(pairs), _CALL_PAIRS)]
             scores = np.concatenate([np.asarray(self._reranker.score_pairs(c), dtype=np.float32) for c in calls])
         else:
-            columns = [np.asarray(self._reranker.score(query, documents), dtype=np.float32) for query in asked]
+            columns = [np.asarray(self._reranker.score(query, documents), dtype=np.float32) for query in queries]
             scores = np.stack(columns, axis=1)
         if scores.size != shape[0] * shape[1]:
             raise InvalidInput(f"the reranker gave {scores.size} scores for {shape[0] * shape[1]} pairs")
@@ -123,13 +123,14 @@ class AnchorScorer:
             row, column = bad[0]
             raise InvalidInput(
                 f"the reranker gave the score {scores[row, column]} for document {documents[row].doc_id!r} with the "
-                f"anchor query {asked[column].text[:80]!r}; leave the document out or name another reranker"
+                f"anchor query {queries[column].text[:80]!r}; leave the document out or choose another "
+                "reranker (build.cur.reranker)"
             )
         return scores
 
 
 def _of_all_lengths(documents: Sequence[Document], n: int) -> list[Document]:
-    """n of the documents (all if they are fewer), one from each n-th part of them by length, in their own order."""
+    """At most n of the documents, one from each of n equal groups by length, in their original order."""
     by_length = sorted(range(len(documents)), key=lambda row: len(documents[row].content))
     n = min(n, len(documents))
     return [

@@ -1,8 +1,8 @@
-"""What a segment keeps for CUR: a column of cross-encoder scores a document, one score an anchor query.
+"""Family `cur`: for every document a column of cross-encoder scores, one for each anchor query.
 
-The anchor queries and the fingerprint of the model that scored them belong to the collection (its codec). Anchor items
-are chosen at opening among the live documents, by a rule that looks at documents alone, so that adding, deleting and
-compacting leave an index that equals one built afresh (ADR 9).
+The anchor queries and the fingerprint of the model that scored them form the codec of the collection. Anchor items are
+chosen among the live documents when the collection is opened, by a rule that depends on the documents alone, so that
+an index after additions, deletions and compaction equals one built from scratch (ADR 9).
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _SAMPLE = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class CurConfig:
-    """What is scored, how items are chosen, and how queries are fitted.
+    """What is scored, how anchor items are chosen, and how queries are fitted.
 
-    reranker       whose scores are kept: a name as models.rerankers takes it
-    anchor_queries how many queries it scores every document with
-    anchor_items   how many documents a query is scored with first, when no other channel seeds it
-    selection      diverse: widest spread of score columns; kmeans: nearest to that many centres; random
-    cutoff         singular values below this share of the largest are left out (ANNCUR, ADACUR)
-    ridge          share of the largest squared singular value that shrinks a fit (AXN)
-    storage        of the score columns; float16 moves a score of about 10 by less than 0.005
-    seed           of the choice of items
+    reranker        the name of the reranker whose scores are stored, as in models.rerankers
+    anchor_queries  number of queries with which it scores every document
+    anchor_items    number of documents with which a query is scored first, if no other channel seeds the search
+    selection       diverse: widest spread of score columns; kmeans: nearest to as many centres; random
+    cutoff          singular values below this share of the largest are dropped (ANNCUR, ADACUR)
+    ridge           ridge penalty of a fit, as a share of the largest squared singular value (AXN)
+    storage         of the score columns; float16 moves a score of about 10 by less than 0.005
+    seed            of the choice of items
     """
 
     reranker: str = ""
@@ -86,7 +86,7 @@ class CurFamily(OnCpu):
         self._columns = DenseFamily(DenseConfig(storage=config.storage))
 
     def learn(self, encoding: Encoding | None) -> Codec:
-        """The anchor queries, and the fingerprint of the reranker that scores them."""
+        """The anchor queries and the fingerprint of the reranker that scores them."""
         if encoding is None or encoding.anchors is None:
             return {}
         texts = [*encoding.anchors.queries, encoding.anchors.fingerprint]
@@ -94,14 +94,14 @@ class CurFamily(OnCpu):
         return {"texts": np.concatenate(raw), "lengths": np.array([len(each) for each in raw], dtype=np.int64)}
 
     def with_codec(self, codec: Codec) -> Self:
-        out = type(self)(self.config)
+        family = type(self)(self.config)
         if codec:
             ends = np.cumsum(codec["lengths"])
             raw = np.asarray(codec["texts"]).tobytes()
             texts = [raw[end - n : end].decode() for end, n in zip(ends, codec["lengths"], strict=True)]
-            *queries, out.fingerprint = texts
-            out.queries = tuple(queries)
-        return out
+            *queries, family.fingerprint = texts
+            family.queries = tuple(queries)
+        return family
 
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
         anchors = None if encoding is None else encoding.anchors
@@ -125,13 +125,16 @@ class CurFamily(OnCpu):
                 f"{anchors.fingerprint[:12]}…; use the reranker that the collection was built with"
             )
         if anchors.queries != self.queries:
-            raise Incompatible(f"{len(anchors.queries)} anchor queries are not the {len(self.queries)} of the channel")
+            raise Incompatible(
+                f"{len(anchors.queries)} anchor queries were scored, which are not the {len(self.queries)} of the cur "
+                "channel; score the documents with the anchor queries that the collection was built with"
+            )
 
 
 class CurRetriever(Retriever[DenseVectors]):
-    """Score columns of all documents, and the fits that turn a query's few exact scores into estimates for all.
+    """Score columns of all documents, from which a query's few exact scores are extrapolated to all documents.
 
-    `search` is ANNCUR without its reranking: queries are their scores with `anchor_items`.
+    `search` is ANNCUR without its reranking: a query is given by its scores with `anchor_items`.
     """
 
     def __init__(self, parts: Sequence[SegmentPart], family: CurFamily) -> None:
@@ -146,9 +149,9 @@ class CurRetriever(Retriever[DenseVectors]):
         return len(self._columns)
 
     def search(self, queries: DenseVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k rows of highest estimate for queries f32 [Q, anchor items]; scores lack the query's constant bias."""
+        """The k rows of highest estimate for queries f32 [Q, anchor items]; scores omit the query's constant bias."""
         check_depth(k)
-        allowed_rows(self._parts, allowed)  # refuses a filter of another length, also where nothing can be found
+        allowed_rows(self._parts, allowed)  # raises for a filter of another length, even if nothing can be found
         if not len(self.anchor_items):
             empty = np.full((len(queries), 0), -1, dtype=np.int64)
             return Candidates(empty, empty.astype(np.float32))
@@ -172,13 +175,13 @@ class CurRetriever(Retriever[DenseVectors]):
     def estimates(self, fit: QueryFit, guess: F32 | None = None) -> F32:
         """f32 [N] for every row, deleted ones included, of a fit to known scores."""
         weights = fit.weights.astype(np.float32)
-        out = self._columns.inner_products(weights) + np.float32(fit.bias)
-        return np.asarray(out if guess is None else out + np.float32(fit.slope) * guess, dtype=np.float32)
+        scores = self._columns.inner_products(weights) + np.float32(fit.bias)
+        return np.asarray(scores if guess is None else scores + np.float32(fit.slope) * guess, dtype=np.float32)
 
     def usable(self, allowed: Bool | None) -> Bool:
         """Live and allowed rows, bool [N]."""
-        found = allowed_rows(self._parts, allowed)
-        return np.ones(len(self), dtype=bool) if found is None else found
+        mask = allowed_rows(self._parts, allowed)
+        return np.ones(len(self), dtype=bool) if mask is None else mask
 
     def _choose(self) -> I64:
         starts = starts_of(self._parts)
@@ -193,13 +196,13 @@ class CurRetriever(Retriever[DenseVectors]):
             return rows[:n]
         table = self.columns(rows)
         places = pick_diverse(table, n) if self.config.selection == "diverse" else _central(table, n, self.config.seed)
-        # Columns may span less than was asked for: the rest is filled at random.
+        # Columns may span fewer dimensions than n; the remaining items are random.
         rest = np.setdiff1d(np.arange(len(rows)), places)
         return np.asarray(rows[np.concatenate([places, rest[: n - len(places)]])], dtype=np.int64)
 
 
 def _central(table: F32, n: int, seed: int) -> I64:
-    """Places of the rows nearest to n k-means centres, each once."""
+    """Places of the rows nearest to n k-means centres, without repeats."""
     import faiss
 
     clusters = faiss.Kmeans(table.shape[1], n, niter=10, seed=seed, min_points_per_centroid=1, verbose=False)

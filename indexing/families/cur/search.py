@@ -1,11 +1,12 @@
-"""Searching with a budget of cross-encoder calls: score a few items, estimate the rest, score the most promising.
+"""Search with a budget of cross-encoder calls: score a few items, estimate the rest, score the most promising ones.
 
     anncur   the fixed anchor items, one fit, then the best estimates (Yadav et al., EMNLP 2022, arXiv 2210.12579)
     adacur   rounds: each fits all scores so far and adds the best estimates (arXiv 2305.02996)
-    axn      the same rounds, but a first-stage score explains what it can before the columns explain the rest, and
-             the fit is shrunk: at few scores it stays near the first stage (arXiv 2405.03651, there in DE space)
+    axn      the same rounds, but the columns are fitted to what a first-stage score leaves unexplained, with a ridge
+             penalty: with few scores the fit stays near the first stage (arXiv 2405.03651, there in the space of a
+             dual encoder)
 
-Every exact score stays in the answer: no call is spent on a score that is thrown away, and none twice.
+Every exact score is part of the answer; no pair is scored twice.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Judge = Callable[[I64], F32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurSearch:
-    """budget: cross-encoder calls in all; rounds of adacur and axn; anchor_share of the budget for anncur's items."""
+    """budget: total cross-encoder calls; rounds: of adacur and axn; anchor_share: of the budget, for anncur's items."""
 
     method: Literal["anncur", "adacur", "axn"] = "axn"
     budget: int = 100
@@ -45,9 +46,10 @@ class CurSearch:
 
 @dataclass(frozen=True, slots=True)
 class CurAnswer:
-    """rows i64 [n] by falling exact score f32 [n]; estimates f32 [n] from before that, NaN in the first round.
+    """rows i64 [n] by descending exact score f32 [n]; their estimates f32 [n] before scoring, NaN in the first round.
 
-    `calls` were made in all, also for anchor items that the filter forbids. `complete` is False where time ran out.
+    `calls` counts all calls, also those for anchor items that the filter excludes. `complete` is False if time ran
+    out.
     """
 
     rows: I64
@@ -68,8 +70,8 @@ def search(
 ) -> CurAnswer:
     """At most `budget` allowed rows with their exact scores, best first.
 
-    seeds     one query's first-stage ranking: the first round takes its head, and axn its scores as a guess
-    in_time   asked before each round; once False, what is there is the answer
+    seeds     one query's first-stage ranking: the first round scores its head, and axn uses its scores as a guess
+    in_time   called before each round; once it returns False, the scores so far are the answer
 
     Raises InvalidInput for a score that is not finite.
     """
@@ -87,12 +89,12 @@ def search(
         estimates = retriever.estimates(fit, None if guess is None else guess.astype(np.float32))
         estimates[~state.usable] = -np.inf
         estimates[state.rows] = -np.inf
-        wanted = best(estimates, min(step, options.budget - state.calls))
-        if not len(wanted):
+        promising = best(estimates, min(step, options.budget - state.calls))
+        if not len(promising):
             break
         complete = in_time()
         if complete:
-            state.score(wanted, estimates)
+            state.score(promising, estimates)
     return state.answer(complete)
 
 
@@ -130,8 +132,8 @@ class _State:
         )
 
     def answer(self, complete: bool) -> CurAnswer:
-        wanted = np.flatnonzero(self.usable[self.rows])
-        order = wanted[np.lexsort((self.rows[wanted], -self._scores[wanted]))]
+        usable = np.flatnonzero(self.usable[self.rows])
+        order = usable[np.lexsort((self.rows[usable], -self._scores[usable]))]
         return CurAnswer(self.rows[order], self._scores[order], self._estimates[order], self.calls, complete)
 
 
@@ -143,14 +145,14 @@ def _first(retriever: CurRetriever, options: CurSearch, seeds: Candidates | None
     size = max(1, budget // options.rounds)
     ranked = retriever.anchor_items if seeds is None else seeds.of(0)[0]
     first = ranked[usable[ranked]][:size]
-    if not len(first):  # a filter that forbids them all: begin with any rows that it allows
+    if not len(first):  # the filter excludes them all: begin with any rows that it allows
         first = np.flatnonzero(usable)[:size].astype(np.int64)
     return first, options.rounds - 1
 
 
 def _guess(seeds: Candidates, n_rows: int) -> F64:
-    """The first stage's score of every row f64 [N]; a row that it did not find has the lowest that it gave."""
+    """The first stage's score of every row f64 [N]; rows that it did not return get its lowest score."""
     rows, scores = seeds.of(0)
-    out = np.full(n_rows, float(scores.min(initial=np.inf)) if len(rows) else 0.0)
-    out[rows] = scores
-    return out
+    guess = np.full(n_rows, float(scores.min(initial=np.inf)) if len(rows) else 0.0)
+    guess[rows] = scores
+    return guess

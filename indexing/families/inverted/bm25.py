@@ -1,7 +1,7 @@
 """Family `lexical`: BM25 over the documents' text, in an inverted index of impacts.
 
-A segment keeps term frequencies and lengths. Document frequencies and the mean length are added up over the live
-documents of all segments at opening, so that scores do not depend on how documents lie in segments (ADR 3).
+A segment stores term frequencies and lengths. Document frequencies and the mean length are computed over the live
+documents of all segments at opening, so that scores do not depend on how documents are spread over them (ADR 3).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _LEAST_NORM = np.float32(1e-30)  # with k1 = 0: tf / (tf + norm) is then 1
 
 @dataclass(frozen=True, kw_only=True)
 class LexicalConfig:
-    """k1 and b of BM25 (Robertson and Zaragoza, 2009); title_weight counts a title's words that many times.
+    """k1 and b of BM25 (Robertson and Zaragoza, 2009); title_weight: how many times a title's words count.
 
-    pruning: 0 is exact; else the share of what a query's lists could give a row that may stay unread.
+    pruning: 0 is exact; otherwise the share of the largest possible score of a row whose lists may stay unread.
     """
 
     k1: float = 0.9
@@ -70,7 +70,7 @@ class LexicalFamily(WithoutCodec):
         self._analyzer = Analyzer(config.analysis)
 
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
-        del encoding  # text is all it reads
+        del encoding  # it reads the text alone
         counts: list[dict[str, int]] = []
         for document in documents:
             terms = self._analyzer(document.text) + self._analyzer(document.title) * self.config.title_weight
@@ -103,7 +103,7 @@ class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
     """Exact BM25 (Kamphuis et al., ECIR 2020, "Lucene (accurate)", without the constant factor k1 + 1).
 
     A document gains idf tf / (tf + k1 (1 - b + b length / mean length)) from each of a query's terms. Queries come from
-    `encode_queries`: no model is asked.
+    `encode_queries`, without a model.
     """
 
     stored_kind: ClassVar[VectorKind] = VectorKind.SPARSE
@@ -112,23 +112,23 @@ class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
         self._parts = parts
         self._config = config
         self._analyzer = Analyzer(config.analysis)
-        self._lock = Lock()  # the stemmer and its cache are not for two threads
+        self._lock = Lock()  # the stemmer and its cache are not thread-safe
         arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
-        self._vocabulary = union([own["terms"] for own in arrays])
-        numbers = [np.searchsorted(self._vocabulary, own["terms"]) for own in arrays]
+        self._vocabulary = union([each["terms"] for each in arrays])
+        numbers = [np.searchsorted(self._vocabulary, each["terms"]) for each in arrays]
         n_live = sum(part.n_live for part in parts)
         frequency = _document_frequency(parts, numbers, len(self._vocabulary))
         self._idf = np.log1p((n_live - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
         total = sum(int(part.arrays["lengths"][part.live_rows()].sum()) for part in parts)
         mean = max(total / max(n_live, 1), 1e-9)
-        impacts = [_impacts(own, config, mean) for own in arrays]
+        impacts = [_impacts(each, config, mean) for each in arrays]
         self._index = ImpactIndex(parts, impacts, numbers, len(self._vocabulary))
 
     def __len__(self) -> int:
         return len(self._index)
 
     def encode_queries(self, texts: Sequence[str]) -> SparseVectors:
-        """Term counts of the texts over this collection's vocabulary; unknown terms are dropped."""
+        """Term counts of the texts over this collection's vocabulary. Drops unknown terms."""
         weights, terms, lengths = [], [], []
         for text in texts:
             with self._lock:
@@ -155,7 +155,7 @@ class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
         return self._index.vectors(rows)
 
     def stored_form(self, queries: SparseVectors) -> SparseVectors:
-        """The queries: their counts are of the same kind."""
+        """The queries themselves, whose counts are in the space of `vectors`."""
         return queries
 
     def with_params(self, **params: Any) -> Self:
@@ -182,13 +182,13 @@ def _impacts(arrays: dict[str, Array], config: LexicalConfig, mean: float) -> Im
 
 def _document_frequency(parts: Sequence[SegmentPart], numbers: Sequence[I64], vocabulary: int) -> I64:
     """Live documents that hold each term: i64 [vocabulary]."""
-    out = np.zeros(vocabulary, dtype=np.int64)
-    for part, own in zip(parts, numbers, strict=True):
+    frequencies = np.zeros(vocabulary, dtype=np.int64)
+    for part, terms in zip(parts, numbers, strict=True):
         offsets = np.asarray(part.arrays["offsets"])
         if part.live is None:
             counts = np.diff(offsets)
         else:
             running = np.concatenate([[0], np.cumsum(part.live[part.arrays["documents"]])])
             counts = running[offsets[1:]] - running[offsets[:-1]]
-        out[own] += counts
-    return out
+        frequencies[terms] += counts
+    return frequencies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -22,11 +23,12 @@ from chamfer.indexing.rows.segment_part import SegmentPart
 
 @dataclass(frozen=True, kw_only=True)
 class SparseConfig:
-    """storage and speed of learned sparse vectors.
+    """Storage and search of learned sparse vectors.
 
-    storage   float32 gives the exact scores of the encoder's vectors; uint8 those of weights in steps of 1/255 of a
+    storage   float32 gives the exact scores of the encoder's vectors; uint8 rounds weights to steps of 1/255 of a
               row's largest, in two thirds of the bytes
-    pruning   0 is exact; else the share of what a query's lists could give a row that may stay unread (with_params)
+    pruning   0 is exact; otherwise the share of the largest possible score of a row whose lists may stay unread
+              (also a search parameter)
     """
 
     storage: Literal["float32", "uint8"] = "float32"
@@ -61,8 +63,8 @@ class SparseFamily(WithoutCodec):
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
         postings = live_postings(parts)
         scales = np.concatenate([part.arrays["scales"][part.live_rows()] for part in parts])
-        own = postings.values
-        codes = own if own.dtype == np.uint8 else quantise(own, postings.row_offsets)[0]
+        values = postings.values
+        codes = values if values.dtype == np.uint8 else quantise(values, postings.row_offsets)[0]
         return dict(_arrays(postings, codes, scales))
 
     def open(self, parts: Sequence[SegmentPart]) -> SparseRetriever:
@@ -77,8 +79,8 @@ class SparseRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
     def __init__(self, parts: Sequence[SegmentPart], config: SparseConfig) -> None:
         self._config = config
         arrays = [{name: np.asarray(array) for name, array in part.arrays.items()} for part in parts]
-        vocabulary = max((int(own["terms"][-1]) + 1 for own in arrays if len(own["terms"])), default=0)
-        self._index = ImpactIndex(parts, [_impacts(own) for own in arrays], [a["terms"] for a in arrays], vocabulary)
+        vocabulary = max((int(each["terms"][-1]) + 1 for each in arrays if len(each["terms"])), default=0)
+        self._index = ImpactIndex(parts, [_impacts(each) for each in arrays], [a["terms"] for a in arrays], vocabulary)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -99,9 +101,9 @@ class SparseRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
         """pruning."""
         if unknown := set(params) - {"pruning"}:
             raise InvalidInput(f"sparse search takes pruning, not {sorted(unknown)}")
-        out = type(self).__new__(type(self))
-        out._config, out._index = replace(self._config, **params), self._index
-        return out
+        retriever = copy(self)
+        retriever._config = replace(self._config, **params)
+        return retriever
 
 
 def _arrays(postings: Postings, codes: Array, scales: F32) -> dict[str, Array]:

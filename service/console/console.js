@@ -1,10 +1,10 @@
-// The console. Everything that comes from the service enters the page as text (textContent), never as markup.
+// The console. Data from the service enters the page as text (textContent), never as markup.
 
 const $ = (id) => document.getElementById(id);
 const form = $("search"), query = $("query"), plan = $("plan"), compare = $("compare");
 const hitCount = $("k"), filter = $("filter"), picker = $("collection"), results = $("results");
 
-let details = null; // GET /v1/collections/{name} of the picked collection
+let details = null; // GET /v1/collections/{name} of the selected collection
 let running = null; // AbortController of the search in flight
 
 function el(tag, options = {}, ...children) {
@@ -31,11 +31,11 @@ async function ask(path, options = {}) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure({ title: "No connection", detail: "The service does not answer. Is it still running?" });
+    throw new Failure({ title: "No connection", detail: "The service does not respond. Is it still running?" });
   }
   const body = await response.json().catch(() => null);
   if (response.ok && body) return body;
-  throw new Failure(body || { title: `Status ${response.status}`, detail: "The answer was not JSON.", status: response.status });
+  throw new Failure(body || { title: `Status ${response.status}`, detail: "The response was not JSON.", status: response.status });
 }
 
 const collectionPath = () => `/v1/collections/${encodeURIComponent(picker.value)}`;
@@ -80,11 +80,11 @@ function bytes(value) {
 const COLOURS = 6;
 const OVERHEAD = new Set(["queue", "filter", "documents", "other"]);
 const LABELS = { fuse: "fused", fuse_again: "fused again", rescore: "rescored", blend: "blended", cur: "cross-encoder", rerank: "reranked" };
-// The key of a stage in explanations, as it stands in timings.
+// The key of an explained stage in timings_ms.
 const stageKey = ({ stage, name }) =>
   stage.startsWith("fuse") ? stage : `${stage === "retrieve_again" ? "feedback" : stage}:${name}`;
 
-// One colour a stage in the whole page, in the order of appearance.
+// One colour per stage on the whole page, in order of appearance.
 function colourOf() {
   const seen = new Map([["encode", 0]]);
   return (key) => {
@@ -111,7 +111,7 @@ function timings(answer, colour) {
   return [bar, legend];
 }
 
-// Bars compare hits within one stage: from 0 to the best score, or from the lowest shown where scores are negative.
+// Bars compare hits within one stage: from 0 (or the lowest score on the page, if it is negative) to the highest.
 function scales(hits) {
   const ranges = new Map();
   for (const hit of hits) {
@@ -127,17 +127,17 @@ function scales(hits) {
   };
 }
 
-// What feedback learnt, and how far it was trusted; it scores nothing itself.
+// The documents that feedback used, and the trust in them; feedback itself gives no scores.
 function feedbackRow(stage) {
-  const learnt = `${stage.method} from ${stage.documents.join(", ") || "nothing"} (${stage.source} ranking)`;
-  const trusted = stage.trust == null ? "" : `, which stands out by ${stage.standout}: trust ${stage.trust}`;
+  const source = `${stage.method} from ${stage.documents.join(", ") || "no document"} (${stage.source} ranking)`;
+  const trust = stage.trust == null ? "" : `, z = ${stage.standout}, trust ${stage.trust}`;
   return el(
     "div",
-    { class: "stage learnt", title: `${stageKey(stage)}: ${learnt}${trusted}` },
+    { class: "stage feedback", title: `${stageKey(stage)}: ${source}${trust}` },
     el("span", { class: "name", text: `${stage.name} feedback` }),
-    el("span", { class: "told", text: stage.skipped ? "skipped" : `from ${stage.documents.length}` }),
+    el("span", { class: "summary", text: stage.skipped ? "skipped" : `from ${stage.documents.length}` }),
     el("span", { class: "value", text: stage.trust == null ? "" : `× ${stage.trust}` }),
-    el("span", { class: "place", text: stage.rank == null ? "" : `#${stage.rank}` }),
+    el("span", { class: "position", text: stage.rank == null ? "" : `#${stage.rank}` }),
   );
 }
 
@@ -155,16 +155,16 @@ function stageRow(stage, share, shade, last) {
     el("span", { class: "name", text: label }),
     el("span", { class: "bar", "aria-hidden": "true" }, fill),
     el("span", { class: "value", text: stage.score == null ? "–" : score(stage.score) }),
-    el("span", { class: "place", text: stage.rank == null ? "" : `#${stage.rank}` }),
+    el("span", { class: "position", text: stage.rank == null ? "" : `#${stage.rank}` }),
   );
 }
 
 function rankChange(hit, other, otherPlan) {
   if (!other) return null;
   const before = other.get(hit.doc_id);
-  if (before == null) return el("span", { class: "change only", text: "only", title: `Not among the hits of ${otherPlan}` });
+  if (before == null) return el("span", { class: "change only", text: "only", title: `Not among the hits of plan ${otherPlan}` });
   const moved = before - hit.rank;
-  const title = `Rank ${before} by ${otherPlan}`;
+  const title = `Rank ${before} with plan ${otherPlan}`;
   if (!moved) return el("span", { class: "change same", text: "=", title });
   return el("span", { class: `change ${moved > 0 ? "up" : "down"}`, text: `${moved > 0 ? "▲" : "▼"}${Math.abs(moved)}`, title });
 }
@@ -173,7 +173,7 @@ function toggle(item) {
   const open = item.classList.toggle("open");
   const button = item.querySelector(".more");
   if (button) {
-    button.textContent = open ? "less" : "whole text";
+    button.textContent = open ? "show less" : "full text";
     button.setAttribute("aria-expanded", String(open));
   }
 }
@@ -181,7 +181,7 @@ function toggle(item) {
 function hitItem(hit, context) {
   const change = rankChange(hit, context.other, context.otherPlan);
   const stages = hit.explanation?.stages ?? [];
-  const more = el("button", { type: "button", class: "more", text: "whole text", "aria-expanded": "false" });
+  const more = el("button", { type: "button", class: "more", text: "full text", "aria-expanded": "false" });
   const about = el(
     "p",
     { class: "about" },
@@ -194,7 +194,7 @@ function hitItem(hit, context) {
     { class: `hit${change && !change.classList.contains("same") ? " moved" : ""}`, tabindex: "0", "aria-label": `Rank ${hit.rank}: ${hit.title || hit.doc_id}` },
     el("div", { class: "rank" }, String(hit.rank), change),
     el("div", {}, hit.title ? el("h3", { text: hit.title }) : null, text, about),
-    el("div", { class: "stages" }, ...stages.map((stage, place) => stageRow(stage, context.share, context.colour(stageKey(stage)), place === stages.length - 1))),
+    el("div", { class: "stages" }, ...stages.map((stage, index) => stageRow(stage, context.share, context.colour(stageKey(stage)), index === stages.length - 1))),
   );
   more.addEventListener("click", () => toggle(item));
   item.addEventListener("keydown", (event) => {
@@ -214,10 +214,10 @@ function column(answer, other, colour) {
     otherPlan: other?.plan.name,
     afterLayout: [],
   };
-  const { name, ...spelled } = answer.plan;
+  const { name, ...definition } = answer.plan;
   const notes = [];
-  if (answer.degraded.length) notes.push(`Left out for lack of time: ${answer.degraded.join(", ")}.`);
-  if (answer.truncated_query) notes.push("The query was longer than the encoder reads; its end was not used.");
+  if (answer.degraded.length) notes.push(`Skipped or cut because of the deadline: ${answer.degraded.join(", ")}.`);
+  if (answer.truncated_query) notes.push("The query was longer than the encoder reads and was truncated.");
   const section = el(
     "section",
     { class: "column", "aria-label": `Hits by plan ${name}` },
@@ -227,11 +227,11 @@ function column(answer, other, colour) {
       el("h2", {}, name, el("span", { class: "time", text: milliseconds(answer.timings_ms.total) })),
       ...timings(answer, context.colour),
       ...notes.map((note) => el("p", { class: "note", text: note })),
-      el("details", { class: "plan" }, el("summary", { text: "Plan" }), el("pre", { text: JSON.stringify(spelled, null, 2) })),
+      el("details", { class: "plan" }, el("summary", { text: "Plan" }), el("pre", { text: JSON.stringify(definition, null, 2) })),
     ),
     answer.hits.length
       ? el("ol", { class: "hits" }, ...answer.hits.map((hit) => hitItem(hit, context)))
-      : el("p", { class: "card", text: "No document matches. A narrower query or a wider filter may help." }),
+      : el("p", { class: "card", text: "No document matches. Try another query or a less restrictive filter." }),
   );
   return { section, afterLayout: context.afterLayout };
 }
@@ -286,19 +286,19 @@ function announce(answers) {
 async function search({ remember = true } = {}) {
   running?.abort();
   if (!query.value.trim()) {
-    if (remember) rememberPlace();
+    if (remember) saveState();
     showStart();
     return;
   }
-  if (remember) rememberPlace();
+  if (remember) saveState();
   const controller = (running = new AbortController());
   results.setAttribute("aria-busy", "true");
   try {
     const answers = [];
-    // One after the other: at the same time they would wait for each other, and the timings would say nothing.
+    // Sequentially: concurrent searches would wait for each other, which would distort their timings.
     for (const name of [plan.value, compare.value].filter(Boolean)) answers.push(await askSearch(name, controller.signal));
     const colour = colourOf();
-    const columns = answers.map((answer, place) => column(answer, answers[1 - place], colour));
+    const columns = answers.map((answer, index) => column(answer, answers[1 - index], colour));
     show(columns.map((c) => c.section), { two: columns.length === 2 });
     for (const { afterLayout } of columns) afterLayout.forEach((step) => step());
     announce(answers);
@@ -310,30 +310,30 @@ async function search({ remember = true } = {}) {
   }
 }
 
-function rememberPlace() {
-  const place = new URLSearchParams();
-  if (query.value) place.set("q", query.value);
-  place.set("collection", picker.value);
-  place.set("plan", plan.value);
-  if (compare.value) place.set("compare", compare.value);
-  if (hitCount.value !== "10") place.set("k", hitCount.value);
-  if (filter.value.trim()) place.set("filter", filter.value.trim());
-  if (location.search !== `?${place}`) history.pushState(null, "", `?${place}`);
+function saveState() {
+  const state = new URLSearchParams();
+  if (query.value) state.set("q", query.value);
+  state.set("collection", picker.value);
+  state.set("plan", plan.value);
+  if (compare.value) state.set("compare", compare.value);
+  if (hitCount.value !== "10") state.set("k", hitCount.value);
+  if (filter.value.trim()) state.set("filter", filter.value.trim());
+  if (location.search !== `?${state}`) history.pushState(null, "", `?${state}`);
   document.title = query.value ? `${query.value} – Chamfer` : "Chamfer";
 }
 
 // ---- the collection and its plans
 
-function fill(select, values, picked) {
+function fill(select, values, selected) {
   select.replaceChildren(...values.map(([value, label]) => el("option", { value, text: label })));
-  if (values.some(([value]) => value === picked)) select.value = picked;
+  if (values.some(([value]) => value === selected)) select.value = selected;
 }
 
-async function openCollection(place) {
+async function openCollection(state) {
   details = await ask(collectionPath());
   const names = Object.keys(details.plans).map((name) => [name, name]);
-  fill(plan, names, place.get("plan") ?? details.default_plan);
-  fill(compare, [["", "nothing"], ...names], place.get("compare") ?? "");
+  fill(plan, names, state.get("plan") ?? details.default_plan);
+  fill(compare, [["", "nothing"], ...names], state.get("compare") ?? "");
   const size = Object.values(details.bytes).reduce((sum, value) => sum + value, 0);
   $("facts").textContent = [
     `${details.documents.toLocaleString("en")} documents`,
@@ -344,30 +344,30 @@ async function openCollection(place) {
   ].filter(Boolean).join(" · ");
 }
 
-async function readPlace() {
-  const place = new URLSearchParams(location.search);
-  query.value = place.get("q") ?? "";
-  hitCount.value = place.get("k") ?? "10";
-  filter.value = place.get("filter") ?? "";
+async function restoreState() {
+  const state = new URLSearchParams(location.search);
+  query.value = state.get("q") ?? "";
+  hitCount.value = state.get("k") ?? "10";
+  filter.value = state.get("filter") ?? "";
   $("filter-box").open = Boolean(filter.value);
-  if (place.get("collection")) picker.value = place.get("collection");
-  await openCollection(place);
+  if (state.get("collection")) picker.value = state.get("collection");
+  await openCollection(state);
   await search({ remember: false });
 }
 
 async function start() {
   try {
     const { collections } = await ask("/v1/collections");
-    const wanted = new URLSearchParams(location.search).get("collection");
-    fill(picker, collections.map(({ name }) => [name, name]), wanted);
-    const picked = collections.find(({ name }) => name === picker.value);
-    if (!picked) throw new Failure({ title: "Nothing to search", detail: "This service serves no collection." });
-    if (!picked.ready) {
-      show([el("p", { class: "card", text: `Not ready yet: ${picked.reason}.` })]);
+    const requested = new URLSearchParams(location.search).get("collection");
+    fill(picker, collections.map(({ name }) => [name, name]), requested);
+    const selected = collections.find(({ name }) => name === picker.value);
+    if (!selected) throw new Failure({ title: "Nothing to search", detail: "This service serves no collection." });
+    if (!selected.ready) {
+      show([el("p", { class: "card", text: `The collection is not ready: ${selected.reason}.` })]);
       setTimeout(start, 1000);
       return;
     }
-    await readPlace();
+    await restoreState();
   } catch (error) {
     show([failureCard(error)]);
   }
@@ -390,7 +390,7 @@ picker.addEventListener("change", () => guarded(async () => {
   await openCollection(new URLSearchParams({ plan: plan.value, compare: compare.value }));
   await search();
 }));
-window.addEventListener("popstate", () => guarded(readPlace));
+window.addEventListener("popstate", () => guarded(restoreState));
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input, textarea, select");

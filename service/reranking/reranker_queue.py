@@ -45,6 +45,7 @@ class ServedReranker:
         self._warm = warm
         self._telemetry = telemetry
         self._reranker: Reranker | None = None
+        self._pair_reranker: PairReranker | None = None  # the same reranker, if it scores pairs
         self._loading: asyncio.Task[None] | None = None
         self._failure: ChamferError | None = None
         self._batcher: Batcher[_Unit, F32] = Batcher(
@@ -77,16 +78,18 @@ class ServedReranker:
 
         Raises Overloaded or Unavailable.
         """
-        if not isinstance(self.reranker, PairReranker):
+        _ = self.reranker
+        if self._pair_reranker is None:
             return self._batcher.submit([_Unit(query, documents)])
         return self._batcher.submit([_Unit(query, [document]) for document in documents], ranked=True)
 
     def _run(self, units: Sequence[_Unit]) -> list[F32 | ChamferError]:
         """One batch, in a worker thread."""
-        reranker = self.reranker
-        if not isinstance(reranker, PairReranker):
-            return [self._score_list(reranker, unit) for unit in units]
-        outcomes = score_each(reranker, [(unit.query, document) for unit in units for document in unit.documents])
+        if self._pair_reranker is None:
+            return [self._score_list(self.reranker, unit) for unit in units]
+        outcomes = score_each(
+            self._pair_reranker, [(unit.query, document) for unit in units for document in unit.documents]
+        )
         for outcome in outcomes:
             self._telemetry.outcome(outcome.code if isinstance(outcome, ChamferError) else "ok")
         return [
@@ -106,7 +109,9 @@ class ServedReranker:
         failures = 0
         while self._reranker is None:
             try:
-                self._reranker = await asyncio.to_thread(self._open)
+                reranker = await asyncio.to_thread(self._open)
+                self._pair_reranker = reranker if isinstance(reranker, PairReranker) else None
+                self._reranker = reranker
             except Exception as error:
                 self._failure = as_chamfer_error(error, f"reranker {self.name}")
                 self._telemetry.log.error("reranker cannot be loaded", exc_info=error)

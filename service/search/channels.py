@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chamfer.core.errors import Internal
-from chamfer.core.protocols import Expandable, Rescorer, Retriever, TextQueryEncoder
+from chamfer.core.protocols import Expandable, Rescorer, Retriever, TextQueryEncoder, TokenExpandable
 from chamfer.core.types import I64, Bool, Document, VectorKind
 from chamfer.indexing.collection.filters import Condition
 from chamfer.indexing.families.cur.family import CurRetriever
@@ -21,6 +21,7 @@ from chamfer.indexing.families.cur.family import CurRetriever
 AnyRetriever = Retriever[Any]
 AnyRescorer = Rescorer[Any]
 AnyExpandable = Expandable[Any]
+AnyTokenExpandable = TokenExpandable[Any]
 
 
 class FamilyView(Protocol):
@@ -87,10 +88,11 @@ class CollectionView(Protocol):
 class SearchChannel:
     """A channel with its capabilities; None where it lacks one. `kind` is None where the family reads query texts.
 
-    rescorer       exact scores of given rows
-    expandable     stored vectors that feedback can read
-    text_encoder   encodes query texts itself
-    anchor_scores  stored cross-encoder scores (family `cur`)
+    rescorer          exact scores of given rows
+    expandable        stored vectors that feedback can read
+    token_expandable  the same for token vectors, with their commonness
+    text_encoder      encodes query texts itself
+    anchor_scores     stored cross-encoder scores (family `cur`)
     """
 
     name: str
@@ -98,6 +100,7 @@ class SearchChannel:
     retriever: AnyRetriever
     rescorer: AnyRescorer | None
     expandable: AnyExpandable | None
+    token_expandable: AnyTokenExpandable | None
     text_encoder: TextQueryEncoder | None
     anchor_scores: CurRetriever | None
 
@@ -112,6 +115,12 @@ class SearchChannel:
         if self.expandable is None:
             raise Internal(f"channel {self.name} was admitted for feedback but does not support it")
         return self.expandable
+
+    def required_token_expandable(self) -> AnyTokenExpandable:
+        """The expandable retriever of token vectors; Internal if there is none."""
+        if self.token_expandable is None:
+            raise Internal(f"channel {self.name} was admitted for token expansion but does not support it")
+        return self.token_expandable
 
     def required_anchor_scores(self) -> CurRetriever:
         """The stored cross-encoder scores; Internal if there are none, since plans that need them are refused."""
@@ -133,6 +142,7 @@ def _opened(channel: ChannelView) -> SearchChannel:
         retriever=retriever,
         rescorer=retriever if isinstance(retriever, Rescorer) else None,
         expandable=retriever if isinstance(retriever, Expandable) else None,
+        token_expandable=retriever if isinstance(retriever, TokenExpandable) else None,
         text_encoder=retriever if isinstance(retriever, TextQueryEncoder) else None,
         anchor_scores=retriever if isinstance(retriever, CurRetriever) else None,
     )

@@ -39,6 +39,7 @@ class CrossEncoderStages:
         self._collection = collection
         self._channels = channels
         self._rerankers = rerankers
+        self._pair_rerankers = {name: each for name, each in rerankers.items() if isinstance(each, PairReranker)}
         self._stages = stages
         self._seconds_per_pair: defaultdict[str, DurationEstimate] = defaultdict(DurationEstimate)
         self.cur_models = _cur_models(channels, rerankers)
@@ -97,14 +98,14 @@ class CrossEncoderStages:
         pending = [s for s in searches if s.plan.plan.rerank is not None and s.current.depth]
         for group in grouped(pending, lambda s: s.rerank_plan.model):
             name = group[0].rerank_plan.model
-            stage, reranker = f"rerank:{name}", self._rerankers[name]
-            if isinstance(reranker, PairReranker):  # cut at the deadline, so it starts as long as any time is left
+            stage = f"rerank:{name}"
+            if name in self._pair_rerankers:  # cut at the deadline, so it starts as long as any time is left
                 in_time = self._stages.in_time(stage, group, needed=lambda _: True)
-                self._stages.attempt(stage, in_time, partial(self._rerank_pairs, reranker, stage))
+                self._stages.attempt(stage, in_time, partial(self._rerank_pairs, self._pair_rerankers[name], stage))
                 continue
             for search in group:
                 in_time = self._stages.in_time(stage, [search], needed=lambda _: False)
-                self._stages.attempt(stage, in_time, partial(self._rerank_list, reranker))
+                self._stages.attempt(stage, in_time, partial(self._rerank_list, self._rerankers[name]))
 
     def _rerank_pairs(self, reranker: PairReranker, stage: str, group: list[InFlightSearch]) -> None:
         """The pairs of all searches together; a search whose deadline passes keeps the scores so far."""

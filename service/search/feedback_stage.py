@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from chamfer.core.errors import Internal
-from chamfer.core.protocols import TokenExpandable
 from chamfer.core.types import F32, I64, Candidates, DenseVectors, SparseVectors, TokenVectors, Vectors
-from chamfer.service.search.channels import AnyExpandable
+from chamfer.service.search.channels import SearchChannel
 from chamfer.service.search.feedback import Mixture, expand_tokens, rm3, rocchio, sparse_rocchio, standout, trust
 from chamfer.service.search.in_flight import Expansion, InFlightSearch
 from chamfer.service.search.plans import (
@@ -26,12 +25,12 @@ from chamfer.service.search.plans import (
 )
 
 
-def expand(search: InFlightSearch, name: str, retriever: AnyExpandable, query: Vectors) -> Expansion:
-    """The expansion of one search's query for the channel `name`; `query` is one row in the retriever's stored form."""
+def expand(search: InFlightSearch, channel: SearchChannel, query: Vectors) -> Expansion:
+    """The expansion of one search's query for a channel; `query` is one row in the stored form of the channel."""
     plan = search.plan.plan.feedback
     if plan is None:
         raise Internal("feedback was requested of a plan without it")
-    source, ranking = _source(search, plan, name)
+    source, ranking = _source(search, plan, channel.name)
     ranked_rows, ranked_scores = ranking.of(0)
     rows, scores = ranked_rows[: plan.depth], ranked_scores[: plan.depth]
     details: dict[str, Any] = {"source": source}
@@ -40,11 +39,11 @@ def expand(search: InFlightSearch, name: str, retriever: AnyExpandable, query: V
         z = standout(ranked_scores, plan.depth)
         trusted = trust(z, plan.guard.low, plan.guard.high)
         details |= {"standout": round(z, 3), "trust": trusted}
-    method = plan.channels[name]
+    method = plan.channels[channel.name]
     details |= method.model_dump(mode="json")
     if not len(rows) or trusted == 0:
         return Expansion(rows, None, details)
-    vectors, effect = _expanded(method, query, retriever, (rows, scores), trusted)
+    vectors, effect = _expanded(method, query, channel, (rows, scores), trusted)
     return Expansion(rows, vectors, details | effect)
 
 
@@ -57,13 +56,13 @@ def _source(search: InFlightSearch, plan: Feedback, name: str) -> tuple[str, Can
 
 
 def _expanded(
-    method: FeedbackMethod, query: Vectors, retriever: AnyExpandable, ranked: tuple[I64, F32], trusted: float
+    method: FeedbackMethod, query: Vectors, channel: SearchChannel, ranked: tuple[I64, F32], trusted: float
 ) -> tuple[Vectors, dict[str, Any]]:
     """(the expanded query, further details for explanations)."""
     rows, scores = ranked
-    documents = retriever.vectors(rows)
-    if isinstance(method, TokenExpansion) and isinstance(query, TokenVectors):
-        return _expand_tokens(method, query, retriever, documents, trusted)
+    documents = channel.required_expandable().vectors(rows)
+    if isinstance(method, TokenExpansion) and isinstance(query, TokenVectors) and isinstance(documents, TokenVectors):
+        return _expand_tokens(method, query, channel, documents, trusted)
     if isinstance(query, SparseVectors) and isinstance(documents, SparseVectors):
         mixed = _mix_sparse(method, query, documents, scores, trusted)
         return mixed, {"added": len(mixed.terms) - len(query.terms)}
@@ -79,13 +78,12 @@ def _expanded(
 
 
 def _expand_tokens(
-    method: TokenExpansion, query: TokenVectors, retriever: AnyExpandable, documents: Vectors, trusted: float
+    method: TokenExpansion, query: TokenVectors, channel: SearchChannel, documents: TokenVectors, trusted: float
 ) -> tuple[TokenVectors, dict[str, Any]]:
-    if not isinstance(retriever, TokenExpandable) or not isinstance(documents, TokenVectors):
-        raise Internal(f"feedback by {method.method} was admitted for {type(retriever).__name__}")
+    commonness = channel.required_token_expandable().commonness
     query_values = query.values.astype(np.float32, copy=False)
     beta = method.beta * trusted
-    values = expand_tokens(query_values, documents, retriever.commonness, beta, method.clusters, method.vectors)
+    values = expand_tokens(query_values, documents, commonness, beta, method.clusters, method.vectors)
     expanded = TokenVectors(np.ascontiguousarray(values), np.array([0, len(values)], dtype=np.int64))
     return expanded, {"beta": beta, "added": len(values) - len(query_values)}
 

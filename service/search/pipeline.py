@@ -176,10 +176,9 @@ class Pipeline:
 
     def _search_again(self, name: str, group: list[InFlightSearch]) -> None:
         channel = self._channels[name]
-        expandable = channel.required_expandable()
-        queries = expandable.stored_form(_query_vectors(channel, group))
+        queries = channel.required_expandable().stored_form(_query_vectors(channel, group))
         for row, search in enumerate(group):
-            search.expansions[name] = expand(search, name, expandable, queries.take([row]))
+            search.expansions[name] = expand(search, channel, queries.take([row]))
         changed = [s for s in group if _is_expanded(name, s) and name in s.plan.plan.active]
         if changed:
             depth = _retrieval_depth(name, group[0])

@@ -13,6 +13,7 @@ from support_judges import tiny_text_judge
 from support_models import tiny_transformer
 from support_rerank_server import rerank_server
 
+from chamfer.core.protocols import PairReranker
 from chamfer.core.types import Document, Query
 from chamfer.models.backends.backend import DeviceConfig
 from chamfer.models.registry import load_reranker
@@ -73,7 +74,7 @@ def test_what_it_says_of_itself_is_complete(reranker: Any) -> None:
     assert len(reranker.fingerprint) == 64
     assert reranker.score_kind in ("logit", "probability", "similarity", "list")
     assert reranker.reads_images in (True, False)
-    assert hasattr(reranker, "score_pairs") == (reranker.score_kind != "list")
+    assert isinstance(reranker, PairReranker) == (reranker.score_kind != "list")
 
 
 @pytest.mark.parametrize("reranker", PAIRWISE, indirect=True)

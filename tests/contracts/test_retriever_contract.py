@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from chamfer.indexing.families.registry import FAMILIES, make_family
 from chamfer.indexing.kernels.fde import FdeMatrices, encode_queries
 from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.indexing.rows.storage.registry import STORAGES
+from chamfer.service.search.channels import opened_channels
 
 ENCODER = HashEncoder(dim=12)
 KINDS = (VectorKind.DENSE, VectorKind.TOKENS, VectorKind.SPARSE, VectorKind.ANCHORS)
@@ -352,3 +354,23 @@ def test_a_vector_of_every_document_is_common_and_a_foreign_one_is_not() -> None
     assert family.open([]).commonness(tokens).tolist() == [0.0] * 5  # type: ignore[attr-defined]
     with pytest.raises(InvalidInput, match="have 8 dimensions, the multivector channel reads 12"):
         retriever.commonness(np.eye(8, dtype=np.float32))
+
+
+CAPABILITIES = {
+    "cur": {"anchor_scores"},
+    "dense": {"expandable"},
+    "fde": {"expandable"},
+    "lemur": set(),
+    "lexical": {"expandable", "text_encoder"},
+    "multivector": {"rescorer", "expandable", "token_expandable"},
+    "sparse": {"expandable"},
+}
+
+
+def test_the_service_sees_exactly_the_capabilities_of_a_family(family: Family) -> None:
+    retriever = family.open([pack(family, DOCUMENTS)])
+    view: Any = SimpleNamespace(channels={"c": SimpleNamespace(name="c", family=family, retriever=retriever)})
+    channel = opened_channels(view)["c"]
+    found = {name for name in set().union(*CAPABILITIES.values()) if getattr(channel, name) is not None}
+    assert found == CAPABILITIES[family.name]
+    assert channel.kind is family.kind

@@ -126,15 +126,15 @@ def test_typing_a_query_and_enter_searches_and_shows_each_stage_as_a_bar(visit: 
     assert all(stage in legend for stage in ("queue", "encode", "retrieve:dense", "rerank:length"))
 
 
-def test_feedback_shows_what_it_learnt_from_and_how_far_it_was_trusted(visit: Callable[..., Any]) -> None:
+def test_feedback_shows_its_documents_and_the_trust_in_them(visit: Callable[..., Any]) -> None:
     browser = visit(q="why did the fox lose his tail", plan="learning")
     wait(browser, "document.querySelectorAll('.hit').length === 10")
     names = texts(browser, ".hit:first-child .stage .name")
     assert names == ["dense", "lexical", "fused", "dense feedback", "dense again", "lexical", "fused again"]
-    title = browser.execute_script("return document.querySelector('.hit:first-child .learnt').title")
-    assert title.startswith("feedback:dense: rocchio from long, fable-0 (fused ranking), which stands out by 1.")
-    assert texts(browser, ".hit:first-child .learnt .told") == ["from 2"]
-    assert texts(browser, ".hit:first-child .learnt .value")[0].startswith("× 0.")
+    title = browser.execute_script("return document.querySelector('.hit:first-child .stage.feedback').title")
+    assert title.startswith("feedback:dense: rocchio from long, fable-0 (fused ranking), z = 1.")
+    assert texts(browser, ".hit:first-child .stage.feedback .summary") == ["from 2"]
+    assert texts(browser, ".hit:first-child .stage.feedback .value")[0].startswith("× 0.")
 
 
 def test_a_deep_link_compares_two_plans_and_marks_what_moved(visit: Callable[..., Any]) -> None:
@@ -170,7 +170,7 @@ def test_keys_walk_through_the_hits_and_open_them(visit: Callable[..., Any]) -> 
     press(browser, Keys.ARROW_DOWN)
     assert wait(browser, "document.activeElement.classList.contains('hit')")
     assert "The heron" in browser.execute_script("return document.activeElement.textContent")
-    assert texts(browser, ".hit:first-child .more") == ["whole text"]
+    assert texts(browser, ".hit:first-child .more") == ["full text"]
     press(browser, Keys.ENTER)
     assert wait(browser, "document.activeElement.classList.contains('open')")
     press(browser, Keys.ARROW_DOWN, Keys.ARROW_UP, Keys.ARROW_UP)

@@ -58,7 +58,7 @@ def test_a_plan_that_cannot_look_at_the_image_is_refused_and_says_who_could() ->
             answer = await client.post(SEARCH, json={**ASKED, "plan": plan(model)})
             assert answer.status_code == 400
             assert reason in answer.json()["detail"]
-            assert "rerankers that read images here: sees (models.rerankers)" in answer.json()["detail"]
+            assert "loaded rerankers that read images: sees (models.rerankers)" in answer.json()["detail"]
 
     with_fables(check, load=load)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -376,3 +378,14 @@ def test_closing_closes_the_collection() -> None:
     stored = collection()
     pipeline(collection=stored).close()
     assert stored.closed
+
+
+def test_a_closed_pipeline_keeps_no_channel_alive() -> None:
+    stored = collection()
+    retriever = weakref.ref(stored.channels["dense"].retriever)
+    searching = pipeline(collection=stored)
+    run_one(searching)
+    searching.close()
+    stored.channels = {}  # as a collection does when it is closed
+    gc.collect()
+    assert retriever() is None

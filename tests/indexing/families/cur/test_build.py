@@ -32,6 +32,7 @@ class OverlapReranker:
 
     name = "overlap"
     score_kind = "logit"
+    reads_images = False
 
     def __init__(self, dies_after: int = 10**9, fingerprint: str = "overlap") -> None:
         self.fingerprint = fingerprint
@@ -164,7 +165,7 @@ def test_a_plan_for_a_reranker_that_is_not_loaded_is_refused(tmp_path: Path) -> 
     pipeline = Pipeline(Collection.open(built(tmp_path / "c")), None, {"other": OverlapReranker(fingerprint="other")})
     [answer] = pipeline.run([SearchRequest(query="w1", plan=Plan.model_validate({"channels": {}, "cur": {}}))])
     assert isinstance(answer, InvalidInput)
-    assert "the reranker it was built with" in answer.detail
+    assert "the reranker that it was built with" in answer.detail
 
 
 def test_time_that_is_over_before_any_call_is_an_error_and_later_a_shorter_answer(tmp_path: Path) -> None:

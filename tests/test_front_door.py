@@ -36,14 +36,13 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.slow
 def test_mypy_sees_the_types_of_the_public_names(tmp_path: Path) -> None:
-    source = Path(__file__).resolve().parents[1] / "src"
+    root = Path(__file__).resolve().parents[1]
     (tmp_path / "snippet.py").write_text(SNIPPET)
-    (tmp_path / "mypy.ini").write_text(f"[mypy]\nmypy_path = {source}\nfollow_imports = silent\n")
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "snippet.py"],
+        [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(tmp_path / "snippet.py")],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=root,
         check=False,
     )
     assert done.returncode == 0, done.stdout

@@ -36,7 +36,9 @@ def _build(
     ] = False,
     queries: Annotated[
         Path | None,
-        typer.Option(help="BEIR folder or JSONL of queries: measure the recall floor, and serve cur as anchors."),
+        typer.Option(
+            help="BEIR folder or JSONL: queries that measure the recall floor, and the anchor queries of cur."
+        ),
     ] = None,
     recall_floor: Annotated[
         float | None,

@@ -19,7 +19,7 @@ from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.filters import parse_condition
 from chamfer.indexing.collection.snapshot import open_snapshot
 from chamfer.indexing.families.family import Family
-from chamfer.models.backends.backend import decide
+from chamfer.models.backends.config import decide
 from chamfer.models.registry import load_encoder, load_reranker
 from chamfer.service.runtime.collection_server import PipelineLoader
 from chamfer.service.search.pipeline import Pipeline

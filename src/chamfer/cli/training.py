@@ -1,4 +1,4 @@
-"""`chamfer train`: a recipe to a model. `chamfer soup`: several models to their mean."""
+"""`chamfer train` trains a recipe; `chamfer soup` averages several models."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from chamfer.core.errors import InvalidInput
 def _train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML).")],
     work: Annotated[
-        Path | None, typer.Option(help="Where checkpoints are kept; default: the model's folder with .work after it.")
+        Path | None, typer.Option(help="Directory of the checkpoints; default: the model's folder with .work appended.")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. fit.batch=64.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. fit.batch_size=64.")
     ] = None,
 ) -> None:
-    """Train a model. Interrupted or killed, it goes on where it was when run again."""
+    """Train a model. Run the same command again to resume an interrupted training."""
     from chamfer.models.training.jobs.registry import run
     from chamfer.settings import load_recipe
 
@@ -39,16 +39,16 @@ def _train(
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise InvalidInput(f"--set {text!r} has no '='; expected KEY=VALUE, for example fit.batch=64")
+        raise InvalidInput(f"--set {text!r} has no '=', expected KEY=VALUE, for example fit.batch_size=64")
     return key, value
 
 
 def _soup(
     models: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders that chamfer train wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder of the mean.")],
-    weights: Annotated[str, typer.Option(metavar="W,W,...", help="How much each counts; default: all alike.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder of the averaged model.")],
+    weights: Annotated[str, typer.Option(metavar="W,W,...", help="Weight of each model; default: equal.")] = "",
 ) -> None:
-    """Average trained models of the same kind, backbone and head: checkpoints, seeds, or mixes of data."""
+    """Average trained models of the same kind, backbone and head, such as runs with other seeds or data."""
     from chamfer.models.training.loop.model_soup import soup
 
     soup(models, out, [_weight(text) for text in weights.split(",")] if weights else [])
@@ -59,7 +59,7 @@ def _weight(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InvalidInput(f"--weights has {text!r}, expected numbers with commas, for example 3,1") from None
+        raise InvalidInput(f"--weights has {text!r}, expected numbers separated by commas, for example 3,1") from None
 
 
 def register(app: typer.Typer) -> None:

@@ -67,7 +67,7 @@ $(VENV)/.docs: $(VENV)/.dev
 
 # DATA holds BEIR folders: fairytaleqa, scifact, nl2bash, medquad. Hours on two cores; goes on where it was stopped.
 # All is written below INTO, which belongs to one SCALE and one SET. A small try that leaves the shipped models alone:
-#   make models DATA=/data INTO=var/small SCALE=0.01 SET="--set data.limit=32 --set fit.save_every=1"
+#   make models DATA=/data INTO=var/small SCALE=0.01 SET="--set data.max_train_groups=32 --set fit.save_steps=1"
 models: $(VENV)/.dev
 	mkdir -p $(INTO)
 	cd $(INTO) && $(abspath $(BIN))/python -m recipes.prepare $(abspath $(DATA)) --out var/mini --scale $(SCALE)

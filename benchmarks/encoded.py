@@ -72,7 +72,7 @@ def _encoding(dense: Array, tokens: Array, offsets: Array) -> Encoding:
 
 
 def _encode(documents: Sequence[Document], queries: Sequence[object], path: Path) -> None:
-    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder
 
     encoder = load_encoder("mini", DeviceConfig())

@@ -21,7 +21,7 @@ from chamfer.core.types import Document, Query, TokenVectors, VectorKind
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.kernels.maxsim import maxsim_rows
 from chamfer.indexing.kernels.topk import best
-from chamfer.models.backends.backend import DeviceConfig, decide
+from chamfer.models.backends.config import DeviceConfig, decide
 from chamfer.models.encoders.mini import MiniEncoder, load_mini
 
 PEER = "sentence-transformers fp32"

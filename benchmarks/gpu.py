@@ -157,7 +157,7 @@ def build_rate(n: int | None, device: str = "cuda") -> list[Row]:
     """Documents a second of whole builds on the device, and how much of the wall time the encoder was busy."""
     from chamfer.indexing.build.builder import BuildConfig, BuildRun, build
     from chamfer.indexing.build.corpus import read_corpus
-    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder
 
     documents = list(read_corpus(str(demo_corpus())))[:n]

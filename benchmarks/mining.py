@@ -25,7 +25,7 @@ from chamfer.indexing.collection.collection import Collection
 from chamfer.mining import pool_tables
 from chamfer.mining.config import MiningConfig
 from chamfer.mining.miner import JudgedQuery, mine
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder
 from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.searcher import Searcher

@@ -29,7 +29,8 @@ from chamfer.core.errors import Unavailable
 from chamfer.core.evaluation import ScoredDoc, evaluate
 from chamfer.core.types import Document, Query
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
-from chamfer.models.backends.backend import DeviceConfig, decide, quiet_transformers
+from chamfer.models.backends.config import DeviceConfig, decide
+from chamfer.models.backends.hub import quiet_transformers
 from chamfer.models.registry import WEIGHTS, load_reranker
 from chamfer.models.rerankers.sentence_transformers import CrossEncoderReranker, load_cross_encoder
 

@@ -1,4 +1,7 @@
-"""The catalogue of models, and loading by catalogue name, hub name or local path."""
+"""The catalogue of models that come with Chamfer, and loading by catalogue name, hub name or local path.
+
+Modules that need torch are imported when a model is loaded, so that listing the catalogue stays fast.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Encoder, Reranker
 from chamfer.core.types import VectorKind
-from chamfer.models.backends.backend import DeviceConfig
-
-if TYPE_CHECKING:
-    from chamfer.models.rerankers.remote import RemoteConfig
+from chamfer.models.backends.config import DeviceConfig
+from chamfer.models.rerankers.remote import RemoteConfig, RemoteReranker
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +72,21 @@ CATALOGUE: dict[str, CatalogueEntry] = {
 }
 RERANKERS = ("mini-cross",)
 FAMILIES = {"dense": VectorKind.DENSE, "multivector": VectorKind.TOKENS, "sparse": VectorKind.SPARSE}
-_RERANKERS = (
+_RERANKER_NAMES = (
     "a catalogue name, a hub name or local path of a cross-encoder, or PREFIX:NAME with PREFIX one of cross_encoder, "
-    "yes_no, true_false, unime, maxsim (an encoder), remote (of the settings)"
+    "yes_no, true_false, unime, maxsim (an encoder), remote (a server in the settings)"
 )
-_HOW = (
+_ENCODER_NAMES = (
     "a catalogue name, KIND:NAME with KIND one of dense, multivector, sparse and NAME a hub name or a local path, or "
-    "trained:FOLDER for what chamfer train wrote (several folders with commas)"
+    "trained:FOLDER for a model that chamfer train wrote (several folders separated by commas)"
 )
 
 
 def load_encoder(name: str, config: DeviceConfig) -> Encoder:
-    """The encoder of this name. The kind of a foreign model is said by its prefix, never guessed.
+    """The encoder of this name. The kind of a model from elsewhere follows from its prefix and is never guessed.
 
     `NAME+POOLING` pools its token vectors (chamfer.models.networks.token_pooling). Raises InvalidInput for a name that
-    means nothing, NotFound where the weights are not at hand.
+    cannot be resolved, NotFound where the weights are not at hand.
     """
     inner, plus, pooling = name.rpartition("+")
     if plus and "/" not in pooling:
@@ -101,20 +101,22 @@ def load_encoder(name: str, config: DeviceConfig) -> Encoder:
         return _load_trained(name, [Path(part) for part in model.split(",")], config)
     if not separator or family not in FAMILIES or not model:
         near = get_close_matches(name, CATALOGUE, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InvalidInput(f"unknown encoder {name!r}{hint} Expected {_HOW}. Catalogue: {', '.join(CATALOGUE)}")
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InvalidInput(
+            f"unknown encoder {name!r}{hint} Expected {_ENCODER_NAMES}. Catalogue: {', '.join(CATALOGUE)}"
+        )
     from chamfer.models.encoders.sentence_transformers import load_hub_encoder
 
     return load_hub_encoder(name, model, FAMILIES[family], config)
 
 
 def _load_trained(name: str, folders: list[Path], config: DeviceConfig) -> Encoder:
-    from chamfer.models.encoders.multimodal import is_universal, load_universal_encoder
-
-    if len(folders) == 1 and is_universal(folders[0]):
-        return load_universal_encoder(name, folders[0], config)
+    from chamfer.models.encoders.multimodal import load_universal_encoder
     from chamfer.models.encoders.trained import load_trained_encoder
+    from chamfer.models.networks.checkpoint import describe
 
+    if len(folders) == 1 and describe(folders[0]).kind == "universal":
+        return load_universal_encoder(name, folders[0], config)
     return load_trained_encoder(name, folders, config)
 
 
@@ -126,12 +128,12 @@ def load_reranker(
 ) -> Reranker:
     """The reranker of this name: PREFIX:NAME, or a hub name or local path alone for a cross-encoder.
 
-    `remotes` are the servers by name; `encoder` is where the encoder of `maxsim:NAME` runs (default: as `config` says).
-    Raises InvalidInput for a name that means nothing, NotFound where weights are not at hand.
+    `remotes` are the servers by name; `encoder` is the device of the encoder of `maxsim:NAME` (default: `config`).
+    Raises InvalidInput for a name that cannot be resolved, NotFound where weights are not at hand.
     """
     kind, separator, model = name.partition(":")
     if separator and not model:
-        raise InvalidInput(f"reranker {name!r} names no model. Expected {_RERANKERS}")
+        raise InvalidInput(f"reranker {name!r} names no model. Expected {_RERANKER_NAMES}")
     if kind == "maxsim":
         from chamfer.models.rerankers.maxsim import MaxSimReranker
 
@@ -156,7 +158,8 @@ def _load_cross(name: str, config: DeviceConfig) -> Reranker:
 
 
 def _load_judge(name: str, kind: str, model_name: str, config: DeviceConfig) -> Reranker:
-    from chamfer.models.rerankers.chat_model import GenerativeReranker, load_language_model
+    from chamfer.models.networks.chat_model import load_language_model
+    from chamfer.models.rerankers.generative import GenerativeReranker
     from chamfer.models.rerankers.listwise import ListwiseConfig, ListwiseReranker
     from chamfer.models.rerankers.prompts import QWEN3_RERANKER, QWEN3_VL_RERANKER, TRUE_FALSE
 
@@ -169,8 +172,6 @@ def _load_judge(name: str, kind: str, model_name: str, config: DeviceConfig) -> 
 
 def _load_remote(name: str, remotes: Mapping[str, RemoteConfig]) -> Reranker:
     if name not in remotes:
-        known = ", ".join(sorted(remotes)) or "none"
-        raise InvalidInput(f"no remote reranker {name!r} in the settings (models.remotes); known: {known}")
-    from chamfer.models.rerankers.remote import RemoteReranker
-
+        configured = ", ".join(sorted(remotes)) or "none"
+        raise InvalidInput(f"no remote reranker {name!r} in the settings (models.remotes); configured: {configured}")
     return RemoteReranker(f"remote:{name}", remotes[name])

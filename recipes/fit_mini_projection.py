@@ -1,6 +1,4 @@
-"""`python -m recipes.fit_mini_projection CORPUS... --out FILE`: the projection of models/encoders/mini_projection.py,
-fitted anew.
-"""
+"""`python -m recipes.fit_mini_projection CORPUS... --out FILE` fits the projection of networks/mini_projection.py."""
 
 from __future__ import annotations
 
@@ -12,9 +10,9 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from chamfer.core.types import Array, Document, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.encoders.mini import load_mini
-from chamfer.models.encoders.mini_projection import MODEL_FILE, fit_projection
+from chamfer.models.networks.mini_projection import MODEL_FILE, fit_projection
 
 
 def main() -> None:
@@ -37,7 +35,9 @@ def main() -> None:
 
     projection, kept = fit_projection(batches())
     save_file({"projection": projection}, arguments.out, metadata={"kept": f"{kept:.6f}"})
-    print(f"{arguments.out}: {projection.shape[0]} -> {projection.shape[1]}, keeps {kept:.4f} of the squared length")
+    print(
+        f"{arguments.out}: {projection.shape[0]} -> {projection.shape[1]}, preserves {kept:.4f} of the squared length"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Texts to vectors in one pass of `mini-384`: blocks that a killed run finds again, and what is made of them.
+"""Vectors of texts from one pass of `mini-384`, stored in blocks that an interrupted run reuses.
 
-A block keeps what the pass gave: dense vectors, and the raw token vectors, which teach. The 128 dimensions that heads
-learn from are those of `mini`, by its projection.
+A block holds dense vectors and raw token vectors. The raw ones score MaxSim as a teacher; their 128-dimensional
+projections, those of `mini`, are what heads learn from.
 """
 
 from __future__ import annotations
@@ -17,45 +17,46 @@ from chamfer.core.protocols import Encoder
 from chamfer.core.types import F32, I64, Array, Document, TokenVectors, VectorKind, join_offsets
 from chamfer.indexing.kernels.maxsim import maxsim_rows
 from chamfer.models.encoders.mini import normalised
-from chamfer.models.encoders.mini_projection import load_projection
+from chamfer.models.networks.mini_projection import load_projection
 
-BLOCK = 1024  # texts: at most 200 MB of raw token vectors, and a minute and a half of one core
+BLOCK = 1024  # texts: at most 200 MB of raw token vectors, encoded in about 90 seconds of one core
 _KIND = "raw-vectors"
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """dense f32 [N, D], and raw token vectors f16 of `BLOCK` texts each (the last may have fewer), mapped from disk."""
+    """dense f32 [N, D]; raw token vectors f16 in memory-mapped blocks of `BLOCK` texts (the last may be shorter)."""
 
     dense: F32
     blocks: Sequence[TokenVectors]
 
     def tokens(self, row: int) -> F32:
         """Raw token vectors f32 [T, D] of one text."""
-        block, place = self.blocks[row // BLOCK], row % BLOCK
-        return block.values[block.offsets[place] : block.offsets[place + 1]].astype(np.float32)
+        block, inside = self.blocks[row // BLOCK], row % BLOCK
+        return block.values[block.offsets[inside] : block.offsets[inside + 1]].astype(np.float32)
 
     def maxsim(self, query: F32, rows: Sequence[int]) -> F32:
         """Exact MaxSim f32 [K] of query tokens f32 [Tq, D] with the texts of these rows."""
-        places = np.asarray(rows, dtype=np.int64)
-        out = np.empty(len(places), dtype=np.float32)
-        for number in np.unique(places // BLOCK):
-            inside = places // BLOCK == number
+        all_rows = np.asarray(rows, dtype=np.int64)
+        scores = np.empty(len(all_rows), dtype=np.float32)
+        for number in np.unique(all_rows // BLOCK):
+            members = all_rows // BLOCK == number
             block = self.blocks[number]
-            out[inside] = maxsim_rows(query, block.values, block.offsets, places[inside] % BLOCK)
-        return out
+            scores[members] = maxsim_rows(query, block.values, block.offsets, all_rows[members] % BLOCK)
+        return scores
 
     def projected(self) -> tuple[Array, I64]:
-        """(token vectors f16 [T, 128] as `mini` gives them, offsets i64 [N + 1])."""
+        """(token vectors f16 [T, 128] of the encoder `mini`, offsets i64 [N + 1])."""
         projection, _ = load_projection()
         values = [normalised(b.values.astype(np.float32) @ projection).astype(np.float16) for b in self.blocks]
         return np.concatenate(values), join_offsets([block.offsets for block in self.blocks])
 
 
 def encoded(encoder: Encoder, texts: Sequence[str], folder: Path) -> Encoded:
-    """Encodes texts (one or more) block by block into `folder`; a block that is there is not made again.
+    """Encodes one or more texts block by block into `folder`; existing blocks are reused.
 
-    It is found by its texts and the encoder's fingerprint. Queries go the same way: `mini` reads both sides alike.
+    A block is identified by its texts and the encoder's fingerprint. Queries are encoded as documents, which `mini`
+    does not distinguish.
     """
     dense, blocks = [], []
     for start in range(0, len(texts), BLOCK):

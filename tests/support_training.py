@@ -80,11 +80,11 @@ def recipe_of(backbone: Path, tmp_path: Path) -> Recipes:
         data = {
             "groups": str(tmp_path / "groups.parquet"),
             "documents": str(tmp_path / "documents.parquet"),
-            "negatives": 3,
-            "held_out": 2,
-            "held_out_depth": 4,
+            "num_negatives": 3,
+            "max_eval_groups": 2,
+            "eval_depth": 4,
         }
-        fit = {"batch": 4, "precision": "fp32", "threads": 1, "rate": 3e-3, "head_rate": 1e-2}
+        fit = {"batch_size": 4, "precision": "fp32", "threads": 1, "learning_rate": 3e-3, "head_learning_rate": 1e-2}
         sections = {"data": data, "fit": fit}
         for name, values in (tables or {}).items():
             sections[name] = {**sections.get(name, {}), **values}

@@ -25,7 +25,7 @@ class PairModule(torch.nn.Module):
         self.tokenizer = Tokenizer(folder_of(description.backbone) / "tokenizer.json")
         self.max_seq_length = description.document_tokens
         self._query_tokens = description.query_tokens
-        self._module = open_cross_module(folder, description)
+        self._module = open_cross_module(folder)
 
     def preprocess(self, inputs: Sequence[Sequence[str]], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
         """Ids and mask i64 [B, longest]."""

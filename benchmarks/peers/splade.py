@@ -13,7 +13,7 @@ import numpy as np
 
 from chamfer.core.types import VectorKind
 from chamfer.indexing.build.corpus import read_corpus, read_queries
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.encoders.sentence_transformers import load_hub_encoder
 
 LENGTH = 256

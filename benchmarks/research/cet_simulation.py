@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import Row, emit, parser
-from chamfer.models.training.jobs.cet import cosine
+from chamfer.models.training.jobs.selection_bias import cosine
 from chamfer.models.training.losses import selection
 
 DEPTH, NEGATIVES = 50, 8

@@ -159,7 +159,7 @@ def cost(collection: Judged, encoder: str, n_queries: int) -> list[Row]:
 
     The ratio is that of encoding and search together; HTTP, which both pay alike, is not in it.
     """
-    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder
 
     model = load_encoder(encoder, DeviceConfig())

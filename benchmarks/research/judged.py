@@ -188,7 +188,7 @@ def _kept(path: Path | None, make: Any) -> Kept:
 
 
 def _encode(name: str, documents: Sequence[Document], queries: Sequence[Query]) -> Kept:
-    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder
 
     encoder = load_encoder(name, DeviceConfig())
@@ -208,7 +208,7 @@ def _encode(name: str, documents: Sequence[Document], queries: Sequence[Query]) 
 
 
 def _encode_sparse(name: str, documents: Sequence[Document], queries: Sequence[Query]) -> Kept:
-    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder
 
     encoder = load_encoder(name, DeviceConfig())

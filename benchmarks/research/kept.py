@@ -21,7 +21,7 @@ from chamfer.core.types import (
     VectorKind,
 )
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder
 
 MEASURE = "nDCG@10"

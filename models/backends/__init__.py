@@ -1,1 +1,1 @@
-"""Runs a network on a device: torch, OpenVINO, ONNX Runtime."""
+"""Runs a network on a device through torch, OpenVINO or ONNX Runtime; `backend.py` is the entrance."""

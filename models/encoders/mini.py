@@ -1,9 +1,8 @@
-"""`mini`, the embedded default: all-MiniLM-L6-v2 out of its PyPI package, with no network call ever.
+"""`mini`, the default encoder: all-MiniLM-L6-v2 from its PyPI package, without any network call.
 
 One forward pass gives both kinds. Dense: the mean of the last hidden states over all tokens, special ones included,
-L2-normalised (384). Tokens: every hidden state, special ones included, L2-normalised, multiplied by a fixed
-projection (384 -> 128, models/encoders/mini_projection.py) and normalised again. `mini-384` leaves the token vectors
-as they are.
+L2-normalised (384 dimensions). Tokens: every hidden state, special ones included, L2-normalised, multiplied by a fixed
+projection (384 -> 128, models/networks/mini_projection.py) and normalised again. `mini-384` omits the projection.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ from chamfer.core.artifact import digest_of, file_digest
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import EncoderSpec
 from chamfer.core.types import F32, DenseVectors, Document, Encoding, Query, TokenVectors, VectorKind
-from chamfer.models.backends.backend import Backbone, DeviceConfig, load_backbone, quiet_transformers
+from chamfer.models.backends.backend import Backbone, load_backbone
+from chamfer.models.backends.config import DeviceConfig
+from chamfer.models.backends.hub import quiet_transformers
 from chamfer.models.backends.token_batches import Tokenizer, token_batches
-from chamfer.models.encoders.mini_projection import load_projection
+from chamfer.models.networks.mini_projection import load_projection
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class MiniEncoder:
         return self._encode([query.text for query in queries], kinds)
 
     def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
-        """See chamfer.core.protocols.Encoder. An image beside the text is not looked at."""
+        """See chamfer.core.protocols.Encoder. An image beside the text is ignored."""
         return self._encode([document.content for document in documents], kinds)
 
     def _encode(self, texts: Sequence[str], kinds: Collection[VectorKind]) -> Encoding:
@@ -61,13 +62,13 @@ class MiniEncoder:
         matrices: list[F32] | None = [np.empty(0)] * len(texts) if VectorKind.TOKENS in kinds else None  # type: ignore[list-item]  # all are filled below
         for batch in token_batches(tokens, limit=MAX_TOKENS, budget=self._batch_tokens, pad_id=self._tokenizer.pad_id):
             hidden = self._backbone(batch.ids, batch.mask)
-            for place, row in enumerate(batch.rows):
+            for states, length, row in zip(hidden, batch.lengths, batch.rows, strict=True):
                 # Text by text, so that the shapes, and with them the bits, do not depend on the batch.
-                own = hidden[place, : batch.lengths[place]]
+                text_states = states[:length]
                 if dense is not None:
-                    dense[row] = normalised(own.mean(axis=0))
+                    dense[row] = normalised(text_states.mean(axis=0))
                 if matrices is not None:
-                    matrices[row] = self._token_vectors(own)
+                    matrices[row] = self._token_vectors(text_states)
         return Encoding(
             tokens.n_tokens,
             tokens.truncated,
@@ -109,8 +110,8 @@ def load_mini(name: str, config: DeviceConfig, *, projected: bool) -> MiniEncode
 def normalised(vectors: F32) -> F32:
     """Vectors f32 [..., D] divided by their L2 norm."""
     norms = np.sqrt(np.sum(np.square(vectors), axis=-1, keepdims=True, dtype=np.float32))
-    out: F32 = np.divide(vectors, np.maximum(norms, _SMALLEST_NORM), dtype=np.float32)
-    return out
+    unit: F32 = np.divide(vectors, np.maximum(norms, _SMALLEST_NORM), dtype=np.float32)
+    return unit
 
 
 def _module(folder: Path) -> Callable[[], torch.nn.Module]:
@@ -119,7 +120,7 @@ def _module(folder: Path) -> Callable[[], torch.nn.Module]:
         from transformers import AutoModel
 
         class HiddenStates(torch.nn.Module):
-            """(ids, mask) -> last hidden states: the part of the model that is a graph."""
+            """(ids, mask) i64 [B, L] -> last hidden states f32 [B, L, 384]."""
 
             def __init__(self) -> None:
                 super().__init__()
@@ -128,10 +129,10 @@ def _module(folder: Path) -> Callable[[], torch.nn.Module]:
                 )
 
             def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-                out: torch.Tensor = self.bert(
+                states: torch.Tensor = self.bert(
                     input_ids=ids, attention_mask=mask, token_type_ids=torch.zeros_like(ids)
                 ).last_hidden_state
-                return out
+                return states
 
         with quiet_transformers():
             return HiddenStates()

@@ -1,4 +1,7 @@
-"""One vector a text, an image or both, out of a multimodal language model (MM-Embed, UniME-V2): what a job trained."""
+"""Encoder of one vector per text, image or both, from a multimodal chat model that job `universal` trained.
+
+After MM-Embed (arXiv 2411.02571) and UniME-V2 (arXiv 2510.13515).
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from chamfer.core.artifact import digest_of
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import EncoderSpec
 from chamfer.core.types import DenseVectors, Document, Encoding, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.encoders.mini import normalised
-from chamfer.models.networks.checkpoint import Description, describe
-from chamfer.models.rerankers.chat_model import (
+from chamfer.models.networks.chat_messages import embedding_messages
+from chamfer.models.networks.chat_model import (
     LanguageModel,
     Prompt,
     load_language_model,
     shortened_document,
     shortened_query,
 )
-from chamfer.models.rerankers.prompts import embedding_messages
+from chamfer.models.networks.checkpoint import describe
 
 
 class UniversalEncoder:
@@ -34,7 +37,7 @@ class UniversalEncoder:
         self._batch_tokens = batch_tokens
 
     def encode_queries(self, queries: Sequence[Query], kinds: Collection[VectorKind]) -> Encoding:
-        """See chamfer.core.protocols.Encoder. One by one: other batch shapes give other last bits."""
+        """See chamfer.core.protocols.Encoder. One at a time, because other batch shapes give other last bits."""
         if not self._language.reads_images and any(query.image is not None for query in queries):
             raise InvalidInput(f"encoder {self.spec.name} reads text only, a query has an image")
         limit = self.spec.query_tokens
@@ -42,7 +45,7 @@ class UniversalEncoder:
         return self._encode(prompts, [query.text for query in queries], limit, kinds, budget=1)
 
     def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
-        """See chamfer.core.protocols.Encoder. Images are looked at if the model can see."""
+        """See chamfer.core.protocols.Encoder. Images are ignored if the model reads text only."""
         limit = self.spec.document_tokens
         prompts = [document_prompt(self._language, document, limit) for document in documents]
         return self._encode(prompts, [d.content for d in documents], limit, kinds, budget=self._batch_tokens)
@@ -65,25 +68,20 @@ class UniversalEncoder:
 
 
 def query_prompt(language: LanguageModel, query: Query, instruction: str, limit: int) -> Prompt:
-    """Instruction, image, text: whatever is missing leaves no trace."""
-    own = shortened_query(language, query, limit)
-    return language.prompt(embedding_messages(instruction, own.image, own.text), "")
+    """The prompt of a query: instruction, image, text; missing parts leave no trace."""
+    short = shortened_query(language, query, limit)
+    return language.prompt(embedding_messages(instruction, short.image, short.text), "")
 
 
 def document_prompt(language: LanguageModel, document: Document, limit: int) -> Prompt:
-    """Image, text."""
-    own = shortened_document(language, document, limit)
-    return language.prompt(embedding_messages("", own.image, own.content), "")
-
-
-def is_universal(folder: Path) -> bool:
-    """Whether a folder holds what this module opens."""
-    return describe(folder).kind == "universal"
+    """The prompt of a document: image, text."""
+    short = shortened_document(language, document, limit)
+    return language.prompt(embedding_messages("", short.image, short.content), "")
 
 
 def load_universal_encoder(name: str, folder: Path, config: DeviceConfig) -> UniversalEncoder:
-    """The encoder in a folder that job `universal` wrote."""
-    description: Description = describe(folder)
+    """The encoder in a folder that job `universal` wrote. Raises as `load_language_model` does."""
+    description = describe(folder)
     language = load_language_model(str(folder), config)
     instruction = str(description.head["instruction"])
     spec = EncoderSpec(

@@ -1,4 +1,4 @@
-"""Any encoder of token vectors, with fewer of them: `NAME+POOLING`, for example `mini+c0x32`."""
+"""Token pooling on top of any encoder of token vectors: `NAME+POOLING`, for example `mini+c0x32`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chamfer.models.networks.token_pooling import Pooling, PoolingRules, pool
 
 
 class PooledEncoder:
-    """Token vectors of `inner` pooled by fixed rules, text by text; other kinds pass through."""
+    """The encoder `inner` with its token vectors pooled, text by text; other kinds pass through unchanged."""
 
     def __init__(self, inner: Encoder, rules: PoolingRules) -> None:
         if VectorKind.TOKENS not in inner.spec.dims:

@@ -1,1 +1,1 @@
-"""Network parts shared by encoders, rerankers and training."""
+"""The networks that training and inference share: transformer, heads, pooling, chat models, checkpoints."""

@@ -37,7 +37,7 @@ def _choose_centres(products: Any, weights: Any, k: int) -> Any:
             for i in range(n):
                 distance = products[i, i] + products[candidate, candidate] - 2 * products[candidate, i]
                 total += weights[i] * min(distance, nearest[i])
-            # Of two tokens near each other alone either lowers the sum as much: then the one farther from the rest.
+            # Either token of an isolated pair lowers the sum equally: take the one farther from the other centres.
             tie = abs(total - lowest) <= 1e-9
             if total < lowest - 1e-9 or (tie and nearest[candidate] > nearest[best]):
                 best, lowest = candidate, total
@@ -68,7 +68,7 @@ def _measure(products: Any, weights: Any, labels: Any, sums: Any, sizes: Any, no
 
 @compiled()
 def _move(labels: Any, sums: Any, sizes: Any, norms: Any) -> bool:
-    """Every token to the nearest mean; a tie keeps its cluster. Whether one moved."""
+    """Moves every token to the nearest mean, ties to its own cluster. Returns whether any moved."""
     changed = False
     for i in range(len(labels)):
         own = labels[i]
@@ -86,10 +86,10 @@ def _move(labels: Any, sums: Any, sizes: Any, norms: Any) -> bool:
 
 @compiled()
 def ward(products: Any, weights: Any, k: int) -> Any:
-    """Labels i64 [L] of the k clusters that are left when the two whose union spreads least are joined again and again.
+    """Labels i64 [L] of k clusters: the two whose union adds least variance are merged until k are left.
 
-    Equal tokens are joined even where fewer than k are left. products f64 [L, L], inner products, overwritten by those
-    of the clusters' weighted sums; weights f64 [L] > 0. Ties go to the smaller numbers.
+    Equal tokens are merged even if fewer than k clusters remain. products f64 [L, L] are inner products, overwritten by
+    those of the clusters' weighted sums; weights f64 [L] > 0. Ties go to the smaller numbers.
     """
     n = len(products)
     labels = np.arange(n)
@@ -97,7 +97,7 @@ def ward(products: Any, weights: Any, k: int) -> Any:
     for i in range(n):
         products[i] *= weights[i]
         products[:, i] *= weights[i]
-    partner = np.zeros(n, np.int64)  # the cheapest cluster of a larger number to join with, and what it costs
+    partner = np.zeros(n, np.int64)  # the cheapest later cluster to merge with, and its cost
     cost = np.full(n, np.inf)
     for a in range(n):
         partner[a], cost[a] = _cheapest(products, sizes, a)
@@ -134,7 +134,7 @@ def _cheapest(products: Any, sizes: Any, a: int) -> Any:
 
 @compiled()
 def _rise(products: Any, sizes: Any, a: int, b: int) -> float:
-    """By how much the sum of squared distances to the means rises when clusters a and b become one."""
+    """By how much the sum of squared distances to the means rises when clusters a and b are merged."""
     distance = products[a, a] / sizes[a] ** 2 + products[b, b] / sizes[b] ** 2
     distance -= 2 * products[a, b] / (sizes[a] * sizes[b])
     return float(distance * sizes[a] * sizes[b] / (sizes[a] + sizes[b]))

@@ -1,8 +1,8 @@
-"""What a set of embeddings looks like: plain functions over unit vectors f32 [N, D].
+"""Geometry of a set of embeddings: plain functions over unit vectors f32 [N, D].
 
-Collapse is what breaks fixed dimensional encodings: MUVERA (arXiv 2405.19504) sorts token vectors by the signs of
-random projections, and vectors in a narrow cone all have the same signs. Measures that depend on the axes (as the
-L1,2 norm of arXiv 2410.10672) do not see that; all but `dimension_use` here are the same for a rotated set.
+Collapse is what breaks fixed dimensional encodings: MUVERA (arXiv 2405.19504) partitions token vectors by the signs of
+random projections, and vectors in a narrow cone all have the same signs. Measures that depend on the axes (such as the
+L1,2 norm of arXiv 2410.10672) do not detect it; all measures here but `dimension_use` are invariant to rotation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from chamfer.core.types import F32, Array
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """effective_rank and participation in dimensions; the others as their functions say."""
+    """Measures of a set; each is documented at the function of its name."""
 
     vectors: int
     dims: int
@@ -30,7 +30,7 @@ class Geometry:
 
 
 def unit_rows(values: Array) -> F32:
-    """Rows at length 1, rows of zeros left out."""
+    """The rows f32 [n, D] scaled to length 1; rows of zeros are left out."""
     vectors = np.asarray(values, dtype=np.float32)
     norms = np.linalg.norm(vectors, axis=1)
     return np.asarray(vectors[norms > 0] / norms[norms > 0, None], dtype=np.float32)
@@ -39,7 +39,7 @@ def unit_rows(values: Array) -> F32:
 def geometry(unit: F32) -> Geometry:
     """All measures of a set; InvalidInput for fewer than two vectors. Cost O(N^2 D + N D^2 + D^3)."""
     if len(unit) < 2:
-        raise InvalidInput(f"{len(unit)} vectors have no geometry, expected 2 or more")
+        raise InvalidInput(f"{len(unit)} vectors have no geometry; expected at least 2")
     eigenvalues = spectrum(unit)
     cosines = pairwise(unit)
     return Geometry(
@@ -55,15 +55,15 @@ def geometry(unit: F32) -> Geometry:
 
 
 def spectrum(unit: F32) -> Array:
-    """Eigenvalues f64 [D] of X^T X, not centred: a common direction counts as what it is, one direction."""
+    """Eigenvalues f64 [D] of X^T X, not centred, so that a direction common to all vectors counts as one direction."""
     wide = unit.astype(np.float64)
     return np.asarray(np.linalg.eigvalsh(wide.T @ wide).clip(0.0))
 
 
 def effective_rank(eigenvalues: Array) -> float:
-    """exp(-sum p log p), p the eigenvalues by their sum; Roy and Vetterli (EUSIPCO 2007), there of singular values.
+    """exp(-sum p log p), p the eigenvalues divided by their sum (Roy and Vetterli, EUSIPCO 2007, for singular values).
 
-    1 where all vectors lie on a line, D where every direction has the same share.
+    In dimensions: 1 if all vectors lie on a line, D if every direction has the same share.
     """
     p = eigenvalues / eigenvalues.sum()
     p = p[p > 0]
@@ -71,7 +71,7 @@ def effective_rank(eigenvalues: Array) -> float:
 
 
 def participation(eigenvalues: Array) -> float:
-    """(sum l)^2 / sum l^2: as the effective rank between 1 and D, and below it, since large shares weigh more."""
+    """Participation ratio (sum l)^2 / sum l^2 in dimensions, 1 to D; at most the effective rank."""
     return float(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
 
 
@@ -82,9 +82,9 @@ def pairwise(unit: F32) -> Array:
 
 
 def dimension_use(unit: F32) -> float:
-    """exp(entropy of the coordinates' shares of the energy) / D: 1 where all are used alike, 1/D where one is alone.
+    """exp(entropy of the coordinates' shares of the energy) / D: 1 if all are used equally, 1/D if only one is.
 
-    Depends on the axes: it speaks of what scalar quantisation and truncated (Matryoshka) prefixes work with.
+    It depends on the axes and predicts how well scalar quantisation and truncated (Matryoshka) prefixes work.
     """
     shares = (unit.astype(np.float64) ** 2).sum(axis=0)
     return effective_rank(shares) / int(unit.shape[1])
@@ -96,28 +96,28 @@ def uniformity(cosines: Array) -> float:
 
 
 def alignment(cosines: Array) -> float:
-    """Mean |x - y|^2 over pairs that belong together, from their cosines (Wang and Isola); 0: they coincide."""
+    """Mean |x - y|^2 over positive pairs, from their cosines (Wang and Isola); 0: they coincide."""
     return float((2.0 - 2.0 * cosines).mean())
 
 
 def same_side(cosines: Array) -> float:
-    """Probability that a random hyperplane through the origin leaves a pair on one side: mean 1 - angle / pi.
+    """Probability that a random hyperplane through the origin has a pair on one side: mean of 1 - angle / pi.
 
-    Goemans and Williamson 1995, Charikar 2002. 0.5 for vectors without a common direction, 1 for equal ones.
+    (Goemans and Williamson 1995, Charikar 2002.) 0.5 for vectors without a common direction, 1 for equal ones.
     """
     return float((1.0 - np.arccos(cosines) / np.pi).mean())
 
 
-def meaning_for_fde(found: Geometry, k_sim: int = 4) -> str:
-    """What the geometry of token vectors means for fixed dimensional encodings with k_sim hyperplanes."""
-    together = found.same_side**k_sim
+def meaning_for_fde(measured: Geometry, k_sim: int = 4) -> str:
+    """One sentence on how well fixed dimensional encodings of k_sim hyperplanes work with these token vectors."""
+    together = measured.same_side**k_sim
     spread = 0.5**k_sim
     figures = (
         f"two random token vectors share an FDE cell with probability about {together:.2f} "
-        f"({spread:.2f} if spread out), and {found.effective_rank:.0f} of {found.dims} directions carry them"
+        f"({spread:.2f} if spread out), and {measured.effective_rank:.0f} of {measured.dims} directions carry them"
     )
     if together > 4 * spread:
-        return f"{figures}: cells hardly tell tokens apart; centre the vectors (fde.centred) or train against collapse."
+        return f"{figures}: cells hardly separate tokens; centre the vectors (fde.centred) or train against collapse."
     if together > 2 * spread:
         return f"{figures}: cells are crowded; centring (fde.centred) or more repetitions will help."
     return f"{figures}: cells separate tokens well."

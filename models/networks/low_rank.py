@@ -1,4 +1,4 @@
-"""Linear layers in two thin pieces: what compression makes of a backbone."""
+"""Linear layers factored into two of low rank, as compression leaves them in a backbone."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from chamfer.core.errors import Incompatible
 
 
 class Factored(nn.Module):
-    """x -> outer(inner(x)): a linear map of rank `rank` in (n + m) * rank numbers instead of n * m."""
+    """x -> outer(inner(x)): a linear map of rank r with (n + m) r parameters instead of n m."""
 
-    def __init__(self, width: int, rank: int, out: int, *, bias: bool) -> None:
+    def __init__(self, n_inputs: int, rank: int, n_outputs: int, *, bias: bool) -> None:
         super().__init__()
-        self.inner = nn.Linear(width, rank, bias=False)
-        self.outer = nn.Linear(rank, out, bias=bias)
+        self.inner = nn.Linear(n_inputs, rank, bias=False)
+        self.outer = nn.Linear(rank, n_outputs, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.outer(self.inner(x))
-        return out
+        outputs: Tensor = self.outer(self.inner(x))
+        return outputs
 
 
 def factor(transformer: nn.Module, ranks: Mapping[str, int]) -> dict[str, Factored]:
-    """Puts pieces of these ranks in the places of the named layers, in place; biases stay, the pieces are not set.
+    """Replaces the named linear layers, in place, by factored ones of these ranks, and returns those by name.
 
-    Incompatible where a name is not that of a linear layer.
+    Biases are kept; the factors themselves are for the caller to fill. Incompatible for a name that is not that of a
+    linear layer.
     """
     modules = dict(transformer.named_modules())
-    made = {}
+    factored = {}
     for name, rank in ranks.items():
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
-            raise Incompatible(f"the compressed weights factor {name!r}, which is no linear layer of this backbone")
-        made[name] = Factored(linear.in_features, rank, linear.out_features, bias=linear.bias is not None)
+            raise Incompatible(f"the compressed weights factor {name!r}, which is not a linear layer of this backbone")
+        factored[name] = Factored(linear.in_features, rank, linear.out_features, bias=linear.bias is not None)
         if linear.bias is not None:
-            made[name].outer.bias = linear.bias
+            factored[name].outer.bias = linear.bias
         parent, _, leaf = name.rpartition(".")
-        setattr(modules[parent], leaf, made[name])
-    return made
+        setattr(modules[parent], leaf, factored[name])
+    return factored

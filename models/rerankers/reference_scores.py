@@ -1,6 +1,6 @@
-"""Whether a reranker scores as it should: reference pairs with the scores that the model is known to give.
+"""Reference pairs with the scores that a model is known to give, to check a reranker against.
 
-The same weights rank differently under another template, activation, answer tokens or dtype, and nothing says so
+The same weights rank differently with another template, activation, answer tokens or dtype, and without any error
 (QwenLM/Qwen3-Embedding #71, vLLM #21681 and many more). `chamfer doctor rerank` compares and names the likely cause.
 """
 
@@ -18,7 +18,7 @@ from chamfer.core.errors import InvalidInput, NotFound
 from chamfer.core.protocols import Reranker
 from chamfer.core.types import F32, Document, Query
 
-# A difference up to this share of the spread of the reference scores is what dtypes make.
+# Differences up to this fraction of the spread of the reference scores are explained by dtypes.
 ROUNDING_SHARE = 0.1
 ORDINARY_PAIRS = (
     ("Why did the fox lose his tail?", "A fox lost his tail in a trap and asked all foxes to cut theirs off."),
@@ -34,7 +34,7 @@ ORDINARY_PAIRS = (
 
 @dataclass(frozen=True, slots=True)
 class ReferencePair:
-    """What a model gives for one pair."""
+    """The score of a model for one pair."""
 
     query: str
     document: str
@@ -43,7 +43,7 @@ class ReferencePair:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a model is known to give: `source` says where it was read or measured."""
+    """The known scores of a model; `source` says where they were published or measured."""
 
     model: str
     source: str
@@ -53,7 +53,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How far a reranker is from its reference; `cause` is empty where it agrees."""
+    """How far a reranker is from its reference; `cause` is empty if they agree."""
 
     largest_difference: float
     scores: tuple[float, ...]
@@ -84,7 +84,7 @@ PUBLISHED = {
 
 
 def compare(reranker: Reranker, reference: Reference) -> Finding:
-    """Scores the reference pairs and says how far they are from the reference, and what is the likely cause."""
+    """Scores the reference pairs, and names the likely cause if they differ from the reference."""
     scores = _scores(reranker, [(pair.query, pair.document) for pair in reference.pairs])
     expected = np.array([pair.score for pair in reference.pairs], dtype=np.float32)
     largest = float(np.abs(scores - expected).max())
@@ -93,7 +93,7 @@ def compare(reranker: Reranker, reference: Reference) -> Finding:
 
 
 def record(reranker: Reranker, source: str, tolerance: float = 0.02) -> Reference:
-    """A reference of the ordinary pairs by this reranker, to compare other runtimes with."""
+    """A reference from this reranker's scores of ORDINARY_PAIRS, to compare other runtimes with."""
     scores = _scores(reranker, ORDINARY_PAIRS)
     pairs = tuple(
         ReferencePair(query, document, score)
@@ -103,27 +103,27 @@ def record(reranker: Reranker, source: str, tolerance: float = 0.02) -> Referenc
 
 
 def write_reference(reference: Reference, path: Path) -> None:
-    """Writes JSON."""
+    """Writes a reference as JSON."""
     path.write_text(json.dumps(asdict(reference), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def read_reference(path: Path) -> Reference:
-    """What `write_reference` wrote. NotFound or InvalidInput where it is not that."""
+    """Reads what `write_reference` wrote. NotFound without the file, InvalidInput for another content."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        pairs = tuple(ReferencePair(str(p["query"]), str(p["document"]), float(p["score"])) for p in found["pairs"])
-        reference = Reference(str(found["model"]), str(found["source"]), float(found["tolerance"]), pairs)
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        pairs = tuple(ReferencePair(str(p["query"]), str(p["document"]), float(p["score"])) for p in stored["pairs"])
+        reference = Reference(str(stored["model"]), str(stored["source"]), float(stored["tolerance"]), pairs)
     except FileNotFoundError:
         raise NotFound(f"no reference file at {path}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"{path} is no reference of scores: {error!r}") from error
+        raise InvalidInput(f"{path} is not a file of reference scores: {error!r}") from error
     if not reference.pairs:
         raise InvalidInput(f"{path} holds no pairs")
     return reference
 
 
 def _scores(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> F32:
-    """One call a pair: a reference must not depend on what stands beside it."""
+    """One call per pair: a reference score must not depend on the rest of a batch."""
     return np.array(
         [reranker.score(Query("reference", query), [Document("0", text)])[0] for query, text in pairs], dtype=np.float32
     )
@@ -144,7 +144,7 @@ def _cause(scores: F32, expected: F32, tolerance: float) -> str:
             lambda: _are_probabilities(expected) and _near(_sigmoid(scores), expected, tolerance),
         ),
         (
-            "the two answers are exchanged: each score is minus the reference",
+            "the two answers are swapped: each score is minus the reference",
             lambda: _near(-scores, expected, tolerance),
         ),
         (
@@ -159,8 +159,8 @@ def _cause(scores: F32, expected: F32, tolerance: float) -> str:
 
 
 def _sigmoid(values: F32) -> F32:
-    out: F32 = 0.5 * (1.0 + np.tanh(0.5 * values))
-    return out
+    probabilities: F32 = 0.5 * (1.0 + np.tanh(0.5 * values))
+    return probabilities
 
 
 def _near(a: F32, b: F32, tolerance: float) -> bool:

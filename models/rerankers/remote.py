@@ -1,8 +1,8 @@
-"""Rerankers on other machines, asked over HTTP with time limits, retries and a budget.
+"""Rerankers behind HTTP servers, with time limits, retries and a budget.
 
-A request is tried again when it may succeed later (no connection, timeout, 408, 429, 5xx), after a wait that grows
-and is drawn at random (full jitter), or after what the server's Retry-After says. All attempts of one call to `score`
-share `budget_seconds`; what does not fit into them fails at once with the reason.
+A request is retried if it may succeed later (no connection, timeout, 408, 429, 5xx), after exponential backoff with
+full jitter or after the server's Retry-After. All attempts of one call to `score` share `budget_seconds`; a retry that
+would exceed them fails at once with the reason of the last attempt.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ MAX_ANSWER_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteConfig:
-    """One reranker behind a URL (the server's root; the protocol knows the path).
+    """One reranking server.
 
-    timeout_seconds      one attempt
-    budget_seconds       all attempts and waits of one call
+    url                  root of the server; the protocol adds the path
+    timeout_seconds      limit of one attempt
+    budget_seconds       limit of all attempts and waits of one call
     retries              attempts after the first
-    backoff_seconds      the longest wait before the first retry; doubles each time
+    backoff_seconds      longest wait before the first retry; doubles with every retry
     concurrency          requests in flight at the same time
-    max_documents        documents of one request
-    requests_per_minute  attempts that may be made; 0: as many as are needed
+    max_documents        documents in one request
+    requests_per_minute  limit of attempts; 0: none
     """
 
     url: str
@@ -67,7 +68,7 @@ class RemoteConfig:
 
 
 class RemoteReranker:
-    """Asks a server. May be used from many threads; `close` ends its connections."""
+    """A reranker behind a server. Thread-safe; `close` ends its connections."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class RemoteReranker:
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix=f"remote-{name}")
 
     def close(self) -> None:
-        """Ends connections and threads."""
+        """Closes connections and stops threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
@@ -108,49 +109,49 @@ class RemoteReranker:
         """See chamfer.core.protocols.PairReranker. Pairs with the same query share requests."""
         if not self.reads_images:
             refuse_images(self.name, pairs)
-        places: dict[int, list[int]] = {}
-        for place, (query, _) in enumerate(pairs):
-            places.setdefault(id(query), []).append(place)
+        rows_of: dict[int, list[int]] = {}
+        for row, (query, _) in enumerate(pairs):
+            rows_of.setdefault(id(query), []).append(row)
         size = 1 if self._protocol.single else self._config.max_documents
-        chunks = [own[start : start + size] for own in places.values() for start in range(0, len(own), size)]
+        chunks = [rows[start : start + size] for rows in rows_of.values() for start in range(0, len(rows), size)]
         deadline = self._clock() + self._config.budget_seconds
-        asked = [self._pool.submit(self._ask, [pairs[place] for place in chunk], deadline) for chunk in chunks]
+        requests = [self._pool.submit(self._request, [pairs[row] for row in chunk], deadline) for chunk in chunks]
         scores = np.zeros(len(pairs), dtype=np.float32)
         try:
-            for chunk, future in zip(chunks, asked, strict=True):
+            for chunk, future in zip(chunks, requests, strict=True):
                 scores[chunk] = future.result()
         finally:
-            for future in asked:  # after a failure what has not begun is not paid for
+            for future in requests:  # after a failure, requests that have not started are dropped
                 future.cancel()
         return scores
 
-    def _ask(self, pairs: Sequence[Pair], deadline: float) -> F32:
+    def _request(self, pairs: Sequence[Pair], deadline: float) -> F32:
         documents = [document for _, document in pairs]
         body = self._protocol.request(self._config.model, pairs[0][0], documents)
-        answer = self._answer(body, deadline)
+        response = self._response(body, deadline)
         try:
-            return self._protocol.scores(answer, len(documents))
+            return self._protocol.scores(response, len(documents))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise Unavailable(
-                f"reranker {self.name} answered in another shape than {self._config.protocol}'s ({error!r})"
+                f"reranker {self.name} sent a response that is not of protocol {self._config.protocol} ({error!r})"
             ) from error
 
-    def _answer(self, body: Any, deadline: float) -> Any:
-        """The JSON of the first attempt that succeeds."""
+    def _response(self, body: Any, deadline: float) -> Any:
+        """The JSON of the first successful attempt."""
         for attempt in range(self._config.retries + 1):
-            failure, wait = self._attempt(body, deadline)
+            failure, result = self._attempt(body, deadline)
             if failure is None:
-                return wait
+                return result
             if attempt == self._config.retries or isinstance(failure, InvalidInput | NotFound):
                 raise failure
-            pause = wait if wait is not None else self._random.uniform(0, self._config.backoff_seconds * 2**attempt)
+            pause = result if result is not None else self._random.uniform(0, self._config.backoff_seconds * 2**attempt)
             if self._clock() + pause >= deadline:
                 raise failure
             self._sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
     def _attempt(self, body: Any, deadline: float) -> tuple[ChamferError | None, Any]:
-        """(None, the answer), or (what went wrong, the seconds that the server asks to wait, if it does)."""
+        """(None, the JSON of the response), or (what went wrong, the seconds that the server asks to wait or None)."""
         self._count()
         left = deadline - self._clock()
         if left <= 0:
@@ -165,19 +166,19 @@ class RemoteReranker:
             try:
                 return None, httpx.Response(200, content=content).json()
             except ValueError:
-                raise Unavailable(f"reranker {self.name} answered something that is not JSON") from None
+                raise Unavailable(f"reranker {self.name} sent a response that is not JSON") from None
         return self._failure(response, content)
 
     def _failure(self, response: httpx.Response, content: bytes) -> tuple[ChamferError, float | None]:
-        status, said = response.status_code, content[:300].decode("utf-8", "replace")
-        what = f"reranker {self.name} answered with status {status}: {said}"
+        status, text = response.status_code, content[:300].decode("utf-8", "replace")
+        what = f"reranker {self.name} answered with status {status}: {text}"
         wait = retry_after(response.headers.get("retry-after", ""), time.time())
         if status == 429:
             return Overloaded(what, wait or 1.0), wait
         if status in RETRIED:
             return Unavailable(what), wait
         if status in (401, 403):
-            raise Unavailable(f"{what} (api_key of this remote is refused)")
+            raise Unavailable(f"{what} (the server rejects models.remotes.NAME.api_key)")
         if status == 404:
             return NotFound(what), None
         return InvalidInput(what), None
@@ -187,13 +188,13 @@ class RemoteReranker:
         for part in response.iter_bytes():
             content += part
             if len(content) > MAX_ANSWER_BYTES:
-                raise Unavailable(f"reranker {self.name} answered with more than {MAX_ANSWER_BYTES} bytes")
+                raise Unavailable(f"reranker {self.name} answered with more than {MAX_ANSWER_BYTES:,} bytes")
             if self._clock() > until:
-                raise httpx.ReadTimeout("the answer trickles")
+                raise httpx.ReadTimeout("the response did not end in time")
         return content
 
     def _count(self) -> None:
-        """Counts an attempt against the budget; Overloaded if it is spent."""
+        """Counts an attempt against requests_per_minute; Overloaded if they are used up."""
         if not self._config.requests_per_minute:
             return
         with self._lock:
@@ -202,7 +203,7 @@ class RemoteReranker:
                 self._recent.popleft()
             if len(self._recent) >= self._config.requests_per_minute:
                 raise Overloaded(
-                    f"reranker {self.name} has used its {self._config.requests_per_minute} requests of this minute "
+                    f"reranker {self.name} has used up its {self._config.requests_per_minute} requests of this minute "
                     "(requests_per_minute)",
                     self._recent[0] + 60 - now,
                 )
@@ -210,7 +211,7 @@ class RemoteReranker:
 
 
 def retry_after(header: str, now: float) -> float | None:
-    """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3: seconds or a date); None if it says nothing."""
+    """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3: seconds or a date); None without a valid one."""
     text = header.strip()
     if text.isdigit():
         return float(text[:9])

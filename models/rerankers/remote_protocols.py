@@ -1,6 +1,6 @@
-"""The shapes in which rerankers are asked over HTTP: what is sent for one query with documents, and what comes back.
+"""The HTTP APIs of reranking servers: the request body for one query with documents, and the scores in the response.
 
-Each protocol is two pure functions. Answers are checked: every document has one score, at its own index.
+Each protocol is two pure functions. Responses are checked: every document must have one score, at its own index.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from chamfer.core.errors import Unavailable
 from chamfer.core.protocols import ScoreKind
 from chamfer.core.types import F32, Document, Query
-from chamfer.models.rerankers.prompts import QWEN3_VL_RERANKER, TRUE_FALSE, Message, Question, pair_messages
+from chamfer.models.networks.chat_messages import Message
+from chamfer.models.rerankers.prompts import QWEN3_VL_RERANKER, TRUE_FALSE, JudgePrompt, pair_messages
 
 Json = Any
 ProtocolName = Literal["cohere", "jina", "vllm-rerank", "vllm-score", "tei", "openai", "openai-true-false"]
@@ -27,9 +28,9 @@ MAGIC = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF",
 
 @dataclass(frozen=True, slots=True)
 class RemoteProtocol:
-    """`request` makes the body for (model, query, documents), `scores` reads f32 [n] out of the answer.
+    """`request` makes the body for (model, query, documents); `scores` reads f32 [n] from the response for n documents.
 
-    `single` protocols take one document a request; `kind` is what the scores are.
+    `single` protocols take one document per request; `kind` is the kind of the scores.
     """
 
     path: str
@@ -41,7 +42,7 @@ class RemoteProtocol:
 
 
 def data_uri(image: Path | bytes) -> str:
-    """The image as a data URI; its type is read from its first bytes."""
+    """The image as a data URI; its media type follows from its first bytes."""
     data = image.read_bytes() if isinstance(image, Path) else image
     kind = next((name for start, name in MAGIC if data.startswith(start)), "png")
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
@@ -56,9 +57,9 @@ def _jina(model: str, query: Query, documents: Sequence[Document]) -> Json:
     def part(text: str, image: Path | bytes | None) -> Json:
         return {"text": text} if image is None else {"image": data_uri(image)}
 
-    asked = query.text if query.image is None else part(query.text, query.image)
-    shown = [part(document.content, document.image) for document in documents]
-    return {"model": model, "query": asked, "documents": shown, "top_n": len(shown), "return_documents": False}
+    query_part = query.text if query.image is None else part(query.text, query.image)
+    parts = [part(document.content, document.image) for document in documents]
+    return {"model": model, "query": query_part, "documents": parts, "top_n": len(parts), "return_documents": False}
 
 
 def _vllm_part(text: str, image: Path | bytes | None) -> Json:
@@ -69,13 +70,13 @@ def _vllm_part(text: str, image: Path | bytes | None) -> Json:
 
 
 def _vllm_rerank(model: str, query: Query, documents: Sequence[Document]) -> Json:
-    shown = [_vllm_part(document.content, document.image) for document in documents]
-    return {"model": model, "query": _vllm_part(query.text, query.image), "documents": shown, "top_n": 0}
+    parts = [_vllm_part(document.content, document.image) for document in documents]
+    return {"model": model, "query": _vllm_part(query.text, query.image), "documents": parts, "top_n": 0}
 
 
 def _vllm_score(model: str, query: Query, documents: Sequence[Document]) -> Json:
-    shown = [_vllm_part(document.content, document.image) for document in documents]
-    return {"model": model, "text_1": _vllm_part(query.text, query.image), "text_2": shown}
+    parts = [_vllm_part(document.content, document.image) for document in documents]
+    return {"model": model, "text_1": _vllm_part(query.text, query.image), "text_2": parts}
 
 
 def _tei(model: str, query: Query, documents: Sequence[Document]) -> Json:
@@ -83,10 +84,10 @@ def _tei(model: str, query: Query, documents: Sequence[Document]) -> Json:
     return {"query": query.text, "texts": texts, "raw_scores": True, "return_text": False, "truncate": True}
 
 
-def _chat(question: Question) -> Callable[[str, Query, Sequence[Document]], Json]:
+def _chat(prompt: JudgePrompt) -> Callable[[str, Query, Sequence[Document]], Json]:
     def request(model: str, query: Query, documents: Sequence[Document]) -> Json:
         [document] = documents
-        messages = [_chat_message(message) for message in pair_messages(question, query, document)]
+        messages = [_chat_message(message) for message in pair_messages(prompt, query, document)]
         options = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         return {"model": model, "messages": messages, **options}
 
@@ -102,26 +103,26 @@ def _chat_message(message: Message) -> Json:
     return {"role": message["role"], "content": parts[0]["text"] if only_text else parts}
 
 
-def _chat_scores(question: Question) -> Callable[[Json, int], F32]:
-    positive = {spelling.strip().lower() for spelling in question.positive}
-    negative = {spelling.strip().lower() for spelling in question.negative}
+def _chat_scores(prompt: JudgePrompt) -> Callable[[Json, int], F32]:
+    positive = {spelling.strip().lower() for spelling in prompt.positive}
+    negative = {spelling.strip().lower() for spelling in prompt.negative}
 
     def scores(answer: Json, n: int) -> F32:
-        """Log-odds f32 [1]. An answer missing from the list counts as the least probable listed: a bound.
+        """Log-odds f32 [1]; NaN if neither answer is listed.
 
-        NaN if the list has neither answer.
+        An answer that is not listed gets the lowest listed log-probability, an upper bound on its own.
         """
         listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        found = {True: -math.inf, False: -math.inf}
+        log_sums = {True: -math.inf, False: -math.inf}
         for entry in listed:
             word = str(entry["token"]).strip().lower()
             for is_positive, words in ((True, positive), (False, negative)):
                 if word in words:
-                    found[is_positive] = float(np.logaddexp(found[is_positive], float(entry["logprob"])))
-        if all(value == -math.inf for value in found.values()):
+                    log_sums[is_positive] = float(np.logaddexp(log_sums[is_positive], float(entry["logprob"])))
+        if all(value == -math.inf for value in log_sums.values()):
             return np.array([np.nan], dtype=np.float32)
         floor = min(float(entry["logprob"]) for entry in listed)
-        odds = [value if value > -math.inf else floor for value in (found[True], found[False])]
+        odds = [value if value > -math.inf else floor for value in (log_sums[True], log_sums[False])]
         return np.array([odds[0] - odds[1]], dtype=np.float32)
 
     return scores
@@ -129,16 +130,16 @@ def _chat_scores(question: Question) -> Callable[[Json, int], F32]:
 
 def _by_index(list_key: str, score_key: str) -> Callable[[Json, int], F32]:
     def scores(answer: Json, n: int) -> F32:
-        out = np.full(n, np.nan, dtype=np.float32)
         entries = answer[list_key] if list_key else answer
-        places = [entry["index"] for entry in entries]
-        if sorted(places) != list(range(n)):
+        indices = [entry["index"] for entry in entries]
+        if sorted(indices) != list(range(n)):
             raise Unavailable(
-                f"the answer scores the documents {sorted(places)[:20]}, expected each of 0 to {n - 1} once"
+                f"the response scores the documents {sorted(indices)[:20]}, expected each of 0 to {n - 1} once"
             )
+        by_index = np.full(n, np.nan, dtype=np.float32)
         for entry in entries:
-            out[entry["index"]] = entry[score_key]
-        return out
+            by_index[entry["index"]] = entry[score_key]
+        return by_index
 
     return scores
 

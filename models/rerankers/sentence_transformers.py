@@ -1,8 +1,8 @@
 """Cross-encoders of sentence-transformers as rerankers.
 
-One transformer with a classification head (all common text cross-encoders) runs on the decided backend, its pairs
-tokenised once and batched by padded length. Whatever else sentence-transformers opens as a CrossEncoder (several
-modules, prompts) is predicted by that library.
+A single transformer with a classification head, as all common text cross-encoders are, runs on the decided backend;
+its pairs are tokenised once and batched by padded length. Any other CrossEncoder (several modules, prompts) runs
+through the library's own predict.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from chamfer.core.artifact import digest_of
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Pair, ScoreKind
 from chamfer.core.types import F32, I64, Document, Query
-from chamfer.models.backends.backend import DeviceConfig, load_backbone, token_inputs
-from chamfer.models.backends.token_batches import clean, length_groups
-from chamfer.models.encoders.sentence_transformers import fingerprint, open_model
-from chamfer.models.rerankers.pair_scores import CHARACTERS_PER_TOKEN, refuse_images, scores_of
+from chamfer.models.backends.backend import load_backbone
+from chamfer.models.backends.config import DeviceConfig
+from chamfer.models.backends.example_inputs import token_inputs
+from chamfer.models.backends.hub import model_fingerprint, open_model
+from chamfer.models.backends.token_batches import CHARACTERS_PER_TOKEN, clean, length_groups
+from chamfer.models.rerankers.pair_scores import refuse_images, scores_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,14 +61,14 @@ class CrossEncoderReranker:
 
 
 class PairPrediction:
-    """Text pairs to scores on a backbone whose output is one logit a pair."""
+    """Text pairs to scores through a backbone whose output is one logit per pair."""
 
     def __init__(self, model: Any, limit: int, config: DeviceConfig, name: str) -> None:
         self._tokenizer = model.tokenizer
         self._limit = limit
         self._budget = config.batch_tokens
         self._activation = model.activation_fn
-        self._inputs = [name for name in SUPPORTED_INPUTS if name in self._tokenizer.model_input_names]
+        self._inputs = [key for key in SUPPORTED_INPUTS if key in self._tokenizer.model_input_names]
         module = model.transformers_model
         inputs = token_inputs(len(self._inputs))
         self._backbone = load_backbone(
@@ -84,26 +86,26 @@ class PairPrediction:
 
     def _padded(self, name: str, values: list[list[int]], rows: list[int], width: int) -> I64:
         fill = self._tokenizer.pad_token_id if name == "input_ids" else 0
-        out = np.full((len(rows), width), fill, dtype=np.int64)
-        for place, row in enumerate(rows):
-            out[place, : len(values[row])] = values[row]
-        return out
+        padded = np.full((len(rows), width), fill, dtype=np.int64)
+        for line, row in enumerate(rows):
+            padded[line, : len(values[row])] = values[row]
+        return padded
 
     def _activated(self, logits: F32) -> F32:
         import torch
 
         with torch.inference_mode():
-            out: F32 = self._activation(torch.from_numpy(logits)).numpy()
-        return out.reshape(-1)
+            scores: F32 = self._activation(torch.from_numpy(logits)).numpy()
+        return scores.reshape(-1)
 
 
 def load_cross_encoder(name: str, config: DeviceConfig) -> CrossEncoderReranker:
-    """The reranker of this hub name or local path; models with more than one label are refused."""
+    """The reranker of this hub name or local path. InvalidInput for a model with more than one label."""
     model = open_model("CrossEncoder", name, config)
     if (labels := int(model.num_labels)) != 1:
-        raise InvalidInput(f"{name!r} gives {labels} labels a pair, expected a reranker with one")
+        raise InvalidInput(f"{name!r} gives {labels} labels per pair, expected a reranker with one")
     limit = int(model.max_seq_length or 512)
-    identity = digest_of(fingerprint(model), type(model.activation_fn).__name__)
+    identity = digest_of(model_fingerprint(model), type(model.activation_fn).__name__)
     if _is_plain(model):
         predict: Prediction = PairPrediction(model, limit, config, identity)
     else:
@@ -132,8 +134,8 @@ def _library_prediction(model: Any, limit: int, budget: int) -> Prediction:
         counts = model.tokenizer([" ".join(pair) for pair in pairs], truncation=False, verbose=False)["input_ids"]
         lengths = [min(len(ids), limit) for ids in counts]
         for _, rows in length_groups(lengths, limit=limit, budget=budget):
-            out = model.predict([pairs[row] for row in rows], batch_size=len(rows), show_progress_bar=False)
-            scores[rows] = np.asarray(out, dtype=np.float32).reshape(len(rows))
+            predicted = model.predict([pairs[row] for row in rows], batch_size=len(rows), show_progress_bar=False)
+            scores[rows] = np.asarray(predicted, dtype=np.float32).reshape(len(rows))
         return scores
 
     return predict
@@ -143,14 +145,14 @@ def _logits_module(transformer: torch.nn.Module, names: list[str]) -> torch.nn.M
     import torch
 
     class Logits(torch.nn.Module):
-        """The tokenizer's arrays, in order -> logits [B, 1]: the part of the model that is a graph."""
+        """The tokenizer's arrays i64 [B, L], in order -> logits f32 [B, 1]."""
 
         def __init__(self) -> None:
             super().__init__()
             self.transformer = transformer
 
         def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.transformer(**dict(zip(names, arrays, strict=True))).logits
-            return out
+            logits: torch.Tensor = self.transformer(**dict(zip(names, arrays, strict=True))).logits
+            return logits
 
     return Logits()

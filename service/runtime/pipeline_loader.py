@@ -14,7 +14,7 @@ from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.plans import Plan
 
 if TYPE_CHECKING:
-    from chamfer.models.backends.backend import DeviceConfig
+    from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.rerankers.score_cache import ScoreCache
 
 LoadPipeline = Callable[[Path], Pipeline]

@@ -15,7 +15,7 @@ from chamfer.indexing.build.builder import build as build_collection
 from chamfer.indexing.build.corpus import Rejects, count_lines, read_corpus
 from chamfer.indexing.collection.snapshot import open_snapshot
 from chamfer.indexing.families.family import Family
-from chamfer.models.backends.backend import decide
+from chamfer.models.backends.config import decide
 from chamfer.models.registry import load_encoder, load_reranker
 from chamfer.service.runtime.pipeline_loader import PipelineLoader
 from chamfer.service.search.searcher import Searcher

@@ -13,20 +13,18 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from chamfer.core.errors import InvalidInput, NotFound
 from chamfer.indexing.build.builder import BuildConfig
 from chamfer.indexing.families.registry import FAMILIES
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.rerankers.remote import RemoteConfig
+from chamfer.models.training.loop.recipe import Recipe, refuse_renamed_keys
 from chamfer.service.http.config import ServerConfig
 from chamfer.service.search.plans import Plan
-
-if TYPE_CHECKING:
-    from chamfer.models.training.loop.recipe import Recipe
 
 T = TypeVar("T")
 PREFIX = "CHAMFER_"
@@ -87,18 +85,20 @@ def load_settings(
 
 
 def load_recipe(file: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """A training recipe from TOML: `job` says which dataclass its keys must fit. Overrides are dotted and win.
+    """A training recipe from TOML, as the dataclass of its `job`. Overrides have dotted keys and win.
 
-    Raises NotFound for a missing file, InvalidInput for an unknown job or a key or value that does not fit.
+    Raises NotFound for a missing file, InvalidInput for an unknown job or for a key or value that does not fit; a key
+    that was renamed fails with its present name.
     """
-    from chamfer.models.training.jobs.registry import recipe_type
+    from chamfer.models.training.jobs.registry import recipe_type  # imports torch
 
     tree = _read_toml(file, "recipe")
     for dotted, text in (overrides or {}).items():
         _set(tree, dotted, dotted.split("."), text)
     job = tree.get("job")
     if not isinstance(job, str):
-        raise InvalidInput(f'recipe {file} says no job; its first line is job = "NAME"')
+        raise InvalidInput(f'recipe {file} has no key job; expected job = "NAME" at its beginning')
+    refuse_renamed_keys(recipe_type(job), tree)
     return fill(recipe_type(job), tree, "")
 
 

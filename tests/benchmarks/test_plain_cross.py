@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.peers.plain_cross import plain_cross_encoder
 from chamfer.core.types import Document, Query
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import WEIGHTS, load_reranker
 
 

@@ -15,7 +15,7 @@ from support_rerank_server import rerank_server
 
 from chamfer.core.protocols import PairReranker
 from chamfer.core.types import Document, Query
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_reranker
 from chamfer.models.rerankers.maxsim import MaxSimReranker
 from chamfer.models.rerankers.remote import RemoteConfig, RemoteReranker

@@ -15,7 +15,7 @@ from support_service import SEARCH, with_fables
 
 from chamfer.api import pipeline_loader
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder
 from chamfer.settings import load_settings
 

@@ -12,7 +12,7 @@ from chamfer.core.types import Query, VectorKind
 from chamfer.indexing.build.builder import BuildConfig, build
 from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.collection.collection import Collection
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from support_beir import write_sets
 
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder, load_reranker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +29,13 @@ def test_one_command_makes_every_model_and_goes_on_after_a_kill(tmp_path: Path) 
     data, into = write_sets(tmp_path / "data", documents=16), tmp_path / "into"
     # The environment that runs the tests stands for the one that make would install.
     given = [f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.dev", f"DATA={data}", f"INTO={into}"]
-    command = ["make", "models", *given, "SET=--set data.limit=16 --set fit.save_every=1 --set data.held_out=4"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [
+        "make",
+        "models",
+        *given,
+        "SET=--set data.max_train_groups=16 --set fit.save_steps=1 --set data.max_eval_groups=4",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     while not list(into.glob("var/mini/mini-cross-first/checkpoints/checkpoint-*/trainer_state.json")):
         assert process.poll() is None

@@ -11,7 +11,7 @@ from support_beir import write_sets
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Encoding, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.encoders.mini import MiniEncoder, load_mini
 from recipes import vectors
 from recipes.prepare import SOURCES, Source, mined

@@ -16,6 +16,7 @@ import numpy as np
 from chamfer.core.analysis import AnalysisConfig, Analyzer, term_hashes
 from chamfer.core.artifact import ArrayStream
 from chamfer.core.errors import InvalidInput
+from chamfer.core.idf import bm25_idf
 from chamfer.core.protocols import Expandable, Retriever
 from chamfer.core.types import I64, Array, Bool, Candidates, Document, Encoding, SparseVectors, VectorKind
 from chamfer.indexing.families.family import WithoutCodec
@@ -118,7 +119,7 @@ class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
         numbers = [np.searchsorted(self._vocabulary, each["terms"]) for each in arrays]
         n_live = sum(part.n_live for part in parts)
         frequency = _document_frequency(parts, numbers, len(self._vocabulary))
-        self._idf = np.log1p((n_live - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
+        self._idf = bm25_idf(frequency, n_live)
         total = sum(int(part.arrays["lengths"][part.live_rows()].sum()) for part in parts)
         mean = max(total / max(n_live, 1), 1e-9)
         impacts = [_impacts(each, config, mean) for each in arrays]

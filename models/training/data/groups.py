@@ -1,10 +1,10 @@
-"""Training groups: a query, its candidates, their labels and what teachers said of them; Parquet on disk.
+"""Training groups: a query, its candidates, their labels and the scores of teachers, stored as Parquet.
 
-A group is a row of groups.parquet: query_id, query, source, split strings; doc_ids list of strings; labels list of
-f32 (above 0: relevant); every other list column is a teacher's scores or a feature of the pool, aligned with doc_ids.
-Texts stand once, in documents.parquet (doc_id, text). Mining writes this form, all jobs read it. Jobs of models that
-see also read columns `query_image` of the groups and `image` of the documents: the file's bytes, or a path, relative to
-the folder of the Parquet file.
+A group is a row of groups.parquet: query_id, query, source, split (strings); doc_ids (list of strings); labels (list of
+f32, above 0: relevant). Every other list column is aligned with doc_ids and holds a teacher's scores or a feature of
+the pool. documents.parquet has the texts (doc_id, text), each once. Mining writes these files and all jobs read them.
+Multimodal jobs also read the columns `query_image` of the groups and `image` of the documents: the bytes of an image
+file, or its path relative to the folder of the Parquet file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chamfer.models.training.data.parquet import float_lists, read_table, table_
 _FIXED = ("query_id", "query", "source", "split", "doc_ids", "labels")
 Image = Path | bytes
 Choose = Callable[[list[str], list[str]], Sequence[int]]
-"""Sources and splits of all rows to the rows that are read."""
+"""Maps the sources and splits of all rows to the rows to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +43,32 @@ class Group:
         for name, column in {"labels": self.labels, **self.teachers}.items():
             if len(column) != len(self.doc_ids):
                 raise InvalidInput(
-                    f"group {self.query_id!r} has {len(self.doc_ids)} candidates and {len(column)} {name}"
+                    f"group {self.query_id!r} has {len(self.doc_ids)} candidates and {len(column)} {name}; "
+                    "expected one for each"
                 )
 
     @property
     def positives(self) -> list[int]:
-        """Places of the relevant candidates."""
-        return [place for place, label in enumerate(self.labels) if label > 0]
+        """Indices of the relevant candidates."""
+        return [index for index, label in enumerate(self.labels) if label > 0]
 
     @property
     def negatives(self) -> list[int]:
-        """Places of the others, in the order of the pool."""
-        return [place for place, label in enumerate(self.labels) if label <= 0]
+        """Indices of the other candidates, in the order of the pool."""
+        return [index for index, label in enumerate(self.labels) if label <= 0]
 
-    def take(self, places: Sequence[int]) -> Group:
-        """The group with the candidates at these places, in their order."""
+    def take(self, candidates: Sequence[int]) -> Group:
+        """The group with only these candidates, given by index, in this order."""
         return replace(
             self,
-            doc_ids=[self.doc_ids[place] for place in places],
-            labels=[self.labels[place] for place in places],
-            teachers={name: [column[place] for place in places] for name, column in self.teachers.items()},
+            doc_ids=[self.doc_ids[index] for index in candidates],
+            labels=[self.labels[index] for index in candidates],
+            teachers={name: [column[index] for index in candidates] for name, column in self.teachers.items()},
         )
 
 
 def table_of(groups: Sequence[Group]) -> pa.Table:
-    """Groups as a table, one row each; a teacher that a group lacks is null there."""
+    """Groups as a table, one row each; a teacher missing from a group is null."""
     columns: dict[str, Any] = {
         name: pa.array([getattr(group, name) for group in groups], pa.string()) for name in _FIXED[:4]
     }
@@ -86,9 +87,9 @@ def write_groups(path: Path, groups: Sequence[Group]) -> None:
 
 
 def read_groups(path: Path, choose: Choose | None = None) -> list[Group]:
-    """The groups of a file; `choose` gets source and split of every row and names the rows that are read.
+    """The groups of a file, or those that `choose` selects by source and split.
 
-    NotFound without the file, InvalidInput where a column is missing.
+    NotFound without the file, InvalidInput if a column is missing.
     """
     table = read_table(path, ("query_id", "query", "doc_ids", "labels"))
     if choose is not None:
@@ -119,7 +120,7 @@ def write_documents(path: Path, blocks: Iterable[tuple[Sequence[str], Sequence[s
 
 
 def add_images(path: Path, images: Mapping[str, Image]) -> None:
-    """Puts images beside the texts of a file of documents."""
+    """Adds images to a file of documents."""
     table = read_table(path, ("doc_id", "text"))
     columns = _images([images.get(doc_id) for doc_id in table["doc_id"].to_pylist()])
     table = table.select(["doc_id", "text"])
@@ -133,16 +134,16 @@ def read_documents(path: Path) -> dict[str, str]:
 
 
 def read_images(path: Path) -> dict[str, Image]:
-    """Images by doc_id, of the documents that have one."""
+    """Images by doc_id, for the documents that have one."""
     table = read_table(path, ("doc_id", "text"))
     if "image" not in table.column_names:
         return {}
     rows = zip(table["doc_id"].to_pylist(), table["image"].to_pylist(), strict=True)
-    return {doc_id: image for doc_id, own in rows if (image := _image(own, path)) is not None}
+    return {doc_id: image for doc_id, stored in rows if (image := _image(stored, path)) is not None}
 
 
 def check_groups(groups: Iterable[Group], documents: Mapping[str, str], *, needs_positive: bool = True) -> None:
-    """InvalidInput for a group without a positive (where one is needed) or with a document that is not there."""
+    """InvalidInput for a group without a required positive, or with a document that has no text."""
     for group in groups:
         if needs_positive and not group.positives:
             raise InvalidInput(f"group {group.query_id!r} has no relevant candidate")
@@ -151,27 +152,30 @@ def check_groups(groups: Iterable[Group], documents: Mapping[str, str], *, needs
                 raise InvalidInput(f"group {group.query_id!r} names document {doc_id!r}, which is not in the documents")
 
 
-def sample_places(group: Group, negatives: int, first: int, last: int, rng: np.random.Generator) -> list[int]:
-    """Places of one positive and then `negatives` others, drawn from the pool's negatives at ranks first..last-1.
+def sample_candidates(
+    group: Group, num_negatives: int, range_min: int, range_max: int, rng: np.random.Generator
+) -> list[int]:
+    """Indices of one positive and then `num_negatives` others, sampled from negatives[range_min:range_max].
 
-    With fewer of them, all negatives are drawn from; with none at all, they repeat.
+    If that slice is too short, all negatives are sampled from; if those are too few, some repeat. InvalidInput for a
+    group without negatives.
     """
     positive = int(rng.choice(group.positives))
-    window = group.negatives[first:last] or group.negatives
-    if len(window) < negatives:
+    window = group.negatives[range_min:range_max] or group.negatives
+    if len(window) < num_negatives:
         window = group.negatives
     if not window:
         raise InvalidInput(f"group {group.query_id!r} has no candidate that is not relevant")
-    drawn = rng.choice(len(window), size=negatives, replace=len(window) < negatives)
-    return [positive, *(window[int(place)] for place in drawn)]
+    sampled = rng.choice(len(window), size=num_negatives, replace=len(window) < num_negatives)
+    return [positive, *(window[int(rank)] for rank in sampled)]
 
 
-def _image(found: bytes | str | None, path: Path) -> Image | None:
-    return path.parent / found if isinstance(found, str) else found
+def _image(stored: bytes | str | None, path: Path) -> Image | None:
+    return path.parent / stored if isinstance(stored, str) else stored
 
 
 def _images(images: Sequence[Image | None]) -> list[pa.Array]:
-    """The one column of images, of bytes or else of paths as they are; none without any."""
+    """One column of images, as bytes if any image is given as bytes, else as paths; [] if there are none."""
     if all(image is None for image in images):
         return []
     if any(isinstance(image, bytes) for image in images):

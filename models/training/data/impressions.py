@@ -1,4 +1,7 @@
-"""Groups as impressions: what was shown for a query, where, and what was clicked (chamfer selections writes them)."""
+"""Groups as impressions: what was shown for a query, at which rank, and what was clicked.
+
+`chamfer selections` writes such groups from logs.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ RANK, SHOWN, PROPENSITY = "rank", "shown", "propensity"
 
 
 def as_impression(group: Group, eta: float) -> Group:
-    """What was shown, in the order of ranks, with columns `rank` and `propensity`; labels are clicks.
+    """The documents that were shown, by rank, with columns `rank` and `propensity`; labels are clicks.
 
-    Where no propensity was logged it is rank ** -eta (position-based examination). InvalidInput without ranks or for a
-    propensity that is no probability.
+    A propensity that was not logged is rank ** -eta (position-based examination). InvalidInput without ranks, or for a
+    propensity outside (0, 1].
     """
     if RANK not in group.teachers:
         raise InvalidInput(
@@ -23,11 +26,11 @@ def as_impression(group: Group, eta: float) -> Group:
         )
     ranks = group.teachers[RANK]
     shown = group.teachers.get(SHOWN, [1.0] * len(ranks))
-    places = sorted((place for place in range(len(ranks)) if shown[place] > 0), key=lambda place: ranks[place])
-    taken = group.take(places)
-    given = taken.teachers.get(PROPENSITY, [math.nan] * len(places))
+    candidates = sorted((n for n in range(len(ranks)) if shown[n] > 0), key=lambda n: ranks[n])
+    taken = group.take(candidates)
+    logged = taken.teachers.get(PROPENSITY, [math.nan] * len(candidates))
     propensities = [
-        rank**-eta if math.isnan(value) else value for rank, value in zip(taken.teachers[RANK], given, strict=True)
+        rank**-eta if math.isnan(value) else value for rank, value in zip(taken.teachers[RANK], logged, strict=True)
     ]
     if not all(0 < value <= 1 for value in propensities):
         raise InvalidInput(f"group {group.query_id!r} has propensities {propensities}; expected numbers in (0, 1]")

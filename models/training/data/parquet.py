@@ -1,4 +1,4 @@
-"""Parquet files of training data: written whole or not at all, read with what they must hold."""
+"""Parquet files of training data: written atomically, and checked for required columns when read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chamfer.core.types import F32
 
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Writes a sibling file that becomes `path` once it is whole."""
+    """A writer to a sibling file, which is renamed to `path` once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
     try:
@@ -31,26 +31,26 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a table whole or not at all."""
+    """Writes a table atomically."""
     with table_writer(path, table.schema) as writer:
         writer.write_table(table)
 
 
-def read_table(path: Path, needed: Sequence[str]) -> pa.Table:
-    """A Parquet file with at least these columns; NotFound or InvalidInput otherwise."""
+def read_table(path: Path, required: Sequence[str]) -> pa.Table:
+    """A Parquet file with at least these columns. NotFound without it, InvalidInput if it is damaged or lacks one."""
     if not path.is_file():
-        raise NotFound(f"{path} does not exist; expected a Parquet file with {', '.join(needed)}")
+        raise NotFound(f"{path} does not exist; expected a Parquet file with {', '.join(required)}")
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise InvalidInput(f"{path} is not a readable Parquet file: {error}") from error
-    if missing := set(needed) - set(table.column_names):
+    if missing := set(required) - set(table.column_names):
         raise InvalidInput(f"{path} lacks the columns {sorted(missing)}; it has {table.column_names}")
     return table
 
 
 def float_lists(rows: Sequence[Sequence[float] | F32 | None]) -> pa.Array:
-    """Numbers [n_i] as one Arrow column of lists of f32; None is null."""
+    """Rows of numbers [n_i] as one Arrow column of lists of f32; None becomes null."""
     flat = [np.asarray(() if row is None else row, dtype=np.float32) for row in rows]
     offsets = np.cumsum([0, *map(len, flat)]).astype(np.int32)
     values = pa.array(np.concatenate([np.empty(0, dtype=np.float32), *flat]), pa.float32())

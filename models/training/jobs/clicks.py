@@ -1,10 +1,10 @@
-"""Job `clicks`: a cross-encoder out of impression logs, where a click is not relevance and no click is not its lack."""
+"""Job `clicks`: a cross-encoder from impression logs, where clicks are biased evidence of relevance."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,38 +14,41 @@ from chamfer.core.errors import InvalidInput
 from chamfer.models.training.data.groups import Choose, Group
 from chamfer.models.training.data.impressions import PROPENSITY, RANK, as_impression
 from chamfer.models.training.jobs.cross_encoder import CrossEncoderRecipe, CrossEncoderStudent
+from chamfer.models.training.loop.draws import Draw
 from chamfer.models.training.loop.recipe import DataConfig
-from chamfer.models.training.loop.student import Draw
 from chamfer.models.training.losses import clicks
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClicksRecipe(CrossEncoderRecipe):
-    """data.groups is a log as chamfer selections writes it. A draw is a whole impression, its first data.last places.
+    """data.groups is a log as `chamfer selections` writes it. A draw is an impression's first data.range_max documents.
 
-    click_loss     propensity: Rel-MF's, with propensities at least `least` (0: unbiased); noise: NBPO's surrogate
-                   gradients; likelihood: NBPO's exact ones
-    eta            examination of a rank is rank ** -eta where none was logged
-    data.negatives noise and likelihood: so many unclicked documents are drawn for each clicked one, as NBPO does;
-                   propensity takes all that were shown, since drawing by click would undo its being unbiased
-    noise_l2       weight of g's squared parameters: without it g explains everything
+    click_loss          propensity: inverse propensity (Rel-MF); noise: NBPO's surrogate gradients; likelihood: NBPO's
+                        exact ones
+    propensity_clip     propensities below this are raised to it; 0 is unbiased
+    eta                 examination at a rank is rank ** -eta where no propensity was logged
+    data.num_negatives  for noise and likelihood, unclicked documents sampled per clicked one, as NBPO does; propensity
+                        uses all that were shown, since sampling by click would make it biased
+    noise_l2            weight of the squared parameters of the noise model, which would otherwise explain everything
     """
 
     click_loss: Literal["propensity", "noise", "likelihood"] = "propensity"
-    least: float = 0.05
+    propensity_clip: float = 0.05
     eta: float = 1.0
     noise_l2: float = 0.01
 
+    RENAMED: ClassVar[dict[str, str]] = {**CrossEncoderRecipe.RENAMED, "least": "propensity_clip"}
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.least <= 1:
-            raise InvalidInput(f"least is {self.least}, expected a probability")
-        if self.weights or self.cet.form != "off":
-            raise InvalidInput("job clicks makes its own weights; leave weights and cet out")
+        if not 0 <= self.propensity_clip <= 1:
+            raise InvalidInput(f"propensity_clip is {self.propensity_clip}, expected a probability")
+        if self.weight_column or self.cet.selection_model != "off":
+            raise InvalidInput("job clicks computes its own weights; leave weight_column and cet out")
 
 
 class Noise(nn.Module):
-    """g: how likely a relevant document goes unclicked, a linear function of ln rank; starts at -6, about 0.2 %."""
+    """The noise model g: the logit that a relevant document stays unclicked, linear in ln rank, -6 (0.2 %) at first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class Noise(nn.Module):
 
 
 class ClicksStudent(CrossEncoderStudent):
-    """Scores impressions of any length, with clicks or without; the mean runs over the documents of a batch."""
+    """Scores impressions of any length, with or without clicks; losses are means over the documents of a batch."""
 
     recipe: ClicksRecipe
 
@@ -75,17 +78,17 @@ class ClicksStudent(CrossEncoderStudent):
         return (RANK, PROPENSITY)
 
     def groups(self, choose: Choose) -> list[Group]:
-        found = [as_impression(group, self.recipe.eta) for group in super().groups(choose)]
-        return [group for group in found if group.doc_ids]
+        impressions = [as_impression(group, self.recipe.eta) for group in super().groups(choose)]
+        return [group for group in impressions if group.doc_ids]
 
-    def places(self, group: Group, config: DataConfig, rng: np.random.Generator) -> list[int]:
-        """The places of an impression that a step sees."""
-        shown = list(range(len(group.doc_ids)))[: config.last]
+    def sample(self, group: Group, config: DataConfig, rng: np.random.Generator) -> list[int]:
+        """The documents of an impression for one step, by index."""
+        shown = list(range(len(group.doc_ids)))[: config.range_max]
         if self.recipe.click_loss == "propensity":
             return shown
-        clicked = [place for place in shown if group.labels[place] > 0]
-        others = [place for place in shown if group.labels[place] <= 0]
-        n = min(len(others), config.negatives * max(1, len(clicked)))
+        clicked = [index for index in shown if group.labels[index] > 0]
+        others = [index for index in shown if group.labels[index] <= 0]
+        n = min(len(others), config.num_negatives * max(1, len(clicked)))
         return sorted([*clicked, *(others[int(i)] for i in rng.choice(len(others), size=n, replace=False))])
 
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
@@ -98,7 +101,7 @@ class ClicksStudent(CrossEncoderStudent):
             for column in range(2)
         )
         if self.recipe.click_loss == "propensity":
-            values = clicks.inverse_propensity(scores, clicked, propensity, self.recipe.least)
+            values = clicks.inverse_propensity(scores, clicked, propensity, self.recipe.propensity_clip)
             return {"propensity": values.mean()}
         loss = clicks.noisy_labels_surrogate if self.recipe.click_loss == "noise" else clicks.noisy_labels
         noise = self.noise(ranks)

@@ -1,22 +1,26 @@
-"""Job `cross_encoder`: a score for a query and a document read together."""
+"""Job `cross_encoder`: a reranker that reads query and document together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from chamfer.core.errors import InvalidInput
+from chamfer.models.networks.features import LAST, MINI
 from chamfer.models.networks.heads import CrossHead, CrossHeadConfig
+from chamfer.models.networks.mini_projection import load_projection
 from chamfer.models.networks.transformer import open_tower
 from chamfer.models.rerankers.trained import CrossModule, pair_ids
-from chamfer.models.training.jobs.cet import Calibration, CetConfig, PoolSelection, Scored, corrected
+from chamfer.models.training.jobs.selection_bias import Calibration, CetConfig, PoolSelection, Scored, corrected
+from chamfer.models.training.loop.draws import Draw
 from chamfer.models.training.loop.lora import adapt
+from chamfer.models.training.loop.micro_batches import in_order, micro_batches
 from chamfer.models.training.loop.recipe import Recipe
-from chamfer.models.training.loop.student import Draw, Student, in_order, micro_batches
+from chamfer.models.training.loop.student import Student
 from chamfer.models.training.losses import ranking
 
 _LOSSES = {"pointwise": ranking.pointwise, "pairwise": ranking.pairwise, "listwise": ranking.listwise}
@@ -24,26 +28,29 @@ _LOSSES = {"pointwise": ranking.pointwise, "pairwise": ranking.pairwise, "listwi
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEncoderRecipe(Recipe):
-    """loss over the candidates of a query: each alone, in pairs, or as a list. document_tokens bounds the whole pair.
+    """document_tokens is the limit of a whole pair.
 
-    weights names a column of the groups with one weight a candidate (CET and other corrections write such columns).
+    loss            over the candidates of a query: each alone, in pairs, or as a list
+    weight_column   column of the groups with one weight per candidate (as CET and other corrections compute)
     """
 
     loss: Literal["pointwise", "pairwise", "listwise"] = "listwise"
-    weights: str = ""
+    weight_column: str = ""
     head: CrossHeadConfig = field(default_factory=CrossHeadConfig)
     cet: CetConfig = field(default_factory=CetConfig)
 
+    RENAMED: ClassVar[dict[str, str]] = {**Recipe.RENAMED, "weights": "weight_column"}
+
     def __post_init__(self) -> None:
-        if self.cet.form != "off" and (self.loss != "pairwise" or self.weights):
+        if self.cet.selection_model != "off" and (self.loss != "pairwise" or self.weight_column):
             raise InvalidInput(
-                f"cet makes the weights of pairs; it needs loss = 'pairwise' and no weights, "
-                f"found loss = {self.loss!r}, weights = {self.weights!r}"
+                f"cet computes the weights of pairs; it needs loss = 'pairwise' and no weight_column, "
+                f"found loss = {self.loss!r}, weight_column = {self.weight_column!r}"
             )
 
 
 class CrossEncoderStudent(Student):
-    """Scores all pairs of a batch in micro-batches of like length."""
+    """Scores all pairs of a batch in micro-batches of similar length."""
 
     kind = "cross"
     recipe: CrossEncoderRecipe
@@ -51,22 +58,20 @@ class CrossEncoderStudent(Student):
     def __init__(self, recipe: CrossEncoderRecipe) -> None:
         super().__init__(recipe)
         self.head = CrossHead(sum(self.tower.widths), recipe.head)
-        if self.head.project is not None and recipe.backbone == "mini" and recipe.features == ("last",):
-            from chamfer.models.encoders.mini_projection import load_projection
-
+        if self.head.project is not None and recipe.backbone == MINI and recipe.features == (LAST,):
             projection, _ = load_projection()
             if projection.shape[1] == recipe.head.dim:
                 self.head.project.weight.data.copy_(torch.from_numpy(projection.T))
         self.pairs = CrossModule(self.tower, self.head, self.tokenizer.special_ids)
         self.selection: nn.Module | None = None
         self._steps = 0
-        if recipe.cet.form != "off":
+        if recipe.cet.selection_model != "off":
             self.selection = self._selection()
-            self.calibration = Calibration().requires_grad_(recipe.cet.weights == "exact")
+            self.calibration = Calibration().requires_grad_(recipe.cet.weighting == "exact")
 
     @property
     def teachers(self) -> Sequence[str]:
-        return self.recipe.cet.columns or ((self.recipe.weights,) if self.recipe.weights else ())
+        return self.recipe.cet.columns or ((self.recipe.weight_column,) if self.recipe.weight_column else ())
 
     def prepare(self, documents: Iterable[str], steps: int) -> None:
         del documents
@@ -79,18 +84,18 @@ class CrossEncoderStudent(Student):
         pairs = [(draw.query, text) for draw in draws for text in draw.texts]
         scores = self._score(pairs).view(len(draws), -1)
         labels = torch.tensor([draw.labels for draw in draws], device=scores.device)
-        weights = (
-            torch.tensor([draw.teachers[0] for draw in draws], device=scores.device) if self.recipe.weights else None
-        )
+        weights = None
+        if self.recipe.weight_column:
+            weights = torch.tensor([draw.teachers[0] for draw in draws], device=scores.device)
         return {self.recipe.loss: _LOSSES[self.recipe.loss](scores, labels, weights)}
 
     def score(self, query: str, texts: Sequence[str]) -> Tensor:
         return self._score([(query, text) for text in texts])
 
     def _selection(self) -> nn.Module:
-        """What says how likely a candidate was selected: the ranker's twin, or a function of the pool's features."""
+        """The model of the selection of candidates: a twin of the ranker, or a function of the pool's features."""
         config = self.recipe.cet
-        if config.form != "released":
+        if config.selection_model != "released":
             return PoolSelection(list(config.features.values()))
         tower = open_tower(
             self.recipe.backbone,
@@ -125,8 +130,8 @@ class CrossEncoderStudent(Student):
             with torch.no_grad():
                 steady = both()
             self.train()
-        selected = columns[..., -1] if config.form == "logged" else None
-        warm = step < config.warmup * self._steps
+        selected = columns[..., -1] if config.selection_model == "logged" else None
+        warm = step < config.warmup_ratio * self._steps
         scored = Scored(ranker, selector, *steady)
         parts, self.notes = corrected(scored, labels, selected, self.calibration, config, warm)
         return parts
@@ -136,7 +141,7 @@ class CrossEncoderStudent(Student):
         queries = self.tokenizer([query for query, _ in pairs], self.recipe.query_tokens).ids
         documents = self.tokenizer([text for _, text in pairs], limit).ids
         ids = [pair_ids(q, d, limit) for q, d in zip(queries, documents, strict=True)]
-        batches = micro_batches(ids, limit, self.recipe.fit.micro_tokens, self.tokenizer.pad_id)
+        batches = micro_batches(ids, limit, self.recipe.fit.micro_batch_tokens, self.tokenizer.pad_id)
         device = next(self.parameters()).device
         scores = [(module or self.pairs)(part.to(device), mask.to(device)).float() for _, part, mask in batches]
         return in_order(scores, [rows for rows, _, _ in batches])

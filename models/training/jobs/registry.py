@@ -1,4 +1,4 @@
-"""The jobs by name, and one run of a recipe from data to a finished folder."""
+"""The jobs by name, and a run of a recipe from data to a finished model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from chamfer.models.training.jobs.multivector import MultivectorRecipe, Multivec
 from chamfer.models.training.jobs.reranker import RerankerLearner, RerankerRecipe
 from chamfer.models.training.jobs.sparse import SparseRecipe, SparseStudent
 from chamfer.models.training.jobs.universal import UniversalLearner, UniversalRecipe
-from chamfer.models.training.loop.feature_cache import stored_states
+from chamfer.models.training.loop.draws import Draws
+from chamfer.models.training.loop.learner import Learner
 from chamfer.models.training.loop.recipe import Recipe
 from chamfer.models.training.loop.report import write_report
-from chamfer.models.training.loop.student import Draws, Learner
 from chamfer.models.training.loop.trainer import Fitted, arguments_of, fit, seed_everything, steps_of
 from chamfer.models.training.loop.work_directory import claim
 
@@ -38,66 +38,68 @@ JOBS: dict[str, tuple[type[Recipe], Callable[[Any], Learner]]] = {
 
 
 def recipe_type(job: str) -> type[Recipe]:
-    """The dataclass of a job's recipe; InvalidInput names the jobs there are."""
+    """The dataclass of a job's recipe. InvalidInput, listing the jobs, for an unknown one."""
     if job not in JOBS:
         raise InvalidInput(f"unknown job {job!r}; jobs: {', '.join(sorted(JOBS))}")
     return JOBS[job][0]
 
 
 def run(recipe: Recipe, work: Path, progress: Callable[[int, int, float], None] | None = None) -> Fitted:
-    """Trains what the recipe says and writes the model to recipe.out with its report; `work` keeps checkpoints.
+    """Trains a recipe and writes the model to recipe.out with its report; `work` keeps the checkpoints.
 
-    InvalidInput where `work` holds those of another run.
+    Resumes an interrupted run of the same recipe and data. InvalidInput if `work` belongs to another run, or if recipe
+    and data do not fit together.
     """
     seed_everything(recipe.fit.seed)
-    student = JOBS[recipe.job][1](recipe)
-    if recipe.start is not None:
-        student.begin(recipe.start)
+    learner = JOBS[recipe.job][1](recipe)
+    if recipe.init_from is not None:
+        learner.load_start(recipe.init_from)
     documents = read_documents(recipe.data.documents)
-    groups = student.groups(lambda sources, splits: chosen(sources, splits, recipe))
-    check_groups(groups, documents, needs_positive=student.needs_positive)
+    groups = learner.groups(lambda sources, splits: select_rows(sources, splits, recipe))
+    check_groups(groups, documents, needs_positive=learner.needs_positive)
     training = [group for group in groups if group.split == "train"]
     if not training:
-        raise InvalidInput(f"{recipe.data.groups} holds no training group of the shares {recipe.data.shares}")
-    held_out = [
-        (cut(group, recipe.data.held_out_depth), documents)
+        raise InvalidInput(
+            f"{recipe.data.groups} holds no training group with data.source_fractions = {recipe.data.source_fractions}"
+        )
+    eval_groups = [
+        (shortened(group, recipe.data.eval_depth), documents)
         for group in groups
         if group.split == "dev" and group.positives
     ]
-    draws = Draws(training, documents, recipe.data, student.teachers, recipe.fit.seed, student.places)
-    if recipe.data.states is not None:
-        if not isinstance(student, MultivectorStudent | SparseStudent):
-            raise InvalidInput(f"job {recipe.job} cannot learn from stored states; leave data.states out")
-        student.read.store(stored_states(recipe.data.states, documents, {g.query_id: g.query for g in groups}))
+    draws = Draws(training, documents, recipe.data, learner.teachers, recipe.fit.seed, learner.sample)
+    if recipe.data.token_vectors is not None:
+        queries = {group.query_id: group.query for group in groups}
+        learner.use_token_vectors(recipe.data.token_vectors, documents, queries)
     claim(work, recipe, groups, documents)
     arguments = arguments_of(recipe.fit, len(draws), work)
-    student.prepare(documents.values(), steps_of(arguments, len(draws)))
-    fitted = fit(student, draws, held_out, arguments, progress)
+    learner.prepare(documents.values(), steps_of(arguments, len(draws)))
+    fitted = fit(learner, draws, eval_groups, arguments, progress)
     if arguments.process_index == 0:
-        student.save(recipe.out)
-        write_report(recipe.out, recipe, fitted, len(training), student.facts)
+        learner.save(recipe.out)
+        write_report(recipe.out, recipe, fitted, len(training), learner.facts)
     return fitted
 
 
-def chosen(sources: Sequence[str], splits: Sequence[str], recipe: Recipe) -> list[int]:
-    """Rows, ascending: the training groups that shares and limit leave, drawn by the seed, and the held-out ones.
+def select_rows(sources: Sequence[str], splits: Sequence[str], recipe: Recipe) -> list[int]:
+    """Rows, ascending: the training groups that source_fractions and max_train_groups leave, and those for evaluation.
 
-    The held-out ones are the same for every seed; sources with share 0 give none.
+    Training groups are drawn by the seed; the evaluation groups are the same for every seed.
     """
     data, rng = recipe.data, np.random.default_rng(recipe.fit.seed)
-    shares = np.array([data.shares.get(source, 1.0) for source in sources])
+    fractions = np.array([data.source_fractions.get(source, 1.0) for source in sources])
     training = np.array(splits) == "train"
-    taken = np.flatnonzero(training & (rng.random(len(shares)) < shares))
-    if 0 < data.limit < len(taken):
-        taken = rng.permutation(taken)[: data.limit]
-    held = np.flatnonzero((np.array(splits) == "dev") & (shares > 0))
-    held = np.random.default_rng(0).permutation(held)[: data.held_out]
-    return sorted(int(row) for row in (*taken, *held))
+    selected = np.flatnonzero(training & (rng.random(len(fractions)) < fractions))
+    if 0 < data.max_train_groups < len(selected):
+        selected = rng.permutation(selected)[: data.max_train_groups]
+    evaluation = np.flatnonzero((np.array(splits) == "dev") & (fractions > 0))
+    evaluation = np.random.default_rng(0).permutation(evaluation)[: data.max_eval_groups]
+    return sorted(int(row) for row in (*selected, *evaluation))
 
 
-def cut(group: Group, depth: int) -> Group:
-    """The first `depth` candidates of a group; a positive beyond takes the last place."""
-    places = list(range(min(depth, len(group.doc_ids))))
-    if not any(place in places for place in group.positives):
-        places[-1] = group.positives[0]
-    return group.take(places)
+def shortened(group: Group, depth: int) -> Group:
+    """The first `depth` candidates of a group; if none is relevant, the first positive replaces the last of them."""
+    candidates = list(range(min(depth, len(group.doc_ids))))
+    if not any(index in candidates for index in group.positives):
+        candidates[-1] = group.positives[0]
+    return group.take(candidates)

@@ -1,61 +1,68 @@
-"""Job `reranker`: a chat model that judges pairs and lists, of texts and of images (UniME-V2, arXiv 2510.13515)."""
+"""Job `reranker`: a chat model that scores pairs and lists, of texts and of images (UniME-V2, arXiv 2510.13515)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from chamfer.core.errors import InvalidInput
-from chamfer.models.rerankers.chat_model import GenerativeReranker, Prompt
+from chamfer.models.networks.chat_model import Prompt
+from chamfer.models.rerankers.generative import GenerativeReranker
 from chamfer.models.rerankers.listwise import MAX_WINDOW
 from chamfer.models.rerankers.prompts import LIST_ANSWER_START, UNIME_PAIR, list_messages, pair_messages
-from chamfer.models.training.data.groups import Group, sample_places
-from chamfer.models.training.loop.chat_model_learner import LanguageLearner
+from chamfer.models.training.data.groups import Group
+from chamfer.models.training.loop.chat_model_learner import ChatModelLearner
+from chamfer.models.training.loop.draws import Draw
+from chamfer.models.training.loop.micro_batches import in_order
 from chamfer.models.training.loop.recipe import DataConfig, Recipe
-from chamfer.models.training.loop.student import Draw, in_order
-from chamfer.models.training.losses.answers import answer
+from chamfer.models.training.losses.answers import answer_loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class RerankerRecipe(Recipe):
-    """pair_weight of "is this one right?", asked of the positive and of the `hard` best-ranked negatives drawn;
-    list_weight of "which one is right?", asked of the positive among all negatives drawn, its place drawn anew.
+    """backbone is the folder of a chat model; LoRA goes into its language part. Served as unime:FOLDER.
 
-    over: answers compares a token with the other possible answers, vocabulary with all tokens (as published).
-    backbone is the folder of a chat model; LoRA goes into its language part. The finished folder is served as
-    unime:FOLDER. Lists are as long as data.negatives and the positive: take the window of the service, 8.
+    pair_weight      of "is this candidate right?", for the positive and the `hard_negatives` best-ranked negatives
+    list_weight      of "which candidate is right?", for the positive among all sampled negatives in random order
+    hard_negatives   at most data.num_negatives
+    softmax_over     answers: probability among the possible answers; vocabulary: among all tokens (as published)
+
+    Lists have data.num_negatives + 1 candidates; choose the window of the service, 8.
     """
 
     pair_weight: float = 1.0
     list_weight: float = 1.0
-    hard: int = 1
-    over: Literal["answers", "vocabulary"] = "answers"
+    hard_negatives: int = 1
+    softmax_over: Literal["answers", "vocabulary"] = "answers"
+
+    RENAMED: ClassVar[dict[str, str]] = {**Recipe.RENAMED, "hard": "hard_negatives", "over": "softmax_over"}
 
     def __post_init__(self) -> None:
-        if not 1 <= self.data.negatives < MAX_WINDOW:
+        negatives = self.data.num_negatives
+        if not 1 <= negatives < MAX_WINDOW:
+            raise InvalidInput(f"data.num_negatives is {negatives}, expected 1 to {MAX_WINDOW - 1} for a numbered list")
+        if not 0 <= self.hard_negatives <= negatives:
             raise InvalidInput(
-                f"data.negatives is {self.data.negatives}; a list has the positive and 1 to {MAX_WINDOW - 1} negatives"
+                f"hard_negatives is {self.hard_negatives}, expected 0 to data.num_negatives ({negatives})"
             )
-        if not 0 <= self.hard <= self.data.negatives:
-            raise InvalidInput(f"hard is {self.hard}, expected at most data.negatives ({self.data.negatives})")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A prompt, the tokens that answer it rightly, and all that may answer it."""
+class PromptTokens:
+    """A prompt with the token ids of the right answer and those of all possible answers."""
 
     prompt: Prompt
     right: list[int]
-    among: list[int]
+    possible: list[int]
 
 
-class RerankerLearner(LanguageLearner):
-    """Asks as chamfer.models.rerankers.listwise asks, with the same words."""
+class RerankerLearner(ChatModelLearner):
+    """Uses the prompts of chamfer.models.rerankers.listwise."""
 
     kind = "reranker"
     recipe: RerankerRecipe
@@ -65,19 +72,19 @@ class RerankerLearner(LanguageLearner):
         self._yes, self._no = (self.language.answer_ids(s) for s in (UNIME_PAIR.positive, UNIME_PAIR.negative))
         self._numbers = [self.language.answer_ids([str(n)])[0] for n in range(1, MAX_WINDOW + 1)]
 
-    def places(self, group: Group, config: DataConfig, rng: np.random.Generator) -> list[int]:
-        """The positive, then negatives in the order of the pool: the hardest first."""
-        positive, *others = sample_places(group, config.negatives, config.first, config.last, rng)
-        return [positive, *sorted(others)]
+    def sample(self, group: Group, config: DataConfig, rng: np.random.Generator) -> list[int]:
+        """The positive, then negatives in the order of the pool, the hardest first."""
+        positive, *negatives = super().sample(group, config, rng)
+        return [positive, *sorted(negatives)]
 
     def losses(self, draws: Sequence[Draw], step: int) -> dict[str, Tensor]:
-        pairs = [asked for draw in draws for asked in self._pairs(draw)]
+        pairs = [pair for draw in draws for pair in self._pairs(draw)]
         orders = self.orders(step, [len(draw.doc_ids) for draw in draws])
         lists = [self._list(draw, order) for draw, order in zip(draws, orders, strict=True)]
-        batches = list(self.language.batches([a.prompt for a in (*pairs, *lists)], self.recipe.fit.micro_tokens))
+        batches = list(self.language.batches([p.prompt for p in (*pairs, *lists)], self.recipe.fit.micro_batch_tokens))
         logits = in_order([self.language.logits(inputs) for _, inputs in batches], [rows for rows, _ in batches])
         listed = logits[len(pairs) :].detach()
-        right = [a.among[int(own[a.among].argmax())] in a.right for own, a in zip(listed, lists, strict=True)]
+        right = [p.possible[int(row[p.possible].argmax())] in p.right for row, p in zip(listed, lists, strict=True)]
         self.notes = {"lists right": sum(right) / len(right)}
         return {
             "pair": self.recipe.pair_weight * self._loss(logits[: len(pairs)], pairs),
@@ -85,36 +92,36 @@ class RerankerLearner(LanguageLearner):
         }
 
     def orders(self, step: int, lengths: Sequence[int]) -> list[list[int]]:
-        """In which order each list of a step shows its candidates: all equally likely, whatever they are."""
+        """The random order in which each list of a step shows its candidates."""
         rng = np.random.default_rng((self.recipe.fit.seed, 3, step))
         return [rng.permutation(length).tolist() for length in lengths]
 
     def score_group(self, group: Group, documents: Mapping[str, str]) -> Tensor:
-        """Log-odds, as the served reranker gives them to short lists."""
-        judge = GenerativeReranker("student", self.language, UNIME_PAIR)
-        shown = self.documents(group.doc_ids, [documents[doc_id] for doc_id in group.doc_ids])
-        return torch.from_numpy(judge.score(self.query(group.query, group.query_image), shown))
+        """Log-odds, as the served reranker computes them for short lists."""
+        reranker = GenerativeReranker("student", self.language, UNIME_PAIR)
+        candidates = self.documents(group.doc_ids, [documents[doc_id] for doc_id in group.doc_ids])
+        return torch.from_numpy(reranker.score(self.query(group.query, group.query_image), candidates))
 
-    def _loss(self, logits: Tensor, asked: Sequence[Asked]) -> Tensor:
-        among = [a.among for a in asked] if self.recipe.over == "answers" else None
-        return answer(logits, [a.right for a in asked], among).mean()
+    def _loss(self, logits: Tensor, prompts: Sequence[PromptTokens]) -> Tensor:
+        possible = [p.possible for p in prompts] if self.recipe.softmax_over == "answers" else None
+        return answer_loss(logits, [p.right for p in prompts], possible).mean()
 
-    def _pairs(self, draw: Draw) -> list[Asked]:
+    def _pairs(self, draw: Draw) -> list[PromptTokens]:
         query = self.query(draw.query, draw.query_image)
-        judged = self.documents(draw.doc_ids, draw.texts)[: 1 + self.recipe.hard]
+        candidates = self.documents(draw.doc_ids, draw.texts)[: 1 + self.recipe.hard_negatives]
         return [
-            Asked(
+            PromptTokens(
                 self.language.prompt(pair_messages(UNIME_PAIR, query, document), UNIME_PAIR.answer_start),
-                self._no if place else self._yes,
+                self._no if index else self._yes,
                 [*self._yes, *self._no],
             )
-            for place, document in enumerate(judged)
+            for index, document in enumerate(candidates)
         ]
 
-    def _list(self, draw: Draw, order: list[int]) -> Asked:
-        """The candidates in this order; place 0 of the draw is the right one, and the only one known to be right."""
-        shown = self.documents(draw.doc_ids, draw.texts)
-        messages = list_messages(self.query(draw.query, draw.query_image), [shown[place] for place in order])
+    def _list(self, draw: Draw, order: list[int]) -> PromptTokens:
+        """The candidates in this order; candidate 0 of the draw is the right answer."""
+        candidates = self.documents(draw.doc_ids, draw.texts)
+        messages = list_messages(self.query(draw.query, draw.query_image), [candidates[index] for index in order])
         numbers = self._numbers[: len(order)]
         prompt = self.language.prompt(messages, LIST_ANSWER_START)
-        return Asked(prompt, [numbers[order.index(0)]], numbers)
+        return PromptTokens(prompt, [numbers[order.index(0)]], numbers)

@@ -1,4 +1,4 @@
-"""What jobs share whose backbone is a language model that may see: its adapter, its images, its folder."""
+"""The learner of jobs whose backbone is a chat model: its adapter, the images of the data, the finished folder."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import ClassVar
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query
-from chamfer.models.backends.backend import DeviceConfig
-from chamfer.models.networks.checkpoint import Description, save
-from chamfer.models.networks.transformer import MINI
-from chamfer.models.rerankers.chat_model import load_language_model
+from chamfer.models.backends.config import DeviceConfig
+from chamfer.models.networks.chat_model import load_language_model
+from chamfer.models.networks.checkpoint import Description, write_checkpoint
+from chamfer.models.networks.features import MINI
 from chamfer.models.training.data.groups import read_images
-from chamfer.models.training.loop.lora import adapt, changes_of
+from chamfer.models.training.loop.learner import Learner
+from chamfer.models.training.loop.lora import adapt, adapter_updates
 from chamfer.models.training.loop.recipe import Recipe
-from chamfer.models.training.loop.student import Learner
 
-LANGUAGE = "language_model"  # the part of a model that sees which reads; its eyes stay as they are
+LANGUAGE_PART = "language_model"  # of a multimodal model; its vision part stays frozen
 
 
-class LanguageLearner(Learner):
+class ChatModelLearner(Learner):
     """A chat model with LoRA in the linear layers of its language part."""
 
     kind: ClassVar[str]
@@ -34,17 +34,17 @@ class LanguageLearner(Learner):
             )
         self.language = load_language_model(recipe.backbone, DeviceConfig(device="cpu", precision="fp32"))
         self.tower = self.language.module.requires_grad_(False)
-        sees = any(LANGUAGE in name for name, _ in self.tower.named_modules())
-        adapt(self.tower, recipe.adapter, within=LANGUAGE if sees else "")
+        multimodal = any(LANGUAGE_PART in name for name, _ in self.tower.named_modules())
+        adapt(self.tower, recipe.adapter, within=LANGUAGE_PART if multimodal else "")
         self._images = read_images(recipe.data.documents) if self.language.reads_images else {}
 
     def query(self, text: str, image: Path | bytes | None) -> Query:
-        """The query as the model is shown it, cut to query_tokens."""
-        seen = image if self.language.reads_images else None
-        return Query("", self.language.shortened(text, self.recipe.query_tokens), seen)
+        """The query, cut to query_tokens, with its image if the model reads images."""
+        readable = image if self.language.reads_images else None
+        return Query("", self.language.shortened(text, self.recipe.query_tokens), readable)
 
     def documents(self, doc_ids: Sequence[str], texts: Sequence[str]) -> list[Document]:
-        """The documents as the model is shown them, cut to document_tokens."""
+        """The documents, cut to document_tokens, with their images if the model reads images."""
         limit = self.recipe.document_tokens
         return [
             Document(doc_id, self.language.shortened(text, limit), image=self._images.get(doc_id))
@@ -52,7 +52,7 @@ class LanguageLearner(Learner):
         ]
 
     def description(self) -> Description:
-        """What the saved folder says."""
+        """What model.json of the finished model says."""
         return Description(
             kind=self.kind,
             backbone=self.recipe.backbone,
@@ -63,4 +63,5 @@ class LanguageLearner(Learner):
         )
 
     def save(self, folder: Path) -> None:
-        save(folder, self.description(), {}, changes_of(self.tower, self.recipe.adapter.scale))
+        """See Learner."""
+        write_checkpoint(folder, self.description(), {}, adapter_updates(self.tower, self.recipe.adapter.scale))

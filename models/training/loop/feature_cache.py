@@ -1,4 +1,4 @@
-"""Features of a batch's texts: computed with gradient where the backbone learns, remembered where it is frozen."""
+"""Token features of a batch's texts: computed with gradient if the backbone is trained, cached if it is frozen."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from chamfer.core.errors import InvalidInput
 from chamfer.models.backends.token_batches import Tokenizer
-from chamfer.models.networks.transformer import MINI, Tower
-from chamfer.models.training.loop.student import micro_batches
+from chamfer.models.networks.features import MINI, WORDS
+from chamfer.models.networks.transformer import Tower
+from chamfer.models.training.loop.micro_batches import micro_batches
 
 
 @dataclass(frozen=True, slots=True)
-class States:
+class TokenFeatures:
     """hidden f32 [N, L, W], ids and mask i64 [N, L]; padding has mask 0."""
 
     hidden: Tensor
@@ -25,67 +26,74 @@ class States:
     mask: Tensor
 
 
-class StateReader:
-    """Texts to padded features. A frozen tower's are kept in memory as f16, 2 W bytes a token; those of words, which
-    are a look-up, are never kept."""
+class FeatureReader:
+    """Texts to padded features.
+
+    Features of a frozen tower are cached in memory as f16, 2 W bytes a token. The feature `words` is a look-up and is
+    not cached.
+    """
 
     def __init__(self, tower: Tower, tokenizer: Tokenizer, micro_tokens: int) -> None:
         self._tower = tower
         self._tokenizer = tokenizer
         self._micro_tokens = micro_tokens
         self._frozen = not any(p.requires_grad for p in tower.parameters())
-        self._words = tower.features[:1] == ("words",)
-        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._reads_words = tower.features[:1] == (WORDS,)
+        self._cache: dict[tuple[str, int], Tensor] = {}
         self._stored: dict[str, Tensor] = {}
 
-    def store(self, vectors: Mapping[str, Tensor]) -> None:
-        """Token vectors of `mini` by text, to be read instead of computed."""
-        if self._tower.features not in ((MINI,), ("words", MINI)) or not self._frozen:
-            raise InvalidInput(
-                "stored states serve heads over a frozen mini; set features = ['mini'] or ['words', 'mini'], no adapter"
-            )
-        self._stored.update(vectors)
+    def load_token_vectors(self, folder: Path, documents: Mapping[str, str], queries: Mapping[str, str]) -> None:
+        """Token vectors of `mini` from SOURCE.npz files in a folder, which are then read instead of computed.
 
-    def __call__(self, texts: Sequence[str], limit: int) -> States:
+        InvalidInput unless the tower is a frozen mini with the features `mini`, or `words` and `mini`.
+        """
+        if self._tower.features not in ((MINI,), (WORDS, MINI)) or not self._frozen:
+            raise InvalidInput(
+                "data.token_vectors needs a head over a frozen mini; set features = ['mini'] or ['words', 'mini'] and "
+                "leave adapter out"
+            )
+        self._stored.update(stored_token_vectors(folder, documents, queries))
+
+    def __call__(self, texts: Sequence[str], limit: int) -> TokenFeatures:
         """The features of all texts, cut to `limit` tokens, in their order."""
         ids = self._tokenizer(texts, limit).ids
         device = self._tower.vocabulary.device
-        matrices = self._remembered(texts, ids, limit) if self._frozen else self._computed(ids, limit)
-        mask = torch.zeros((len(ids), max(len(row) for row in ids)), dtype=torch.long)
+        matrices = self._cached(texts, ids, limit) if self._frozen else self._computed(ids, limit)
+        mask = torch.zeros((len(ids), max(map(len, ids))), dtype=torch.long)
         padded = torch.full_like(mask, self._tokenizer.pad_id)
-        for place, row in enumerate(ids):
-            padded[place, : len(row)] = torch.tensor(row, dtype=torch.long)
-            mask[place, : len(row)] = 1
+        for row, token_ids in enumerate(ids):
+            padded[row, : len(token_ids)] = torch.tensor(token_ids, dtype=torch.long)
+            mask[row, : len(token_ids)] = 1
         hidden = torch.nn.utils.rnn.pad_sequence([m.float() for m in matrices], batch_first=True).to(device)
-        if self._frozen and self._words:
+        if self._frozen and self._reads_words:
             hidden = torch.cat([self._tower.words(padded.to(device)), hidden], dim=-1)
-        return States(hidden, padded.to(device), mask.to(device))
+        return TokenFeatures(hidden, padded.to(device), mask.to(device))
 
-    def _remembered(self, texts: Sequence[str], ids: Sequence[list[int]], limit: int) -> list[Tensor]:
-        for text, row in zip(texts, ids, strict=True):
-            if text in self._stored and (text, limit) not in self._kept:
-                whole = self._stored[text]  # cut as the tokenizer cuts: the closing token stays
-                self._kept[text, limit] = whole if len(whole) <= len(row) else whole[[*range(len(row) - 1), -1]]
-        fresh = list({text: place for place, text in enumerate(texts) if (text, limit) not in self._kept}.values())
-        skipped = self._tower.widths[0] if self._words else 0
+    def _cached(self, texts: Sequence[str], ids: Sequence[list[int]], limit: int) -> list[Tensor]:
+        for text, token_ids in zip(texts, ids, strict=True):
+            if text in self._stored and (text, limit) not in self._cache:
+                whole, n = self._stored[text], len(token_ids)  # truncated as the tokenizer does, keeping the last token
+                self._cache[text, limit] = whole if len(whole) <= n else whole[[*range(n - 1), -1]]
+        missing = list({text: row for row, text in enumerate(texts) if (text, limit) not in self._cache}.values())
+        skipped = self._tower.widths[0] if self._reads_words else 0
         with torch.no_grad():
-            for place, matrix in zip(fresh, self._computed([ids[place] for place in fresh], limit), strict=True):
-                self._kept[texts[place], limit] = matrix[:, skipped:].to("cpu", torch.float16)
-        return [self._kept[text, limit] for text in texts]
+            for row, matrix in zip(missing, self._computed([ids[row] for row in missing], limit), strict=True):
+                self._cache[texts[row], limit] = matrix[:, skipped:].to("cpu", torch.float16)
+        return [self._cache[text, limit] for text in texts]
 
     def _computed(self, ids: Sequence[list[int]], limit: int) -> list[Tensor]:
-        out: list[Tensor] = [torch.empty(0)] * len(ids)
+        matrices: list[Tensor] = [torch.empty(0)] * len(ids)
         device = self._tower.vocabulary.device
         for rows, padded, mask in micro_batches(ids, limit, self._micro_tokens, self._tokenizer.pad_id):
             hidden = self._tower(padded.to(device), mask.to(device))
-            for place, row in enumerate(rows):
-                out[row] = hidden[place, : len(ids[row])]
-        return out
+            for states, row in zip(hidden, rows, strict=True):
+                matrices[row] = states[: len(ids[row])]
+        return matrices
 
 
-def stored_states(folder: Path, documents: Mapping[str, str], queries: Mapping[str, str]) -> dict[str, Tensor]:
-    """Token vectors f16 by text out of SOURCE.npz files; ids are SOURCE/ID. Sources without a file are left out."""
-    out: dict[str, Tensor] = {}
+def stored_token_vectors(folder: Path, documents: Mapping[str, str], queries: Mapping[str, str]) -> dict[str, Tensor]:
+    """Token vectors f16 by text from SOURCE.npz files; ids are SOURCE/ID. Sources without a file are skipped."""
+    vectors: dict[str, Tensor] = {}
     for source in sorted({key.partition("/")[0] for key in documents}):
         path = folder / f"{source}.npz"
         if not path.is_file():
@@ -97,9 +105,9 @@ def stored_states(folder: Path, documents: Mapping[str, str], queries: Mapping[s
                 (documents, ("doc_ids", "tokens", "offsets")),
                 (queries, ("query_ids", "q_tokens", "q_offsets")),
             ):
-                keys, values, offsets = (file[name] for name in names)
+                ids, values, offsets = (file[name] for name in names)
                 halves = torch.from_numpy(values.astype(np.float16, copy=False))
-                for row, key in enumerate(keys.tolist()):
-                    if (text := texts.get(f"{source}/{key}")) is not None:
-                        out[text] = halves[int(offsets[row]) : int(offsets[row + 1])]
-    return out
+                for row, text_id in enumerate(ids.tolist()):
+                    if (text := texts.get(f"{source}/{text_id}")) is not None:
+                        vectors[text] = halves[int(offsets[row]) : int(offsets[row + 1])]
+    return vectors

@@ -12,15 +12,16 @@ Call = tuple[Tensor, ...]
 
 
 def cached(encode: Callable[..., Tensor], calls: Sequence[Call]) -> Tensor:
-    """The rows of encode(*call) of all calls, [N, D]: computed without graph, again with one in the backward pass.
+    """The concatenated outputs of encode(*call), [N, D]: computed without a graph, and again with one for the gradient.
 
-    The gradient is that of plain encoding: the second pass draws the same dropout and runs under the same autocast.
-    It is added to the parameters' `grad` directly, so this serves one process; several exchange too early.
+    The gradient equals that of plain encoding: the second pass draws the same dropout and runs under the same autocast.
+    It is added to the parameters' `grad` directly, which works in one process only: with several, gradients would be
+    exchanged too early.
     """
     if not torch.is_grad_enabled():
         return torch.cat([encode(*call) for call in calls])
-    out: Tensor = _Cached.apply(torch.zeros((), requires_grad=True), encode, calls)  # type: ignore[no-untyped-call]
-    return out
+    outputs: Tensor = _Cached.apply(torch.zeros((), requires_grad=True), encode, calls)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 class _Cached(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT, put into the linear layers of any transformer."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT in the linear layers of any transformer."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from chamfer.core.errors import InvalidInput, Unavailable
-from chamfer.models.networks.transformer import Fold, Tower
+from chamfer.models.networks.transformer import LowRankUpdate, Tower
 from chamfer.models.training.loop.recipe import AdapterConfig
 
 
 def adapt(transformer: Any, config: AdapterConfig, within: str = "") -> list[str]:
-    """Puts LoRA into the linear layers that the config and `within` name; only those then learn. Returns their names.
+    """Adds LoRA to the linear layers that the config and `within` select, and returns their names.
 
-    InvalidInput where there are none.
+    Only the adapters are then trainable. InvalidInput if no layer is selected, Unavailable without PEFT.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise Unavailable("adapters need PEFT: pip install 'chamfer[train]'") from None
-    names = linear_layers(transformer, config.targets, config.first_layer, within)
+    names = linear_layers(transformer, config.target_modules, config.first_layer, within)
     if not names:
         raise InvalidInput(
-            f"the backbone has no linear layer named {', '.join(config.targets)} from layer {config.first_layer} on; "
-            "set adapter.targets and adapter.first_layer"
+            f"the backbone has no linear layer named {', '.join(config.target_modules)} "
+            f"from layer {config.first_layer} on; set adapter.target_modules and adapter.first_layer"
         )
     lora = LoraConfig(
         r=config.rank,
@@ -42,20 +42,23 @@ def adapt(transformer: Any, config: AdapterConfig, within: str = "") -> list[str
         inject_adapter_in_model(lora, transformer)
     for module in transformer.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False  # under autocast it would go to f32 and back
+            module.cast_input_dtype_enabled = False  # under autocast inputs would be cast to f32 and back
     return names
 
 
 @contextmanager
-def quick(tower: Tower, precision: str) -> Iterator[None]:
-    """Within it the tower trains faster and computes the same: under autocast frozen linear weights are kept in bf16
-    instead of cast at every use, and on a CPU attention is written out, whose backward pass beats the fused one's."""
-    kept: list[tuple[nn.Parameter, Tensor]] = []
+def fast_forward(tower: Tower, precision: str) -> Iterator[None]:
+    """A context within which the tower trains faster and computes the same.
+
+    Under autocast, frozen linear weights are held in bf16 instead of being cast at every use. On a CPU, attention is
+    computed unfused ("eager"), whose backward pass is faster there.
+    """
+    full: list[tuple[nn.Parameter, Tensor]] = []
     attention = tower.transformer.config._attn_implementation
     if precision == "bf16":
         linear = [module for module in tower.modules() if isinstance(module, nn.Linear)]
         frozen = [p for module in linear for p in module.parameters() if not p.requires_grad]
-        kept = [(p, p.data) for p in frozen]
+        full = [(p, p.data) for p in frozen]
         for p in frozen:
             p.data = p.data.bfloat16()
     if not tower.vocabulary.is_cuda:
@@ -64,35 +67,37 @@ def quick(tower: Tower, precision: str) -> Iterator[None]:
         yield
     finally:
         tower.transformer.set_attn_implementation(attention)
-        for p, whole in kept:
-            p.data = whole.to(p.device)
+        for p, weights in full:
+            p.data = weights.to(p.device)
 
 
-def linear_layers(transformer: nn.Module, targets: Sequence[str], first_layer: int, within: str = "") -> list[str]:
-    """Names of linear layers that end in one of `targets`, from `first_layer` on, and have `within` in their path."""
+def linear_layers(
+    transformer: nn.Module, target_modules: Sequence[str], first_layer: int, within: str = ""
+) -> list[str]:
+    """Names of the linear layers that end in a target module, from `first_layer` on, with `within` in their path."""
     return [
         name
         for name, module in transformer.named_modules()
         if isinstance(module, nn.Linear)
-        and name.rpartition(".")[2] in targets
+        and name.rpartition(".")[2] in target_modules
         and within in name
         and (number := re.search(r"\.(\d+)\.", name)) is not None
         and int(number.group(1)) >= first_layer
     ]
 
 
-def shrink(transformer: nn.Module, share: float) -> None:
-    """Leaves that share of the low-rank changes."""
+def scale_adapter(transformer: nn.Module, factor: float) -> None:
+    """Multiplies the low-rank updates by a factor."""
     with torch.no_grad():
         for name, weight in transformer.named_parameters():
             if ".lora_B." in name:
-                weight.mul_(share)
+                weight.mul_(factor)
 
 
-def changes_of(transformer: nn.Module, scale: float) -> dict[str, Fold]:
-    """The low-rank changes by name of the layer."""
+def adapter_updates(transformer: nn.Module, scale: float) -> dict[str, LowRankUpdate]:
+    """The low-rank updates by layer name."""
     return {
-        name: Fold(module.lora_A["default"].weight, module.lora_B["default"].weight, scale)
+        name: LowRankUpdate(module.lora_A["default"].weight, module.lora_B["default"].weight, scale)
         for name, module in transformer.named_modules()
         if hasattr(module, "lora_A")
     }

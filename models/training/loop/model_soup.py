@@ -1,4 +1,4 @@
-"""Soups: one model from several of the same kind (Wortsman et al., arXiv 2203.05482; LM-Cocktail, arXiv 2311.13534)."""
+"""Model soups: the weighted mean of models of one kind (arXiv 2203.05482; LM-Cocktail, arXiv 2311.13534)."""
 
 from __future__ import annotations
 
@@ -12,44 +12,48 @@ import torch
 from torch import Tensor
 
 from chamfer.core.errors import InvalidInput
-from chamfer.models.networks.checkpoint import Description, describe, fingerprint, parts_of, save
-from chamfer.models.networks.transformer import Fold
+from chamfer.models.networks.checkpoint import Checkpoint, Description, fingerprint, open_checkpoint, write_checkpoint
+from chamfer.models.networks.transformer import LowRankUpdate
 
 
 def soup(folders: Sequence[Path], out: Path, weights: Sequence[float] = ()) -> None:
-    """Writes the weighted mean of trained models; without weights all count alike. They are divided by their sum.
+    """Writes the weighted mean of trained models; without weights all count equally. Weights are divided by their sum.
 
-    Heads are averaged. Of adapters the *changes* are averaged, exactly: sum_i w_i up_i down_i is one change whose
-    factors stand side by side, where averaging the factors would multiply up_i with down_j. A layer that a model
-    leaves alone changes by nothing there. The rank is the sum of all, which costs nothing once it is folded in.
-    OUT/report.json says what went in.
+    Heads are averaged. Of adapters the updates are averaged exactly: sum_i w_i up_i down_i is one update whose factors
+    are concatenated, whereas averaging the factors would multiply up_i with down_j. A layer that a model does not
+    adapt contributes no update. The rank is the sum of all ranks, which costs nothing once the adapter is merged.
+    OUT/report.json lists the models and their weights. InvalidInput for models of different shape or unusable weights.
     """
     shares = list(weights) or [1.0] * len(folders)
     if len(shares) != len(folders) or not folders:
-        raise InvalidInput(f"a soup of {len(folders)} models with {len(shares)} weights; expected one for each")
+        raise InvalidInput(f"a soup of {len(folders)} models has {len(shares)} weights, expected one for each model")
     if not all(map(math.isfinite, shares)) or sum(shares) <= 0:
-        raise InvalidInput(f"the weights of a soup are {shares}; expected finite ones whose sum is above 0")
+        raise InvalidInput(f"the weights of a soup are {shares}; expected finite numbers with a sum above 0")
     if out.resolve() in [folder.resolve() for folder in folders]:
-        raise InvalidInput(f"{out} is one of the models that go in; choose another folder to write")
-    first, *others = descriptions = [describe(folder) for folder in folders]
-    for folder, description in zip(folders[1:], others, strict=True):
-        _check_alike(folders[0], first, folder, description)
-    heads, adapters = zip(*map(parts_of, folders, descriptions), strict=True)
+        raise InvalidInput(f"{out} is one of the models to average; choose another folder")
+    checkpoints = [open_checkpoint(folder) for folder in folders]
+    first = checkpoints[0].description
+    for folder, checkpoint in zip(folders[1:], checkpoints[1:], strict=True):
+        _check_alike(folders[0], first, folder, checkpoint.description)
     normal = [share / sum(shares) for share in shares]
-    save(out, first, _mean(folders, heads, normal), _mean_change(adapters, normal, first.adapter_scale))
-    parts = zip(folders, descriptions, normal, strict=True)
-    said = [{"folder": f.name, "fingerprint": fingerprint(f, d), "weight": weight} for f, d, weight in parts]
-    (out / "report.json").write_text(json.dumps({"soup": said}, indent=1) + "\n", encoding="utf-8")
+    head = _mean(folders, [checkpoint.head for checkpoint in checkpoints], normal)
+    write_checkpoint(out, first, head, _mean_update(checkpoints, normal))
+    ingredients = [
+        {"folder": folder.name, "fingerprint": fingerprint(folder), "weight": weight}
+        for folder, weight in zip(folders, normal, strict=True)
+    ]
+    (out / "report.json").write_text(json.dumps({"soup": ingredients}, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_alike(folder: Path, description: Description, other: Path, found: Description) -> None:
+def _check_alike(folder: Path, description: Description, other: Path, compared: Description) -> None:
     differing = [
-        f"{field.name} is {getattr(found, field.name)!r} in {other}, {getattr(description, field.name)!r} in {folder}"
+        f"{field.name} is {getattr(compared, field.name)!r} in {other}, "
+        f"{getattr(description, field.name)!r} in {folder}"
         for field in fields(Description)
-        if getattr(found, field.name) != getattr(description, field.name)
+        if getattr(compared, field.name) != getattr(description, field.name)
     ]
     if differing:
-        raise InvalidInput(f"these models cannot be mixed: {'; '.join(differing)}")
+        raise InvalidInput(f"these models cannot be averaged: {'; '.join(differing)}")
 
 
 def _mean(
@@ -57,7 +61,7 @@ def _mean(
 ) -> dict[str, Tensor]:
     for folder, head in zip(folders, heads, strict=True):
         if unlike := sorted(name for name in {*heads[0], *head} if not _fit(heads[0].get(name), head.get(name))):
-            raise InvalidInput(f"heads cannot be mixed: {', '.join(unlike)} differ in {folder} and {folders[0]}")
+            raise InvalidInput(f"heads cannot be averaged: {', '.join(unlike)} differ in {folder} and {folders[0]}")
     return {
         name: torch.stack([w * head[name] for w, head in zip(weights, heads, strict=True)]).sum(dim=0)
         if tensor.is_floating_point()
@@ -67,16 +71,17 @@ def _mean(
 
 
 def _fit(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether both can be averaged: of one shape, and where they are names and not numbers, the same."""
+    """Whether both can be averaged: real numbers of one shape, or equal identifiers."""
     if one is None or other is None or one.shape != other.shape:
         return False
     return one.is_floating_point() or torch.equal(one, other)
 
 
-def _mean_change(adapters: Sequence[Mapping[str, Fold]], weights: Sequence[float], scale: float) -> dict[str, Fold]:
-    out = {}
-    for name in sorted(set().union(*adapters)):
-        own = [(w, adapter[name]) for w, adapter in zip(weights, adapters, strict=True) if name in adapter]
-        down = torch.cat([change.down for _, change in own])
-        out[name] = Fold(down, torch.cat([w * change.up for w, change in own], dim=1), scale)
-    return out
+def _mean_update(checkpoints: Sequence[Checkpoint], weights: Sequence[float]) -> dict[str, LowRankUpdate]:
+    scale = checkpoints[0].description.adapter_scale
+    mean = {}
+    for layer in sorted(set().union(*(checkpoint.adapter for checkpoint in checkpoints))):
+        updates = [(w, c.adapter[layer]) for w, c in zip(weights, checkpoints, strict=True) if layer in c.adapter]
+        down = torch.cat([update.down for _, update in updates])
+        mean[layer] = LowRankUpdate(down, torch.cat([w * update.up for w, update in updates], dim=1), scale)
+    return mean

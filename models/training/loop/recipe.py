@@ -1,120 +1,176 @@
-"""What a recipe says: frozen dataclasses, filled from TOML; every job adds its own section."""
+"""Recipes: frozen dataclasses filled from TOML. Every job adds keys of its own to `Recipe`.
+
+Keys carry the names of the libraries people know (transformers' Trainer, PEFT, sentence-transformers) where those have
+one. RENAMED lists the names that keys had before, so that an old recipe fails with the name to use.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
-from chamfer.models.networks.transformer import Attention
+from chamfer.core.errors import InvalidInput
+from chamfer.models.networks.features import LAST, MINI, Attention
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the groups are, which of them, and how candidates are drawn from a pool.
+    """The training data, which part of it is used, and how candidates are sampled.
 
-    groups and documents are Parquet files (chamfer.models.training.data.groups). `shares` says which share of a
-    source's groups is taken, all of those that it does not name; 0 leaves a source out.
-    A draw takes one positive and `negatives` others from the pool's negatives at ranks first..last-1; a query comes
-    `epochs` times, each time with another draw. `limit` keeps that many groups (0: all), drawn by the seed.
-    states names a folder of token vectors that are there already: SOURCE.npz with doc_ids, tokens, offsets, query_ids,
-    q_tokens, q_offsets of the encoder `mini`; a head over the features `mini` and `words` then needs no forward pass.
-    Measures before and after are taken on `held_out` groups of split dev, over their first held_out_depth candidates.
+    groups, documents   Parquet files (models/training/data/groups.py)
+    token_vectors       folder of precomputed token vectors of the encoder `mini`, so that a head over the features
+                        `mini` and `words` needs no forward pass: SOURCE.npz with doc_ids, tokens, offsets, query_ids,
+                        q_tokens, q_offsets
+    source_fractions    fraction of each source's training groups to use, 1 for sources not named; 0 also leaves the
+                        source out of the evaluation
+    num_negatives       negatives sampled for one positive
+    range_min, range_max   they are sampled from the group's negatives[range_min:range_max], in the order of the pool
+                        (as in sentence_transformers.util.mine_hard_negatives)
+    epochs              how often every query occurs, each time with another sample
+    max_train_groups    upper bound on the training groups, drawn by the seed; 0: all
+    max_eval_groups     upper bound on the groups of split dev that are measured before and after training
+    eval_depth          how many of their candidates are ranked
     """
 
     groups: Path
     documents: Path
-    states: Path | None = None
-    shares: dict[str, float] = field(default_factory=dict)
-    negatives: int = 5
-    first: int = 0
-    last: int = 50
+    token_vectors: Path | None = None
+    source_fractions: dict[str, float] = field(default_factory=dict)
+    num_negatives: int = 5
+    range_min: int = 0
+    range_max: int = 50
     epochs: int = 1
-    limit: int = 0
-    held_out: int = 100
-    held_out_depth: int = 20
+    max_train_groups: int = 0
+    max_eval_groups: int = 100
+    eval_depth: int = 20
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "states": "token_vectors",
+        "shares": "source_fractions",
+        "negatives": "num_negatives",
+        "first": "range_min",
+        "last": "range_max",
+        "limit": "max_train_groups",
+        "held_out": "max_eval_groups",
+        "held_out_depth": "eval_depth",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """The loop. batch counts groups a step and process; rates are peak learning rates, warm-up then linear decay.
+    """The training loop.
 
-    micro_tokens bounds the padded tokens of one forward pass inside a step. save_every counts steps (0: a tenth of
-    all). stop ends the run after that many steps of its schedule (0: at its end). precision bf16 is autocast. threads
-    0 leaves the number to torch. seed draws candidates, order, initial weights and dropout.
+    batch_size          groups in one step of one process (Trainer: per_device_train_batch_size)
+    learning_rate       peak learning rate of the backbone, after linear warm-up; it then decays linearly to 0
+    head_learning_rate  the same of everything else that is trained
+    warmup_ratio        fraction of the steps that warm up
+    micro_batch_tokens  upper bound on the padded tokens of one forward pass inside a step
+    precision           bf16 is autocast
+    save_steps          steps between checkpoints; 0: a tenth of all steps
+    max_steps           ends the run after this many steps of its unchanged schedule; 0: at the end of the schedule
+    threads             CPU threads; 0 leaves the number to torch
+    seed                draws candidates, their order, initial weights and dropout
     """
 
-    batch: int = 8
-    rate: float = 5e-4
-    head_rate: float = 1e-3
-    warmup: float = 0.06
+    batch_size: int = 8
+    learning_rate: float = 5e-4
+    head_learning_rate: float = 1e-3
+    warmup_ratio: float = 0.06
     weight_decay: float = 0.01
-    clip: float = 1.0
-    accumulate: int = 1
-    micro_tokens: int = 8192
+    max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
+    micro_batch_tokens: int = 8192
     precision: Literal["fp32", "bf16"] = "bf16"
-    save_every: int = 0
-    stop: int = 0
+    save_steps: int = 0
+    max_steps: int = 0
     threads: int = 0
     seed: int = 42
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "batch": "batch_size",
+        "rate": "learning_rate",
+        "head_rate": "head_learning_rate",
+        "warmup": "warmup_ratio",
+        "clip": "max_grad_norm",
+        "accumulate": "gradient_accumulation_steps",
+        "micro_tokens": "micro_batch_tokens",
+        "save_every": "save_steps",
+        "stop": "max_steps",
+    }
 
-TARGETS = (
-    "query",
-    "key",
-    "value",
-    "dense",
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
+
+LINEAR_LAYERS = (
+    *("query", "key", "value", "dense"),
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """LoRA by PEFT (arXiv 2106.09685): rank 0 leaves the backbone frozen. Layers below `first_layer` stay frozen.
+    """LoRA (arXiv 2106.09685) by PEFT.
 
-    targets are the last parts of layers' names; by default the attention and feed-forward layers of BERT and of Llama,
-    Qwen and their kin.
+    rank, alpha, dropout   rank 0 trains no adapter and leaves the backbone frozen
+    first_layer            layers below this one stay frozen
+    target_modules         last parts of the names of the linear layers to adapt; by default the attention and
+                           feed-forward layers of BERT and of Llama, Qwen and similar models
     """
 
     rank: int = 0
     alpha: int = 64
     dropout: float = 0.0
     first_layer: int = 0
-    targets: tuple[str, ...] = TARGETS
+    target_modules: tuple[str, ...] = LINEAR_LAYERS
+
+    RENAMED: ClassVar[dict[str, str]] = {"targets": "target_modules"}
 
     @property
     def scale(self) -> float:
-        """What the product of both factors is multiplied by; 0 without an adapter."""
+        """The factor of the product of both low-rank matrices; 0 without an adapter."""
         return self.alpha / self.rank if self.rank else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What every job has. `out` is the folder of the finished model, `backbone` mini or a local folder.
+    """The keys of every job.
 
-    features are what the head reads of every token (chamfer.models.networks.transformer). attention "bidirectional"
-    lets every token of a decoder see all others, in training and when the model serves (KaLM-Embedding-V2, arXiv
-    2506.20923). start names a finished model of the same head and rank to go on from (a second stage); layers that its
-    adapter leaves alone begin at no change. served_query_tokens and served_document_tokens are the limits of the
-    finished model (0: those that it is trained with): shorter texts train faster.
+    out             folder of the finished model
+    backbone        mini or a local folder
+    features        what the head reads of every token (models/networks/features.py)
+    attention       "bidirectional" lets every token of a decoder attend to all others, in training and in service
+                    (KaLM-Embedding-V2, arXiv 2506.20923)
+    init_from       folder of a finished model of the same head and rank, from which training continues (a second
+                    stage); layers that its adapter does not change start unchanged
+    query_tokens, document_tokens                 token limits in training
+    served_query_tokens, served_document_tokens   token limits of the finished model; 0: those of training. Shorter
+                                                  texts train faster.
     """
 
     job: str
     out: Path
     data: DataConfig
-    backbone: str = "mini"
-    features: tuple[str, ...] = ("last",)
+    backbone: str = MINI
+    features: tuple[str, ...] = (LAST,)
     attention: Attention = "own"
-    start: Path | None = None
+    init_from: Path | None = None
     query_tokens: int = 64
     document_tokens: int = 192
     served_query_tokens: int = 0
     served_document_tokens: int = 0
     fit: FitConfig = field(default_factory=FitConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+    RENAMED: ClassVar[dict[str, str]] = {"start": "init_from"}
+
+
+def refuse_renamed_keys(recipe: type[Any], tree: Mapping[str, Any], prefix: str = "") -> None:
+    """InvalidInput for the first key of a recipe's TOML that had its name changed; the message has the present name."""
+    hints = get_type_hints(recipe)
+    present = {f.name for f in fields(recipe)}
+    renamed: Mapping[str, str] = getattr(recipe, "RENAMED", {})
+    for key, value in tree.items():
+        if key not in present and key in renamed:
+            raise InvalidInput(f"the recipe key {prefix + key!r} is now called {prefix + renamed[key]!r}")
+        if is_dataclass(hints.get(key)) and isinstance(value, Mapping):
+            refuse_renamed_keys(hints[key], value, f"{prefix}{key}.")

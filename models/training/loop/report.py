@@ -1,4 +1,4 @@
-"""The report of a run: report.md, report.json and the curve of its losses, beside the model."""
+"""The report of a run beside the finished model: report.md, report.json and the loss curve. Nothing reads it back."""
 
 from __future__ import annotations
 
@@ -7,50 +7,49 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chamfer.models.training.loop.recipe import Recipe
-
-if TYPE_CHECKING:
-    from chamfer.models.training.loop.trainer import Fitted
+from chamfer.models.training.loop.trainer import Fitted
 
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "tokenizers")
 
 
-def write_report(folder: Path, recipe: Recipe, fitted: Fitted, n_groups: int, found: Mapping[str, Any]) -> None:
-    """Writes the three files into the folder of the model; `found` are the learner's own facts."""
-    facts = {
+def write_report(folder: Path, recipe: Recipe, fitted: Fitted, n_groups: int, facts: Mapping[str, Any]) -> None:
+    """Writes the three files into the folder of the model; `facts` are Learner.facts."""
+    report = {
         "recipe": _plain(asdict(recipe)),
         "groups": n_groups,
         "steps": fitted.steps,
         "seconds": round(fitted.seconds, 1),
         "resumed_at": fitted.resumed_at,
         "before": fitted.before,
-        "rebuilt": fitted.rebuilt,
+        "restructured": fitted.restructured,
         "after": fitted.after,
         "libraries": {name: version(name) for name in _LIBRARIES},
-        "facts": dict(found),
+        "facts": dict(facts),
         "curve": list(fitted.curve),
     }
-    (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(_page(recipe, fitted, n_groups, found), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(_page(recipe, fitted, n_groups, facts), encoding="utf-8")
     _draw(folder / "curve.png", fitted)
 
 
-def _page(recipe: Recipe, fitted: Fitted, n_groups: int, found: Mapping[str, Any]) -> str:
-    stages = {"before": fitted.before, "rebuilt": fitted.rebuilt, "after": fitted.after}
-    stages = {name: stage for name, stage in stages.items() if stage or name != "rebuilt"}
+def _page(recipe: Recipe, fitted: Fitted, n_groups: int, facts: Mapping[str, Any]) -> str:
+    stages = {"before": fitted.before, "restructured": fitted.restructured, "after": fitted.after}
+    stages = {name: stage for name, stage in stages.items() if stage or name != "restructured"}
+    groups_per_step = recipe.fit.batch_size * recipe.fit.gradient_accumulation_steps
     lines = [
         f"# Training report: {recipe.job}",
         "",
-        f"{n_groups:,} groups, {fitted.steps:,} steps of {recipe.fit.batch * recipe.fit.accumulate} groups, "
+        f"{n_groups:,} groups, {fitted.steps:,} steps of {groups_per_step} groups, "
         f"{fitted.seconds / 60:.1f} minutes, seed {recipe.fit.seed}"
         + (f"; resumed at step {fitted.resumed_at:,}" if fitted.resumed_at else "")
         + ".",
         "",
         "![loss](curve.png)",
         "",
-        "Held-out groups, their own candidates ranked anew:",
+        "Groups held out for evaluation, their candidates reranked by the model:",
         "",
         f"| source | measure | {' | '.join(stages)} |",
         "| --- | --- " + "| --- " * len(stages) + "|",
@@ -59,8 +58,8 @@ def _page(recipe: Recipe, fitted: Fitted, n_groups: int, found: Mapping[str, Any
         for name in measures:
             values = " | ".join(f"{stage[source][name]:.4f}" for stage in stages.values())
             lines.append(f"| {source} | {name} | {values} |")
-    if found:
-        lines += ["", *(f"- {name}: {value}" for name, value in found.items())]
+    if facts:
+        lines += ["", *(f"- {name}: {value}" for name, value in facts.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""How much the terms of a vocabulary say, counted over the texts that a job trains on."""
+"""BM25's idf of token ids, counted over the documents that a job trains on."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from chamfer.core.idf import bm25_idf
 from chamfer.core.types import F32
 from chamfer.models.backends.token_batches import Tokenizer
 
+_NO_LIMIT = 1 << 30
+_BLOCK = 1000
 
-def idf(tokenizer: Tokenizer, documents: Iterable[str], size: int) -> F32:
-    """ln(1 + (N - df + 0.5) / (df + 0.5)) = ln((N+1) / (df+0.5)) of every term f32 [V], df over these documents."""
-    frequency = np.zeros(size, dtype=np.int64)
-    total = 0
+
+def token_idf(tokenizer: Tokenizer, documents: Iterable[str], vocabulary: int) -> F32:
+    """The idf f32 [V] of every token id (chamfer.core.idf), document frequencies taken over these documents."""
+    frequency = np.zeros(vocabulary, dtype=np.int64)
     texts = list(documents)
-    for start in range(0, len(texts), 1000):
-        for ids in tokenizer(texts[start : start + 1000], 1 << 30).ids:
+    for start in range(0, len(texts), _BLOCK):
+        for ids in tokenizer(texts[start : start + _BLOCK], _NO_LIMIT).ids:
             frequency[np.unique(ids)] += 1
-            total += 1
-    return np.log((total + 1) / (frequency + 0.5)).astype(np.float32)
+    return bm25_idf(frequency, len(texts))

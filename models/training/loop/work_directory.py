@@ -1,4 +1,4 @@
-"""Whose a work folder is: checkpoints are gone on with by the run that made them and by no other."""
+"""Binds a work directory to one run; checkpoints are resumed only by the run that wrote them."""
 
 from __future__ import annotations
 
@@ -11,47 +11,43 @@ from typing import Any
 
 from chamfer.core.artifact import digest_of
 from chamfer.core.errors import InvalidInput
-from chamfer.models.networks.checkpoint import describe, fingerprint, weights_digest
+from chamfer.models.networks.checkpoint import fingerprint, weights_digest
 from chamfer.models.networks.transformer import folder_of
 from chamfer.models.training.data.groups import Group
 from chamfer.models.training.loop.recipe import Recipe
 
 CLAIM = "run.json"
-_FREE = (
-    "out",
-    "start",
-    "backbone",
-    "fit.threads",
-    "fit.save_every",
-    "fit.stop",
-    "fit.micro_tokens",
-)  # of a resumed run
-_NOT_BY_PATH = ("data.groups", "data.documents", "data.states")
+# Keys that a resumed run may change: they do not affect the result, or are identified by content below.
+_MAY_CHANGE = (
+    *("out", "init_from", "backbone", "data.groups", "data.documents", "data.token_vectors"),
+    *("fit.threads", "fit.save_steps", "fit.max_steps", "fit.micro_batch_tokens"),
+)
 
 
 def claim(work: Path, recipe: Recipe, groups: Sequence[Group], documents: Mapping[str, str]) -> None:
-    """Writes what decides a run into its work folder; InvalidInput, naming what differs, where another run's is there.
+    """Writes the identity of a run into its work directory.
 
-    Files are known by what they hold: `groups` with their texts, the weights of `start` and of the backbone.
+    Data and weights are identified by content: the groups with their texts, the weights of init_from and of the
+    backbone. InvalidInput, naming what differs, if the directory belongs to another run.
     """
-    path, own = work / CLAIM, _identity(recipe, groups, documents)
+    path, identity = work / CLAIM, _identity(recipe, groups, documents)
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differs = sorted(key for key in own.keys() | found.keys() if own.get(key) != found.get(key))
-        if differs:
-            told = "; ".join(f"{key} was {found.get(key)!r}, is {own.get(key)!r}" for key in differs)
-            raise InvalidInput(f"{work} belongs to another run ({told}); remove it, or give this run another --work")
+        previous = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted(key for key in identity.keys() | previous.keys() if identity.get(key) != previous.get(key))
+        if differing:
+            changes = "; ".join(f"{key} was {previous.get(key)!r}, is {identity.get(key)!r}" for key in differing)
+            raise InvalidInput(f"{work} belongs to another run ({changes}); remove it, or give this run another --work")
         return
     work.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")  # of several processes each writes its own, all the same
-    temporary.write_text(json.dumps(own, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary = path.with_suffix(f".{os.getpid()}")  # with several processes each writes the same content
+    temporary.write_text(json.dumps(identity, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
 def _identity(recipe: Recipe, groups: Sequence[Group], documents: Mapping[str, str]) -> dict[str, Any]:
-    """Every key of the recipe that decides what is learnt, and digests of what it reads."""
+    """Every key of the recipe that affects the result, and digests of what the run reads."""
     keys = dict(_flat(asdict(recipe)))
-    for name in (*_FREE, *_NOT_BY_PATH):
+    for name in _MAY_CHANGE:
         keys.pop(name, None)
     texts = sorted({doc_id for group in groups for doc_id in group.doc_ids})
     keys["groups"] = digest_of(
@@ -59,7 +55,7 @@ def _identity(recipe: Recipe, groups: Sequence[Group], documents: Mapping[str, s
         [[doc_id, documents[doc_id]] for doc_id in texts],
     )
     keys["backbone weights"] = weights_digest(folder_of(recipe.backbone))
-    keys["start weights"] = None if recipe.start is None else fingerprint(recipe.start, describe(recipe.start))
+    keys["initial weights"] = None if recipe.init_from is None else fingerprint(recipe.init_from)
     return keys
 
 
@@ -68,13 +64,14 @@ def _numbers(columns: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    out: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            out += _flat(value, f"{prefix}{name}.")
+            pairs += _flat(value, f"{prefix}{name}.")
         else:
-            out.append((prefix + name, value if isinstance(value, int | float | bool | str | None) else _plain(value)))
-    return out
+            plain = value if isinstance(value, int | float | bool | str | None) else _plain(value)
+            pairs.append((prefix + name, plain))
+    return pairs
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,5 @@
-"""Losses as plain functions over tensors. Each gives its formula, its source and its shapes; none knows a model.
+"""Losses as plain functions over tensors. Each documents its formula, source and shapes; none knows a model.
 
-Legend: B queries, K candidates a query (place 0 the positive, where there is one), N documents, V vocabulary.
-Every function reduces to the mean over queries.
+Shapes: B queries, K candidates per query (candidate 0 the positive, if there is one), N documents, V vocabulary.
+Unless stated otherwise a function returns the mean over queries.
 """

@@ -12,24 +12,24 @@ from torch.nn import functional as F
 def infonce(scores: Tensor, positives: Tensor, allowed: Tensor | None = None, gamma: float = 0.0) -> Tensor:
     """-(1-p)^gamma log p of the positive, p = softmax of scores f32 [B, N] at positives i64 [B].
 
-    `allowed` bool [B, N] False takes a document out of the denominator (a duplicate of the positive, another document
-    of the same label); the positive itself always stays. gamma above 0 is KaLM-V2's focal weight (arXiv 2506.20923),
-    taken from log(1-p) = LSE(negatives) - LSE(all) and detached: finite also where p rounds to 1.
+    Documents where `allowed` bool [B, N] is False are left out of the denominator (duplicates of the positive, other
+    relevant documents); the positive itself always stays. gamma above 0 is KaLM-V2's focal weight (arXiv 2506.20923),
+    computed from log(1-p) = LSE(negatives) - LSE(all) and detached, which stays finite where p rounds to 1.
     """
-    own = F.one_hot(positives, scores.shape[1]).bool()
+    positive = F.one_hot(positives, scores.shape[1]).bool()
     if allowed is not None:
-        scores = scores.masked_fill(~(allowed | own), float("-inf"))
+        scores = scores.masked_fill(~(allowed | positive), float("-inf"))
     total = torch.logsumexp(scores, dim=1)
     losses = total - scores.gather(1, positives[:, None]).squeeze(1)
     if gamma > 0:
-        losses = focal_weights(scores, own, gamma) * losses
+        losses = focal_weights(scores, positive, gamma) * losses
     return losses.mean()
 
 
-def focal_weights(scores: Tensor, own: Tensor, gamma: float) -> Tensor:
-    """(1 - p)^gamma f32 [B] of scores [B, N], own bool [B, N] marking the positive; no gradient."""
+def focal_weights(scores: Tensor, positive: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma f32 [B] of scores [B, N], positive bool [B, N] marking the positives; no gradient."""
     with torch.no_grad():
-        rest = torch.logsumexp(scores.masked_fill(own, float("-inf")), dim=1)
+        rest = torch.logsumexp(scores.masked_fill(positive, float("-inf")), dim=1)
         return torch.exp(gamma * (rest - torch.logsumexp(scores, dim=1)).clamp(max=0.0))
 
 
@@ -50,13 +50,13 @@ def matryoshka(
 def mix_pairs(negatives: Tensor, first: Tensor, second: Tensor, shares: Tensor) -> Tensor:
     """normalise(lam a + (1-lam) b) of negatives f32 [B, M, D] (KaLM-V2), detached: f32 [B, P, D].
 
-    first, second i64 [B, P] name the parents, shares f32 [B, P] are lam. A mix of unit vectors with cosine c lies
-    nearer to what both parents are near: by 1 / sqrt(1 - 2 lam (1-lam) (1-c)).
+    first, second i64 [B, P] are the indices of a and b, shares f32 [B, P] are lam. A mix of unit vectors with cosine c
+    is closer to whatever both are close to, by 1 / sqrt(1 - 2 lam (1-lam) (1-c)).
     """
     negatives = negatives.detach()
 
-    def parents(places: Tensor) -> Tensor:
-        return negatives.gather(1, places[:, :, None].expand(-1, -1, negatives.shape[2]))
+    def parents(indices: Tensor) -> Tensor:
+        return negatives.gather(1, indices[:, :, None].expand(-1, -1, negatives.shape[2]))
 
     return unit(shares[:, :, None] * parents(first) + (1 - shares[:, :, None]) * parents(second))
 
@@ -74,5 +74,5 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def not_relevant(columns: Sequence[str], relevant: Sequence[set[str]]) -> Tensor:
-    """bool [B, N]: False where column n is a document that query b counts as relevant (a false negative in batch)."""
-    return torch.tensor([[column not in own for column in columns] for own in relevant])
+    """bool [B, N]: False where document n is relevant to query b, which would make it a false negative."""
+    return torch.tensor([[doc_id not in excluded for doc_id in columns] for excluded in relevant])

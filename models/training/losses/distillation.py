@@ -1,4 +1,4 @@
-"""Losses that carry over what teachers think of a query's candidates."""
+"""Distillation losses: from teachers' scores of a query's candidates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(softmax(teacher) || softmax(student)) of logits f32 [B, K]; 0 iff they differ by a constant a query."""
+    """KL(softmax(teacher) || softmax(student)) of logits f32 [B, K]; 0 iff they differ by a constant per query."""
     return F.kl_div(
         torch.log_softmax(student, dim=1), torch.log_softmax(teacher, dim=1), log_target=True, reduction="batchmean"
     )
@@ -30,14 +30,14 @@ def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of the margins between place 0 and every other, logits f32 [B, K] (arXiv 2010.02666)."""
+    """Mean squared error of the margins between candidate 0 and every other, logits f32 [B, K] (arXiv 2010.02666)."""
     return F.mse_loss(student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:])
 
 
 def ensemble(teachers: Tensor, scale: float, epsilon: float = 1e-6) -> Tensor:
     """Teacher logits f32 [B, K] from raw scores f32 [T, B, K] of T teachers, whatever their ranges.
 
-    Each is min-max-normalised over its list (equal scores give 0), the mean of all times `scale` (arXiv 2411.04403,
+    Each is min-max normalised over its list (equal scores give 0), the mean of all times `scale` (arXiv 2411.04403,
     heterogeneous ensemble; 30 in its fine-tuning).
     """
     low = teachers.amin(dim=2, keepdim=True)

@@ -1,4 +1,4 @@
-"""Losses of a scorer over each query's own candidates: pointwise, pairwise, listwise; weights a candidate or a pair."""
+"""Losses over each query's own candidates: pointwise, pairwise, listwise, optionally weighted."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def pointwise(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> 
 def pairwise(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """-log sigmoid(s_i - s_j) over the pairs of a query with label_i > label_j (RankNet, ICML 2005).
 
-    weights f32 [B, K] belong to candidates: a pair weighs w_i w_j. With positives at 1 and negatives at w(S) this is
-    CET's L_R (losses.selection). The mean runs over pairs.
+    weights f32 [B, K] belong to candidates: a pair has the weight w_i w_j. With positives at 1 and negatives at w(S)
+    this is CET's L_R (losses/selection.py). The mean runs over pairs.
     """
     pairs = labels[:, :, None] > labels[:, None, :]
     losses = F.softplus(scores[:, None, :] - scores[:, :, None])
@@ -28,7 +28,7 @@ def pairwise(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> T
 def listwise(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """-sum_i y_i log softmax(scores)_i, y the labels of a query divided by their sum (ListNet's top one, ICML 2007).
 
-    A weight enters the softmax as log w, as if the candidate stood there w times.
+    A negative's weight enters the softmax as log w, as if the candidate occurred w times.
     """
     if weights is not None:
         scores = scores + torch.where(labels > 0, torch.zeros_like(weights), weights.log())

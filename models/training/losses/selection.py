@@ -1,6 +1,6 @@
-"""Weights against pooling bias: CET (arXiv 2209.05072) as released, and the corrected forms.
+"""Weights against pooling bias: CET (arXiv 2209.05072) as released, and corrected forms.
 
-A label says relevant and selected (r and s). All weights are detached: no gradient reaches the model they come from.
+A positive label means relevant and selected (r and s). All weights are detached: no gradient reaches their model.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ def released_weights(other: Tensor, temperature: float) -> Tensor:
     return 1.0 + torch.exp(other.detach() / temperature)
 
 
-def selection_weights(selected: Tensor, most: float) -> Tensor:
-    """min(1 / (1 - p_s), most) of negatives with selection probability p_s f32 [...], divided by their mean.
+def selection_weights(selected: Tensor, max_weight: float) -> Tensor:
+    """min(1 / (1 - p_s), max_weight) of negatives with selection probability p_s f32 [...], divided by their mean.
 
-    The division takes out the change of learning rate that comes with a mean weight of about 2.
+    The division undoes the change of the effective learning rate that comes with a mean weight of about 2.
     """
-    weights = torch.clamp(1.0 / (1.0 - selected.detach()).clamp_min(1e-6), max=most)
+    weights = torch.clamp(1.0 / (1.0 - selected.detach()).clamp_min(1e-6), max=max_weight)
     return weights / weights.mean()
 
 
-def exact_weights(selected: Tensor, relevant: Tensor, least: float = 0.1) -> tuple[Tensor, Tensor]:
-    """(positive weights 1 / max(p_s, least), negative weights (1 - p_r) / (1 - p_r p_s)), f32 [...] each.
+def exact_weights(selected: Tensor, relevant: Tensor, min_selected: float = 0.1) -> tuple[Tensor, Tensor]:
+    """(positive weights 1 / max(p_s, min_selected), negative weights (1 - p_r) / (1 - p_r p_s)), f32 [...] each.
 
-    With them the pairwise logistic optimum is log p_r / (1 - p_r): the bias is gone, at the price of variance.
+    With them the pairwise logistic optimum is log p_r / (1 - p_r): unbiased, at the price of variance.
     """
     selected, relevant = selected.detach(), relevant.detach()
-    return 1.0 / selected.clamp_min(least), (1.0 - relevant) / (1.0 - relevant * selected).clamp_min(1e-6)
+    return 1.0 / selected.clamp_min(min_selected), (1.0 - relevant) / (1.0 - relevant * selected).clamp_min(1e-6)

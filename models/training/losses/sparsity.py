@@ -1,4 +1,4 @@
-"""Penalties that keep learned sparse documents short."""
+"""Regularisers that keep learned sparse document vectors short, and activations."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def flops(weights: Tensor) -> Tensor:
 
 
 def grouped_flops(weights: Tensor) -> Tensor:
-    """The sum over slots of `flops` of weights f32 [S, N, V], as the training sample of arXiv 2411.04403 takes it.
+    """The sum over candidate slots of `flops` of weights f32 [S, N, V], as in the training code of arXiv 2411.04403.
 
-    At least S times `flops` over all documents; a penalty weight cannot be carried from one form to the other.
+    At least S times `flops` over all documents, so a penalty weight does not transfer from one form to the other.
     """
     return weights.mean(dim=1).square().sum()
 
 
 def masked_flops(weights: Tensor, threshold: int) -> Tensor:
-    """`flops` of the documents with more than `threshold` non-zeros, the mean still over all (arXiv 2504.14839)."""
+    """`flops` of the documents with more than `threshold` non-zeros, averaged over all documents (arXiv 2504.14839)."""
     if threshold <= 0:
         return flops(weights)
     long = (weights > 0).sum(dim=1, keepdim=True) > threshold
@@ -31,12 +31,12 @@ def masked_flops(weights: Tensor, threshold: int) -> Tensor:
 
 
 def ramp(weight: float, step: int, steps: int) -> float:
-    """weight ((step+1)/steps)^2 until `steps`, then weight: without it documents collapse to nothing."""
+    """weight ((step+1)/steps)^2 until `steps`, then weight; without a ramp, documents collapse to empty vectors."""
     return weight * min(1.0, (step + 1) / max(steps, 1)) ** 2
 
 
 def double_log(logits: Tensor) -> Tensor:
-    """log(1 + log(1 + relu(x))): support and order of relu (arXiv 2504.14839)."""
+    """log(1 + log(1 + relu(x))), with the support and order of relu (arXiv 2504.14839)."""
     return torch.log1p(torch.log1p(torch.relu(logits)))
 
 

@@ -33,7 +33,7 @@ def _add(
     from chamfer.indexing.build.corpus import Rejects, read_corpus
     from chamfer.indexing.build.updates import add
     from chamfer.indexing.collection.snapshot import open_snapshot
-    from chamfer.models.backends.backend import decide
+    from chamfer.models.backends.config import decide
     from chamfer.settings import load_settings
 
     skipped = Rejects(rejects or collection.with_name(collection.name + ".rejects.ndjson"))

@@ -17,7 +17,8 @@ def _train(
         Path | None, typer.Option(help="Directory of the checkpoints. Default: the model's directory plus .work.")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. fit.batch=64.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. fit.batch_size=64."),
     ] = None,
 ) -> None:
     """Train a model. After an interruption, run the same command again to resume."""
@@ -39,7 +40,7 @@ def _train(
 def _key_and_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise InvalidInput(f"--set {text!r} has no '='; expected KEY=VALUE, for example fit.batch=64")
+        raise InvalidInput(f"--set {text!r} has no '='; expected KEY=VALUE, for example fit.batch_size=64")
     return key, value
 
 

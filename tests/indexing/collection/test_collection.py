@@ -458,6 +458,7 @@ def test_reading_documents_costs_the_same_in_a_large_segment(
 
 
 def test_reading_a_collection_loads_nothing_of_what_builds_it() -> None:
-    code = "import sys, chamfer.indexing.collection.collection; print([m for m in sys.modules if m.startswith('chamfer.indexing.build')])"
+    loaded = "[m for m in sys.modules if m.startswith('chamfer.indexing.build')]"
+    code = f"import sys, chamfer.indexing.collection.collection; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -12,9 +12,9 @@ import pytest
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig, decide, load_backbone
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.encoders.mini import MAX_TOKENS, MiniEncoder, load_mini
-from chamfer.models.encoders.mini_projection import DIM, fit_projection, load_projection
+from chamfer.models.networks.mini_projection import DIM, fit_projection, load_projection
 
 BOTH = (VectorKind.DENSE, VectorKind.TOKENS)
 TEXTS = [
@@ -190,7 +190,7 @@ import socket
 def refuse(*arguments, **named): raise AssertionError('a network call')
 socket.socket.connect = refuse; socket.getaddrinfo = refuse; socket.create_connection = refuse
 from chamfer.models.encoders.mini import load_mini
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.core.types import Query, VectorKind
 encoder = load_mini('mini', DeviceConfig(), projected=True)
 print(encoder.encode_queries([Query('q', 'fox')], [VectorKind.DENSE]).dense.dim)
@@ -206,7 +206,7 @@ def test_a_second_start_needs_no_torch(cache: Path, mini: MiniEncoder) -> None:
 import sys
 from pathlib import Path
 from chamfer.models.encoders.mini import load_mini
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.core.types import Query, VectorKind
 encoder = load_mini('mini', DeviceConfig(cache_dir=Path({str(cache)!r})), projected=True)
 encoder.encode_queries([Query('q', 'fox')], [VectorKind.DENSE])
@@ -215,30 +215,6 @@ print('torch' in sys.modules or 'transformers' in sys.modules)
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_an_unwritable_cache_does_not_stop_the_start(tmp_path: Path) -> None:
-    import torch
-
-    class Doubler(torch.nn.Module):
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return (ids * mask).float().unsqueeze(-1) * 2.0
-
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    backbone = load_backbone(Doubler, "f" * 64, DeviceConfig(cache_dir=blocked / "below", precision="fp32"))
-    out = backbone(np.array([[1, 2]]), np.array([[1, 0]]))
-    np.testing.assert_array_equal(out[..., 0], [[2.0, 0.0]])
-
-
-def test_contradictory_device_settings_are_refused() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        with pytest.raises(InvalidInput, match="sees no CUDA device"):
-            decide(DeviceConfig(device="cuda"))
-    assert decide(DeviceConfig(device="cpu", backend="torch")).precision == "fp32"
-    assert decide(DeviceConfig(device="cpu")).backend == "openvino"
 
 
 def test_the_torch_backend_gives_the_same_vectors(mini_fp32: MiniEncoder) -> None:

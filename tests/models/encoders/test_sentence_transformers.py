@@ -12,7 +12,7 @@ from support_models import tiny_splade, tiny_transformer
 
 from chamfer.core.errors import InvalidInput, NotFound
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import CATALOGUE, load_encoder, load_reranker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # sentence-transformers and transformers warn about tiny models

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from chamfer.models.backends.token_batches import Tokenizer
-from chamfer.models.networks.stem_vocabulary import TermConfig, Terms, known_terms
-from chamfer.models.networks.transformer import MINI, folder_of
+from chamfer.models.networks.features import MINI
+from chamfer.models.networks.stem_vocabulary import TermConfig, Terms, build_vocabulary
+from chamfer.models.networks.transformer import folder_of
 
 TEXTS = ["The king rode on a horse", "Two kings and their horses", "A castle of a king"]
 
@@ -21,11 +22,11 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def terms() -> Terms:
-    return Terms(known_terms(TEXTS, "english", 2)[0], TermConfig(buckets=16))
+    return Terms(build_vocabulary(TEXTS, "english", 2)[0], TermConfig(buckets=16))
 
 
-def test_known_terms_are_the_stems_of_enough_texts_with_their_idf_and_words() -> None:
-    names, idf, words = known_terms([*TEXTS, "kings kings"], "english", 2)
+def test_build_vocabulary_are_the_stems_of_enough_texts_with_their_idf_and_words() -> None:
+    names, idf, words = build_vocabulary([*TEXTS, "kings kings"], "english", 2)
     assert (names[:-1] < names[1:]).all()
     by_forms = {tuple(sorted(own.items())): float(value) for own, value in zip(words, idf, strict=False)}
     king, horse = (("king", 2), ("kings", 3)), (("horse", 1), ("horses", 1))
@@ -69,13 +70,13 @@ def test_each_term_stands_at_the_first_piece_of_its_words(terms: Terms, tokenize
     ]
     assert {"un", "eric", "king"} <= set(begun)
     assert not any(piece.startswith("##") or piece in ("[CLS]", "[SEP]", "the") for piece in begun)
-    assert placed.unread.tolist() == []
+    assert placed.truncated.tolist() == []
 
 
 def test_terms_beyond_the_cut_are_there_without_a_place(terms: Terms, tokenizer: Tokenizer) -> None:
     text = "horse " * 10 + "king"
     placed = terms.document(text, tokenizer([text], 6).ids[0], tokenizer)
-    assert [int(placed.terms[place]) for place in placed.unread] == terms.numbers(["king"]).tolist()
+    assert [int(placed.terms[place]) for place in placed.truncated] == terms.numbers(["king"]).tolist()
 
 
 def test_letters_that_grow_in_lower_case_lose_places_and_never_gain_wrong_ones(

@@ -62,7 +62,7 @@ PROBABILITIES = reference(0.99, 0.013, 0.55, 0.9)
         (LOGITS, sigmoid, "a sigmoid is applied that"),
         (PROBABILITIES, sigmoid, "a sigmoid is applied twice"),
         (PROBABILITIES, lambda x: np.log(x / (1 - x)), "a sigmoid is missing"),
-        (LOGITS, lambda x: -x, "exchanged"),
+        (LOGITS, lambda x: -x, "swapped"),
         (LOGITS, lambda x: x * 1.03, "rounding"),
         (LOGITS, lambda x: x[::-1] * 0 + 7, "template"),
     ],

@@ -13,7 +13,7 @@ from support_models import tiny_transformer
 
 from chamfer.core.errors import Internal, InvalidInput
 from chamfer.core.types import Document, Query
-from chamfer.models.backends.backend import DeviceConfig, decide
+from chamfer.models.backends.config import DeviceConfig, decide
 from chamfer.models.rerankers.sentence_transformers import load_cross_encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # sentence-transformers and transformers warn about tiny models

@@ -10,7 +10,7 @@ import pytest
 
 from chamfer.core.errors import Internal, InvalidInput
 from chamfer.core.types import Document, Query
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_reranker
 from chamfer.models.rerankers.trained import TrainedReranker
 

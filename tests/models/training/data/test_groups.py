@@ -14,13 +14,13 @@ from chamfer.models.training.data.groups import (
     check_groups,
     read_documents,
     read_groups,
-    sample_places,
+    sample_candidates,
     write_documents,
     write_groups,
 )
-from chamfer.models.training.jobs.registry import chosen, cut
+from chamfer.models.training.jobs.registry import select_rows, shortened
+from chamfer.models.training.loop.draws import Draws
 from chamfer.models.training.loop.recipe import DataConfig
-from chamfer.models.training.loop.student import Draws
 from chamfer.settings import load_recipe
 
 
@@ -57,7 +57,7 @@ def test_no_positive_is_drawn_as_a_negative_and_ranks_stay_in_their_window() -> 
     labels = [0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     group = Group(query_id="q", query="?", doc_ids=[str(i) for i in range(8)], labels=labels)
     for seed in range(50):
-        first, *others = sample_places(group, 2, 1, 4, np.random.default_rng(seed))
+        first, *others = sample_candidates(group, 2, 1, 4, np.random.default_rng(seed))
         assert first in (1, 4)
         assert set(others) <= {2, 3, 5}  # the pool's negatives 0, 2, 3, 5, 6, 7 at ranks 1 to 3
         assert len(set(others)) == 2
@@ -65,7 +65,7 @@ def test_no_positive_is_drawn_as_a_negative_and_ranks_stay_in_their_window() -> 
 
 def test_a_draw_is_a_function_of_seed_epoch_and_place() -> None:
     groups, documents = make_groups(6)
-    config = DataConfig(groups=Path(), documents=Path(), negatives=2, epochs=2)
+    config = DataConfig(groups=Path(), documents=Path(), num_negatives=2, epochs=2)
     one, two = (Draws(groups, documents, config, ["bm25"], seed=3) for _ in range(2))
     assert [one[i] for i in range(12)] == [two[i] for i in reversed(range(12))][::-1]
     assert sorted(one[i].query for i in range(6)) == sorted(one[i].query for i in range(6, 12))
@@ -73,26 +73,28 @@ def test_a_draw_is_a_function_of_seed_epoch_and_place() -> None:
     assert one[0] != Draws(groups, documents, config, ["bm25"], seed=4)[0]
 
 
-def test_shares_and_limit_choose_and_the_held_out_stay_for_every_seed(recipe_of: Recipes) -> None:
+def test_fractions_and_limits_select_groups_and_those_for_evaluation_are_the_same_for_every_seed(
+    recipe_of: Recipes,
+) -> None:
     sources = ["a"] * 100 + ["b"] * 100 + ["a"] * 10
     splits = ["train"] * 200 + ["dev"] * 10
 
     def rows(seed: str, **data: str) -> list[int]:
-        path = recipe_of("cross_encoder", tables={"data": {"held_out": 3}})
-        return chosen(
+        path = recipe_of("cross_encoder", tables={"data": {"max_eval_groups": 3}})
+        return select_rows(
             sources, splits, load_recipe(path, {"fit.seed": seed, **{f"data.{k}": v for k, v in data.items()}})
         )
 
     every = rows("1")
     assert [row for row in every if row < 200] == list(range(200))
-    half = rows("1", **{"shares.b": "0.5"})
+    half = rows("1", **{"source_fractions.b": "0.5"})
     assert 30 < sum(100 <= row < 200 for row in half) < 70
-    assert len(rows("1", limit="20")) == 23
-    assert rows("1", limit="20")[-3:] == rows("2", limit="20")[-3:] == every[-3:]
-    assert rows("1", **{"shares.a": "0"}) == list(range(100, 200))
+    assert len(rows("1", max_train_groups="20")) == 23
+    assert rows("1", max_train_groups="20")[-3:] == rows("2", max_train_groups="20")[-3:] == every[-3:]
+    assert rows("1", **{"source_fractions.a": "0"}) == list(range(100, 200))
 
 
 def test_a_group_cut_short_keeps_a_relevant_candidate() -> None:
     group = Group(query_id="q", query="?", doc_ids=["a", "b", "c", "d"], labels=[0, 0, 0, 1.0])
-    assert list(cut(group, 2).doc_ids) == ["a", "d"]
-    assert list(cut(group, 9).doc_ids) == ["a", "b", "c", "d"]
+    assert list(shortened(group, 2).doc_ids) == ["a", "d"]
+    assert list(shortened(group, 9).doc_ids) == ["a", "b", "c", "d"]

@@ -146,6 +146,6 @@ def test_propensity_sees_whole_impressions_and_noise_draws_some_for_each_click(r
     for click_loss, expected in (("propensity", 9), ("noise", 1 + 3)):
         recipe = load_recipe(recipe_of("clicks", click_loss=click_loss))
         student = ClicksStudent(recipe)  # type: ignore[arg-type]
-        places = student.places(group, recipe.data, rng)
+        places = student.sample(group, recipe.data, rng)
         assert len(set(places)) == expected
         assert 2 in places

@@ -14,7 +14,7 @@ from support_training import Recipes
 
 from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.networks.low_rank import factor
 from chamfer.models.registry import load_encoder, load_reranker
 from chamfer.models.training.jobs.compress import CompressStudent
@@ -24,7 +24,7 @@ from chamfer.settings import load_recipe
 
 FP32 = DeviceConfig(precision="fp32", device="cpu")
 ADAPTER = {"rank": 4, "alpha": 8}
-WHOLE = {"keep": 2.0, "tables": {"fit": {"rate": 0.0, "head_rate": 0.0}}}
+WHOLE = {"keep_ratio": 2.0, "tables": {"fit": {"learning_rate": 0.0, "head_learning_rate": 0.0}}}
 
 
 def test_the_weighted_svd_of_two_inputs_by_hand() -> None:
@@ -94,7 +94,7 @@ def test_pieces_compute_what_their_product_would_and_keep_the_bias() -> None:
     x = torch.randn(3, 4)
     expected = x @ (pieces.outer.weight @ pieces.inner.weight).T + bias
     torch.testing.assert_close(model["a"](x), expected)
-    with pytest.raises(Incompatible, match="no linear layer"):
+    with pytest.raises(Incompatible, match="not a linear layer"):
         factor(model, {"b": 2})
 
 
@@ -136,17 +136,19 @@ def test_an_encoder_at_full_rank_gives_the_vectors_of_the_original(recipe_of: Re
 def test_a_compressed_model_is_smaller_stands_alone_and_is_a_backbone_of_other_jobs(
     recipe_of: Recipes, tmp_path: Path
 ) -> None:
-    small = compressed(recipe_of, tmp_path, None, keep=0.5)
+    small = compressed(recipe_of, tmp_path, None, keep_ratio=0.5)
     facts = json.loads((small / "report.json").read_text())["facts"]
     assert facts["parameters after"] < 0.8 * facts["parameters before"]
-    assert facts["weighted error, as a share of plain SVD's"] < 1
+    assert facts["weighted error, relative to plain SVD"] < 1
     assert sum(t.size for t in load_file(small / "model.safetensors").values()) == facts["parameters after"]
     moved = small.rename(tmp_path / "moved")
     assert load_encoder(f"trained:{moved}", FP32).spec.dims == {VectorKind.DENSE: 32}
     report = (moved / "report.md").read_text()
-    assert "| source | measure | before | rebuilt | after |" in report
+    assert "| source | measure | before | restructured | after |" in report
     assert "- factored layers: 12" in report
-    recipe = load_recipe(recipe_of("cross_encoder", "next", backbone=str(moved), tables={"fit": {"rate": 0.0}}))
+    recipe = load_recipe(
+        recipe_of("cross_encoder", "next", backbone=str(moved), tables={"fit": {"learning_rate": 0.0}})
+    )
     run(recipe, tmp_path / "next.work")
     assert load_reranker(str(recipe.out), FP32).score(Query("q", "w2"), [Document("0", "w2 w3")]).shape == (1,)
 
@@ -155,9 +157,9 @@ def test_what_cannot_be_compressed_is_said(recipe_of: Recipes, tmp_path: Path) -
     options = {"poolings": [""], "tables": {"head": {"dim": 16}}}
     late = load_recipe(recipe_of("multivector", "late", **options))
     run(late, tmp_path / "late.work")
-    with pytest.raises(InvalidInput, match="takes a cross-encoder or a dense encoder"):
+    with pytest.raises(InvalidInput, match=r"takes a cross-encoder \(cross\) or an encoder"):
         CompressStudent(load_recipe(recipe_of("compress", model=str(late.out))))  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match="keep is 0"):
-        load_recipe(recipe_of("compress", keep=0.0))
+    with pytest.raises(InvalidInput, match="keep_ratio is 0"):
+        load_recipe(recipe_of("compress", keep_ratio=0.0))
     with pytest.raises(InvalidInput, match="leave adapter out"):
         load_recipe(recipe_of("compress", tables={"adapter": ADAPTER}))

@@ -11,12 +11,12 @@ from support_training import Recipes, make_groups
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder
 from chamfer.models.training.jobs.dense import DenseStudent
 from chamfer.models.training.jobs.registry import run
+from chamfer.models.training.loop.draws import Draws
 from chamfer.models.training.loop.gradient_cache import cached
-from chamfer.models.training.loop.student import Draws
 from chamfer.models.training.losses.contrastive import infonce, unit
 from chamfer.settings import load_recipe
 
@@ -49,8 +49,8 @@ def gradients(student: DenseStudent) -> dict[str, torch.Tensor]:
 
 
 def test_cached_gradients_are_those_of_plain_encoding(recipe_of: Recipes) -> None:
-    plain = gradients(student_of(recipe_of, cached=False))
-    student = student_of(recipe_of, cached=True)
+    plain = gradients(student_of(recipe_of, gradient_cache=False))
+    student = student_of(recipe_of, gradient_cache=True)
     object.__setattr__(student.recipe.fit, "micro_tokens", 32)
     found = gradients(student)
     assert plain.keys() == found.keys()
@@ -82,15 +82,15 @@ def loss_of(recipe_of: Recipes, **options: object) -> float:
 def test_matryoshka_prefixes_and_focal_weights_reach_the_loss(recipe_of: Recipes) -> None:
     values = [
         loss_of(recipe_of),
-        loss_of(recipe_of, dims=[32], dim_weights=[1.0]),
-        loss_of(recipe_of, dims=[32, 8], dim_weights=[1.0, 0.3]),
-        loss_of(recipe_of, gamma=0.5),
+        loss_of(recipe_of, matryoshka_dims=[32], matryoshka_weights=[1.0]),
+        loss_of(recipe_of, matryoshka_dims=[32, 8], matryoshka_weights=[1.0, 0.3]),
+        loss_of(recipe_of, focal_gamma=0.5),
     ]
     assert values[1] == pytest.approx(values[0], rel=1e-5)
     assert values[2] > values[1]
     assert 0 < values[3] < values[0]
-    with pytest.raises(InvalidInput, match=r"2 dims and 1 dim_weights"):
-        student_of(recipe_of, dims=[32, 8], dim_weights=[1.0])
+    with pytest.raises(InvalidInput, match=r"2 matryoshka_dims and 1 matryoshka_weights"):
+        student_of(recipe_of, matryoshka_dims=[32, 8], matryoshka_weights=[1.0])
 
 
 def test_mixes_only_add_to_the_denominator(recipe_of: Recipes) -> None:

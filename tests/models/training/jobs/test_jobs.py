@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from support_training import Recipes
 from chamfer.core.analysis import term_hashes
 from chamfer.core.errors import InvalidInput, NotFound
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.networks.checkpoint import WEIGHTS
 from chamfer.models.registry import load_encoder, load_reranker
 from chamfer.models.training.data.groups import read_groups, write_groups
 from chamfer.models.training.jobs.registry import JOBS as STUDENTS
 from chamfer.models.training.jobs.registry import run
+from chamfer.models.training.jobs.selection_bias import CetConfig
+from chamfer.models.training.loop.recipe import AdapterConfig, DataConfig, FitConfig
 from chamfer.settings import load_recipe
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -39,13 +41,18 @@ JOBS: dict[str, dict[str, Any]] = {
     "clicks noise": {"click_loss": "noise", "tables": {"adapter": ADAPTER}},
     "cross_encoder released": {
         "loss": "pairwise",
-        "tables": {"adapter": ADAPTER, "cet": {"form": "released", "temperature": 5.0}},
+        "tables": {"adapter": ADAPTER, "cet": {"selection_model": "released", "temperature": 5.0}},
     },
     "cross_encoder logged": {
         "loss": "pairwise",
         "tables": {
             "adapter": ADAPTER,
-            "cet": {"form": "logged", "weights": "exact", "features": {"bm25": 10.0}, "selected": "judged"},
+            "cet": {
+                "selection_model": "logged",
+                "weighting": "exact",
+                "features": {"bm25": 10.0},
+                "selected_column": "judged",
+            },
         },
     },
     "multivector": {
@@ -53,16 +60,16 @@ JOBS: dict[str, dict[str, Any]] = {
         "teachers": ["bm25", "dense"],
         "tables": {"head": {"dim": 16, "terms": True}},
     },
-    "sparse": {"vocabulary_sample": 16, "teacher_scale": 10.0, "contrastive_weight": 1.0, "least": 1},
-    "compress": {"keep": 0.5, "calibration": 4, "temperature": 0.2},
-    "reranker": {"list_weight": 0.1, "tables": {"adapter": LARGER, "fit": {"rate": 1e-2}}},
+    "sparse": {"vocabulary_sample": 16, "teacher_scale": 10.0, "contrastive_weight": 1.0, "min_df": 1},
+    "compress": {"keep_ratio": 0.5, "calibration_groups": 4, "temperature": 0.2},
+    "reranker": {"list_weight": 0.1, "tables": {"adapter": LARGER, "fit": {"learning_rate": 1e-2}}},
     "universal": {
-        "judge": "dense",
+        "judge_column": "dense",
         "temperature": 0.1,
         "student_temperature": 0.2,
-        "tables": {"adapter": LARGER, "fit": {"rate": 1e-2}},
+        "tables": {"adapter": LARGER, "fit": {"learning_rate": 1e-2}},
     },
-    "dense": {"tables": {"adapter": ADAPTER}, "gamma": 0.5, "mixed_pairs": 2, "mixed_list": True},
+    "dense": {"tables": {"adapter": ADAPTER}, "focal_gamma": 0.5, "mixed_pairs": 2, "mixed_list": True},
 }
 PARTS = {
     "cross_encoder": "part_listwise",
@@ -84,7 +91,7 @@ def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes, seeing: Pat
     options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
     epochs = {"multivector": 60, "reranker": 40}.get(job, 20)  # a head alone, on a frozen backbone, learns slower
     tables = options.get("tables", {})
-    options["tables"] = {**tables, "data": {"epochs": epochs}, "fit": {**tables.get("fit", {}), "warmup": 0.0}}
+    options["tables"] = {**tables, "data": {"epochs": epochs}, "fit": {**tables.get("fit", {}), "warmup_ratio": 0.0}}
     path = recipe_of(job.split()[0], **options)
     fitted = run(load_recipe(path), path.parent / "work")
     first, last = (fitted.curve[place] for place in (0, -1))
@@ -97,7 +104,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
     job: str, recipe_of: Recipes, seeing: Path, tmp_path: Path
 ) -> None:
     options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
-    options["tables"] = {**options.get("tables", {}), "data": {"epochs": 2}, "fit": {"save_every": 2}}
+    options["tables"] = {**options.get("tables", {}), "data": {"epochs": 2}, "fit": {"save_steps": 2}}
     if "adapter" in options["tables"]:
         options["tables"]["adapter"] = {**ADAPTER, "dropout": 0.1}
     whole = load_recipe(recipe_of(job.split()[0], "whole", **options))
@@ -122,13 +129,15 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
         np.testing.assert_array_equal(tensor, found[name], err_msg=name)
 
 
-def test_a_work_folder_of_another_run_is_refused_with_what_differs(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_a_work_directory_of_another_run_is_refused_with_what_differs(recipe_of: Recipes, tmp_path: Path) -> None:
     options, work = JOBS["cross_encoder"], tmp_path / "work"
     path = recipe_of("cross_encoder", **options)
-    run(load_recipe(path, {"fit.stop": "1"}), work)
-    assert run(load_recipe(path, {"fit.stop": "2", "fit.save_every": "1"}), work).resumed_at == 1
-    with pytest.raises(InvalidInput, match=r"work belongs to another run \(data.limit was 0, is 4; groups was"):
-        run(load_recipe(path, {"data.limit": "4"}), work)
+    run(load_recipe(path, {"fit.max_steps": "1"}), work)
+    assert run(load_recipe(path, {"fit.max_steps": "2", "fit.save_steps": "1"}), work).resumed_at == 1
+    with pytest.raises(
+        InvalidInput, match=r"work belongs to another run \(data.max_train_groups was 0, is 4; groups was"
+    ):
+        run(load_recipe(path, {"data.max_train_groups": "4"}), work)
     groups = read_groups(tmp_path / "groups.parquet")
     write_groups(tmp_path / "groups.parquet", [replace(group, query=group.query + " w1") for group in groups])
     with pytest.raises(InvalidInput, match="remove it, or give this run another --work"):
@@ -136,7 +145,7 @@ def test_a_work_folder_of_another_run_is_refused_with_what_differs(recipe_of: Re
 
 
 def test_a_run_told_to_stop_ends_there(recipe_of: Recipes, tmp_path: Path) -> None:
-    options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 3}, "fit": {"stop": 4}}}
+    options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 3}, "fit": {"max_steps": 4}}}
     fitted = run(load_recipe(recipe_of("cross_encoder", **options)), tmp_path / "work")
     assert fitted.steps == 4
     assert fitted.curve[-1]["learning_rate"] > 0
@@ -170,18 +179,18 @@ def test_a_second_stage_begins_with_what_the_first_one_learnt_even_where_it_adap
     upper = {"adapter": {**ADAPTER, "first_layer": 1}, "data": {"epochs": 10}}
     first = load_recipe(recipe_of("cross_encoder", "first", tables=upper))
     run(first, tmp_path / "first.work")
-    start = {"start": str(first.out)}
+    start = {"init_from": str(first.out)}
     second = load_recipe(recipe_of("cross_encoder", "second", **start, tables={"adapter": ADAPTER}))
     run(second, tmp_path / "second.work")
     reached, layers = (load_file(recipe.out / WEIGHTS) for recipe in (first, second))
     assert reached.keys() < layers.keys()
     student = STUDENTS["cross_encoder"][1](second)
-    student.begin(first.out)
+    student.load_start(first.out)
     documents = ["w1 w2 w3", "w9 w8"]
     expected = load_reranker(str(first.out), FP32).score(Query("q", "w2 w1"), [Document(t, t) for t in documents])
     np.testing.assert_allclose(student.score("w2 w1", documents).detach().numpy(), expected, rtol=1e-3, atol=1e-3)
     narrow = load_recipe(recipe_of("cross_encoder", "third", **start, tables={"adapter": {"rank": 2, "alpha": 4}}))
-    with pytest.raises(InvalidInput, match="start = "):
+    with pytest.raises(InvalidInput, match="init_from = "):
         run(narrow, tmp_path / "third.work")
 
 
@@ -247,9 +256,9 @@ def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_wei
 ) -> None:
     first = load_recipe(recipe_of("multivector", "first", **JOBS["multivector"]))
     run(first, tmp_path / "first.work")
-    tables = {"head": {"dim": 16, "terms": True, "pooled_power": 2.0}, "fit": {"head_rate": 0.05}}
+    tables = {"head": {"dim": 16, "terms": True, "pooled_power": 2.0}, "fit": {"head_learning_rate": 0.05}}
     options = JOBS["multivector"] | {"poolings": ["w0x2"], "tables": tables}
-    recipe = load_recipe(recipe_of("multivector", "second", start=str(first.out), **options))
+    recipe = load_recipe(recipe_of("multivector", "second", init_from=str(first.out), **options))
     run(recipe, tmp_path / "second.work")
     assert np.abs(load_file(recipe.out / WEIGHTS)["head.count.weight"]).max() > 1e-3  # learnt by the means alone
     texts = ["w1 w2 w3 w4 w5", "w4 w1", "w7 w8 w9 w10"]
@@ -257,7 +266,7 @@ def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_wei
     d = encoder.encode_documents([Document(text, text) for text in texts], [VectorKind.TOKENS]).tokens
     q = encoder.encode_queries([Query("q", "w2 w1")], [VectorKind.TOKENS]).tokens
     student: Any = STUDENTS["multivector"][1](recipe)
-    student.begin(recipe.out)
+    student.load_start(recipe.out)
     expected = student.eval().score("w2 w1", texts).detach().numpy()
     np.testing.assert_allclose(_scores(VectorKind.TOKENS, q, d), expected, rtol=0.02, atol=0.02)
 
@@ -266,7 +275,7 @@ def test_a_finished_model_may_stand_on_the_way_from_the_untrained_weights(recipe
     options = {**JOBS["multivector"], "tables": {**JOBS["multivector"]["tables"], "adapter": ADAPTER}}
     folders = {}
     for share in (1.0, 0.25, 0.0):
-        recipe = load_recipe(recipe_of("multivector", f"share{share}", learnt_share=share, **options))
+        recipe = load_recipe(recipe_of("multivector", f"share{share}", wise_ft_alpha=share, **options))
         run(recipe, tmp_path / f"{share}.work")
         folders[share] = load_file(recipe.out / WEIGHTS)
     whole, quarter, none = (folders[share] for share in (1.0, 0.25, 0.0))
@@ -280,12 +289,12 @@ def test_a_finished_model_may_stand_on_the_way_from_the_untrained_weights(recipe
             expected = 0.25 * expected
         np.testing.assert_allclose(quarter[name], expected, rtol=2e-3, atol=1e-4)
     assert np.abs(whole["head.project.weight"].astype(float) - none["head.project.weight"]).max() > 1e-3
-    with pytest.raises(InvalidInput, match="learnt_share is"):
-        load_recipe(recipe_of("multivector", learnt_share=1.5, **options))
+    with pytest.raises(InvalidInput, match="wise_ft_alpha is"):
+        load_recipe(recipe_of("multivector", wise_ft_alpha=1.5, **options))
 
 
 def _student_of(student: Any, recipe: Any) -> Any:
-    student.begin(recipe.out)
+    student.load_start(recipe.out)
     if hasattr(student, "_rules"):
         student._rules = [None]
     return student.eval()
@@ -315,16 +324,70 @@ def test_a_report_holds_measures_before_and_after_the_curve_and_the_seed(recipe_
     assert "| toy | nDCG@10 |" in (recipe.out / "report.md").read_text()
 
 
+OLD_KEYS = [
+    ("cross_encoder", "fit", "rate", "fit.learning_rate"),
+    ("cross_encoder", "fit", "batch", "fit.batch_size"),
+    ("cross_encoder", "data", "held_out", "data.max_eval_groups"),
+    ("cross_encoder", "adapter", "targets", "adapter.target_modules"),
+    ("cross_encoder", "cet", "form", "cet.selection_model"),
+    ("cross_encoder", "", "start", "init_from"),
+    ("cross_encoder", "", "weights", "weight_column"),
+    ("clicks", "", "least", "propensity_clip"),
+    ("compress", "", "keep", "keep_ratio"),
+    ("dense", "", "cached", "gradient_cache"),
+    ("multivector", "", "learnt_share", "wise_ft_alpha"),
+    ("reranker", "", "over", "softmax_over"),
+    ("sparse", "", "least", "min_df"),
+    ("universal", "", "below", "min_negative_rank"),
+]
+
+
+@pytest.mark.parametrize(("job", "table", "old", "present"), OLD_KEYS)
+def test_a_renamed_key_fails_with_its_present_name(
+    recipe_of: Recipes, job: str, table: str, old: str, present: str
+) -> None:
+    options: dict[str, Any] = {"tables": {table: {old: 1}}} if table else {old: 1}
+    with pytest.raises(InvalidInput, match=rf"'[a-z.]*{old}' is now called '{present}'"):
+        load_recipe(recipe_of(job, **options))
+    dotted = f"{table}.{old}" if table else old
+    with pytest.raises(InvalidInput, match=f"is now called '{present}'"):
+        load_recipe(recipe_of(job), {dotted: "1"})
+
+
+def test_every_present_name_of_a_renamed_key_exists() -> None:
+    for recipe, _ in STUDENTS.values():
+        for part in (recipe, DataConfig, FitConfig, AdapterConfig, CetConfig):
+            names = {f.name for f in fields(part)}
+            assert set(part.RENAMED.values()) <= names
+            assert not set(part.RENAMED) & names - {"weights"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_that_comes_with_the_project_loads(path: Path) -> None:
+    assert load_recipe(path).job in STUDENTS
+
+
+@pytest.mark.parametrize("job", ["cross_encoder", "dense"])
+def test_a_job_without_a_head_over_token_vectors_refuses_stored_ones(
+    job: str, recipe_of: Recipes, tmp_path: Path
+) -> None:
+    tables = {"adapter": ADAPTER, "data": {"token_vectors": str(tmp_path)}}
+    with pytest.raises(
+        InvalidInput, match=f"job {job} cannot learn from stored token vectors; leave data.token_vectors"
+    ):
+        run(load_recipe(recipe_of(job, tables=tables)), tmp_path / "work")
+
+
 def test_unknown_keys_and_jobs_are_named(recipe_of: Recipes) -> None:
-    with pytest.raises(InvalidInput, match=r"'fit.bach'; did you mean 'batch'"):
-        load_recipe(recipe_of("cross_encoder", tables={"fit": {"bach": 3}}))
+    with pytest.raises(InvalidInput, match=r"'fit.bach_size'; did you mean 'batch_size'"):
+        load_recipe(recipe_of("cross_encoder", tables={"fit": {"bach_size": 3}}))
     with pytest.raises(InvalidInput, match=r"unknown job 'crossencoder'.*cross_encoder"):
         load_recipe(recipe_of("crossencoder"))
     with pytest.raises(NotFound, match="recipe"):
         load_recipe(Path("nowhere.toml"))
     with pytest.raises(InvalidInput, match=r"adapter\.rank"):
         load_recipe(recipe_of("dense"))
-    assert load_recipe(recipe_of("cross_encoder"), {"fit.batch": "64"}).fit.batch == 64
+    assert load_recipe(recipe_of("cross_encoder"), {"fit.batch_size": "64"}).fit.batch_size == 64
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=str)
@@ -334,7 +397,7 @@ def test_every_recipe_that_is_shipped_says_what_its_job_knows(path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(recipe_of: Recipes, tmp_path: Path) -> None:
-    options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 100}, "fit": {"save_every": 5}}}
+    options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 100}, "fit": {"save_steps": 5}}}
     command = [sys.executable, "-m", "chamfer", "train", str(recipe_of("cross_encoder", **options))]
     environment = dict(os.environ)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -354,7 +417,7 @@ def test_two_processes_train_what_one_would_on_batches_of_twice_the_size(recipe_
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     for name, batch, command in (("one", 4, [sys.executable, "-m"]), ("two", 2, launch)):
-        tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"batch": batch}}
+        tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"batch_size": batch}}
         path = recipe_of("cross_encoder", name, tables=tables)
         subprocess.run([*command, "chamfer", "train", str(path)], env=environment, check=True, capture_output=True)
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))

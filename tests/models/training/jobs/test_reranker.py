@@ -18,13 +18,13 @@ from support_training import Recipes, make_groups
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_reranker
 from chamfer.models.training.data.groups import add_images, read_documents, read_groups
 from chamfer.models.training.jobs.registry import run
 from chamfer.models.training.jobs.reranker import RerankerLearner
-from chamfer.models.training.loop.student import Draw, Draws
-from chamfer.models.training.losses.answers import answer
+from chamfer.models.training.loop.draws import Draw, Draws
+from chamfer.models.training.losses.answers import answer_loss
 from chamfer.settings import load_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about tiny models
@@ -36,24 +36,26 @@ ADAPTER = {"rank": 8, "alpha": 16}
 def test_the_answer_of_two_tokens_by_hand_is_the_logistic_loss_of_the_log_odds() -> None:
     logits = torch.tensor([[2.0, 1.0, 9.0]])
     yes_no = [[0, 1]]
-    assert answer(logits, [[0]], yes_no).item() == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
-    assert answer(logits, [[1]], yes_no).item() == pytest.approx(math.log(1 + math.exp(1)), abs=1e-6)
+    assert answer_loss(logits, [[0]], yes_no).item() == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
+    assert answer_loss(logits, [[1]], yes_no).item() == pytest.approx(math.log(1 + math.exp(1)), abs=1e-6)
     whole = math.exp(2) + math.exp(1) + math.exp(9)
-    assert answer(logits, [[0]]).item() == pytest.approx(math.log(whole) - 2, abs=1e-5)
-    assert answer(logits, [[0, 1]]).item() == pytest.approx(math.log(whole / (math.exp(2) + math.exp(1))), abs=1e-5)
+    assert answer_loss(logits, [[0]]).item() == pytest.approx(math.log(whole) - 2, abs=1e-5)
+    assert answer_loss(logits, [[0, 1]]).item() == pytest.approx(
+        math.log(whole / (math.exp(2) + math.exp(1))), abs=1e-5
+    )
 
 
 def test_the_answer_ignores_a_constant_and_never_rewards_other_tokens() -> None:
-    logits, right, among = torch.randn(3, 7), [[0], [1], [2, 3]], [[0, 1], [0, 1], [1, 2, 3]]
-    torch.testing.assert_close(answer(logits + 5, right, among), answer(logits, right, among))
-    assert (answer(logits, right) >= answer(logits, right, among)).all()
-    torch.testing.assert_close(answer(logits, among, among), torch.zeros(3))
+    logits, right, possible = torch.randn(3, 7), [[0], [1], [2, 3]], [[0, 1], [0, 1], [1, 2, 3]]
+    torch.testing.assert_close(answer_loss(logits + 5, right, possible), answer_loss(logits, right, possible))
+    assert (answer_loss(logits, right) >= answer_loss(logits, right, possible)).all()
+    torch.testing.assert_close(answer_loss(logits, possible, possible), torch.zeros(3))
 
 
-@pytest.mark.parametrize("among", [None, [[0, 1, 4], [0, 2]]])
-def test_the_gradient_of_the_answer_is_that_of_finite_differences(among: Any) -> None:
+@pytest.mark.parametrize("possible", [None, [[0, 1, 4], [0, 2]]])
+def test_the_gradient_of_the_answer_is_that_of_finite_differences(possible: Any) -> None:
     logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: answer(x, [[0, 1], [2]], among), (logits,))
+    assert torch.autograd.gradcheck(lambda x: answer_loss(x, [[0, 1], [2]], possible), (logits,))
 
 
 def learner_of(recipe_of: Recipes, backbone: Path, **options: Any) -> RerankerLearner:
@@ -64,7 +66,7 @@ def learner_of(recipe_of: Recipes, backbone: Path, **options: Any) -> RerankerLe
 
 def draws_of(learner: RerankerLearner) -> list[Draw]:
     groups, documents = make_groups(8)
-    draws = Draws(groups, documents, learner.recipe.data, (), 1, learner.places)
+    draws = Draws(groups, documents, learner.recipe.data, (), 1, learner.sample)
     return [draws[i] for i in range(8)]
 
 
@@ -89,14 +91,14 @@ def test_prompts_hold_the_texts_and_the_images_of_query_and_candidates(recipe_of
     texts = read_documents(path.parent / "documents.parquet")
     draw = Draw(group.query, list(group.doc_ids), [texts[i] for i in group.doc_ids], [], [], set(), picture(3))
     pair, hard = learner._pairs(draw)
-    asked = learner._list(draw, [2, 0, 3, 1])
+    listed = learner._list(draw, [2, 0, 3, 1])
     for text in (group.query, texts["d0-0"]):
         assert text in pair.prompt.text
-        assert text in asked.prompt.text
+        assert text in listed.prompt.text
     assert texts["d0-1"] in hard.prompt.text
-    assert [len(a.prompt.images) for a in (pair, hard, asked)] == [2, 2, 3]
-    assert asked.right == learner.language.answer_ids(["2"])
-    assert f"(2) {texts['d0-0']}" in asked.prompt.text.replace("<|vision_start|><|image_pad|><|vision_end|>", "")
+    assert [len(a.prompt.images) for a in (pair, hard, listed)] == [2, 2, 3]
+    assert listed.right == learner.language.answer_ids(["2"])
+    assert f"(2) {texts['d0-0']}" in listed.prompt.text.replace("<|vision_start|><|image_pad|><|vision_end|>", "")
 
 
 def test_the_right_answer_stands_at_every_place_of_a_list_equally_often(recipe_of: Recipes, seeing: Path) -> None:
@@ -134,7 +136,7 @@ def test_the_trained_folder_is_served_by_pairs_and_by_lists(
     kind: str, recipe_of: Recipes, seeing: Path, tmp_path: Path
 ) -> None:
     backbone = seeing if kind == "images" else tiny_text_judge(tmp_path / "text")
-    tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"rate": 1e-2}}
+    tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"learning_rate": 1e-2}}
     recipe = load_recipe(recipe_of("reranker", backbone=str(backbone), tables=tables))
     run(recipe, tmp_path / "work")
     trained, start = (load_reranker(f"unime:{folder}", CPU) for folder in (recipe.out, backbone))
@@ -149,7 +151,7 @@ def test_the_trained_folder_is_served_by_pairs_and_by_lists(
 
 
 def test_the_served_log_odds_are_those_that_were_trained(recipe_of: Recipes, seeing: Path, tmp_path: Path) -> None:
-    tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"rate": 1e-2}}
+    tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"learning_rate": 1e-2}}
     recipe = load_recipe(recipe_of("reranker", backbone=str(seeing), tables=tables))
     fitted = run(recipe, tmp_path / "work")
     judge = load_reranker(f"unime:{recipe.out}", CPU)
@@ -162,10 +164,10 @@ def test_the_served_log_odds_are_those_that_were_trained(recipe_of: Recipes, see
 
 
 def test_a_faulty_reranker_recipe_is_refused(recipe_of: Recipes, seeing: Path, backbone: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"a list has the positive and 1 to 8"):
-        load_recipe(recipe_of("reranker", tables={"data": {"negatives": 9}}))
-    with pytest.raises(InvalidInput, match=r"hard is 4"):
-        load_recipe(recipe_of("reranker", hard=4))
+    with pytest.raises(InvalidInput, match=r"expected 1 to 8"):
+        load_recipe(recipe_of("reranker", tables={"data": {"num_negatives": 9}}))
+    with pytest.raises(InvalidInput, match=r"hard_negatives is 4"):
+        load_recipe(recipe_of("reranker", hard_negatives=4))
     with pytest.raises(InvalidInput, match=r"adapts a chat model"):
         RerankerLearner(load_recipe(recipe_of("reranker", backbone=str(seeing))))  # type: ignore[arg-type]
     with pytest.raises(InvalidInput):

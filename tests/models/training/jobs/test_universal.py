@@ -17,13 +17,13 @@ from support_training import Recipes, make_groups
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder
 from chamfer.models.training.data.groups import Group, add_images, write_groups
-from chamfer.models.training.data.modality import modality_places, wrong_and_right
+from chamfer.models.training.data.modality import modality_negatives, sample_modalities
 from chamfer.models.training.jobs.registry import run
 from chamfer.models.training.jobs.universal import UniversalLearner
-from chamfer.models.training.loop.student import Draws
+from chamfer.models.training.loop.draws import Draws
 from chamfer.models.training.losses.contrastive import unit
 from chamfer.models.training.losses.distillation import half_jeffreys
 from chamfer.settings import load_recipe
@@ -48,26 +48,26 @@ def group(modality: list[float], ranks: list[float], positive: int = 2) -> Group
 
 def test_wrong_ones_outrank_the_positive_and_right_ones_stand_far_below_it() -> None:
     own = group([1, 0, 0, 1, 0, 0], [1, 2, 3, 4, 46, 60])
-    assert wrong_and_right(own, 2, below=45) == ([0], [4, 5])
-    assert wrong_and_right(own, 2, below=1) == ([0], [1, 4, 5])
+    assert modality_negatives(own, 2, min_negative_rank=45) == ([0], [4, 5])
+    assert modality_negatives(own, 2, min_negative_rank=1) == ([0], [1, 4, 5])
 
 
 def test_a_positive_at_rank_one_or_a_pool_of_one_modality_has_no_wrong_ones_and_an_unfound_positive_has_all() -> None:
-    assert wrong_and_right(group([0, 1, 1], [1, 2, 3], positive=0), 0, below=45)[0] == []
-    assert wrong_and_right(group([0] * 4, [1, 2, 3, 4]), 2, below=45)[0] == []
-    assert wrong_and_right(group([1, 1, 0], [1, 50, NAN]), 2, below=45)[0] == [0, 1]
+    assert modality_negatives(group([0, 1, 1], [1, 2, 3], positive=0), 0, min_negative_rank=45)[0] == []
+    assert modality_negatives(group([0] * 4, [1, 2, 3, 4]), 2, min_negative_rank=45)[0] == []
+    assert modality_negatives(group([1, 1, 0], [1, 50, NAN]), 2, min_negative_rank=45)[0] == [0, 1]
 
 
 def test_both_kinds_are_drawn_equally_often_and_no_positive_is() -> None:
     own = group([1, 1, 0, 1, 1, 0, 0, 0, 0, 0], [1, 2, 9, 3, 4, 46, 47, 48, 49, 5])
     wrong = 0
     for seed in range(400):
-        positive, *negatives = modality_places(own, 1, 45, np.random.default_rng(seed))
+        positive, *negatives = sample_modalities(own, 1, 45, np.random.default_rng(seed))
         assert positive == 2
         assert set(negatives) <= {0, 1, 3, 4, 5, 6, 7, 8}
         wrong += negatives[0] < 5
     assert 160 < wrong < 240
-    many = modality_places(own, 12, 45, np.random.default_rng(0))[1:]
+    many = sample_modalities(own, 12, 45, np.random.default_rng(0))[1:]
     assert len(many) == 12
     assert set(many) == {0, 1, 3, 4, 5, 6, 7, 8, 9}  # then the rest, then repetitions
 
@@ -106,14 +106,17 @@ def gradients(learner: UniversalLearner) -> dict[str, torch.Tensor]:
 
 
 def test_cached_gradients_are_those_of_plain_encoding_over_texts_and_images(recipe_of: Recipes, seeing: Path) -> None:
-    plain, found = (gradients(learner_of(recipe_of, seeing, judge="dense", cached=cached)) for cached in (False, True))
+    plain, found = (
+        gradients(learner_of(recipe_of, seeing, judge_column="dense", gradient_cache=cached))
+        for cached in (False, True)
+    )
     assert plain.keys() == found.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_a_constant_added_to_all_scores_of_a_judge_changes_nothing(recipe_of: Recipes, seeing: Path) -> None:
-    learner = learner_of(recipe_of, seeing, judge="dense")
+    learner = learner_of(recipe_of, seeing, judge_column="dense")
     groups, documents = make_groups(2)
     shifted = [
         Group(g.query_id, g.query, g.doc_ids, g.labels, teachers={"dense": [x + 3 for x in g.teachers["dense"]]})
@@ -129,7 +132,7 @@ def test_a_constant_added_to_all_scores_of_a_judge_changes_nothing(recipe_of: Re
 def test_a_trained_encoder_serves_texts_and_images_as_they_were_trained(
     recipe_of: Recipes, seeing: Path, tmp_path: Path
 ) -> None:
-    tables = {"adapter": ADAPTER, "fit": {"rate": 1e-2}}
+    tables = {"adapter": ADAPTER, "fit": {"learning_rate": 1e-2}}
     options = {"backbone": str(seeing), "instruction": "fox? ", "tables": tables}
     recipe = load_recipe(recipe_of("universal", **options))
     add_images(tmp_path / "documents.parquet", {"d0-0": picture(1)})
@@ -146,12 +149,12 @@ def test_a_trained_encoder_serves_texts_and_images_as_they_were_trained(
         np.testing.assert_allclose(alone.values[0], found.dense.values[row], atol=1e-4)
     learner = UniversalLearner(recipe)  # type: ignore[arg-type]
     modules = dict(learner.tower.named_modules())
-    from chamfer.models.networks.checkpoint import describe, parts_of
+    from chamfer.models.networks.checkpoint import open_checkpoint
 
     with torch.no_grad():
-        for name, change in parts_of(recipe.out, describe(recipe.out))[1].items():
-            modules[name].lora_A["default"].weight.copy_(change.down)
-            modules[name].lora_B["default"].weight.copy_(change.up)
+        for name, update in open_checkpoint(recipe.out).adapter.items():
+            modules[name].lora_A["default"].weight.copy_(update.down)
+            modules[name].lora_B["default"].weight.copy_(update.up)
         learner.eval()
         expected = unit(learner.encode([learner._query("w3", picture(6))])).numpy()
     queries = [Query("q", "w3", image=picture(6)), Query("r", "w3")]
@@ -163,7 +166,12 @@ def test_a_trained_encoder_serves_texts_and_images_as_they_were_trained(
 
 
 def test_columns_of_both_modalities_are_asked_for_and_used(recipe_of: Recipes, seeing: Path, tmp_path: Path) -> None:
-    options = {"backbone": str(seeing), "modalities": True, "below": 2, "tables": {"adapter": ADAPTER}}
+    options = {
+        "backbone": str(seeing),
+        "modality_negatives": True,
+        "min_negative_rank": 2,
+        "tables": {"adapter": ADAPTER},
+    }
     recipe = load_recipe(recipe_of("universal", **options))
     with pytest.raises(InvalidInput, match=r"no column \['modality'\]; mine with --modality"):
         run(recipe, tmp_path / "no.work")

@@ -331,7 +331,7 @@ def test_a_tabular_scorer_reaches_the_optimum_that_each_weighting_has(weighting:
         b = 1 / (1 - p_s)
         expected = (p_r * p_s * (1 - p_s) / (1 - p_r * p_s)).log()
     elif weighting == "exact":
-        a, b = selection.exact_weights(p_s, p_r, least=0.0)
+        a, b = selection.exact_weights(p_s, p_r, min_selected=0.0)
         expected = (p_r / (1 - p_r)).log()
     else:
         expected = (p_r * p_s / (1 - p_r * p_s)).log()

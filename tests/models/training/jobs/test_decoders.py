@@ -12,8 +12,9 @@ from support_training import Recipes
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
-from chamfer.models.networks.transformer import Attention, open_tower
+from chamfer.models.backends.config import DeviceConfig
+from chamfer.models.networks.features import Attention
+from chamfer.models.networks.transformer import open_tower
 from chamfer.models.registry import load_encoder
 from chamfer.models.training.jobs.dense import DenseStudent
 from chamfer.models.training.jobs.registry import run
@@ -53,7 +54,7 @@ def test_a_decoder_trained_as_an_encoder_serves_what_was_trained(
     decoder: Path, recipe_of: Recipes, tmp_path: Path
 ) -> None:
     options = {"backbone": str(decoder), "attention": "bidirectional", "temperature": 0.2}
-    tables = {"adapter": ADAPTER, "data": {"epochs": 10}, "fit": {"warmup": 0.0}}
+    tables = {"adapter": ADAPTER, "data": {"epochs": 10}, "fit": {"warmup_ratio": 0.0}}
     recipe = load_recipe(recipe_of("dense", tables=tables, **options))
     fitted = run(recipe, tmp_path / "work")
     assert fitted.curve[-1]["part_contrastive"] < 0.5 * fitted.curve[0]["part_contrastive"]
@@ -65,17 +66,17 @@ def test_a_decoder_trained_as_an_encoder_serves_what_was_trained(
     assert query is not None
     student = DenseStudent(recipe)  # type: ignore[arg-type]
     modules = dict(student.tower.transformer.named_modules())
-    from chamfer.models.networks.checkpoint import describe, parts_of
+    from chamfer.models.networks.checkpoint import open_checkpoint
 
     with torch.no_grad():
-        for name, change in parts_of(recipe.out, describe(recipe.out))[1].items():
-            modules[name].lora_A["default"].weight.copy_(change.down)
-            modules[name].lora_B["default"].weight.copy_(change.up)
+        for name, update in open_checkpoint(recipe.out).adapter.items():
+            modules[name].lora_A["default"].weight.copy_(update.down)
+            modules[name].lora_B["default"].weight.copy_(update.up)
         expected = student.eval().score("w3 w1", texts).numpy()
     np.testing.assert_allclose(found.values @ query.values[0], expected, atol=2e-3)
 
 
 def test_layers_that_are_not_there_cannot_be_adapted(decoder: Path, recipe_of: Recipes) -> None:
-    tables = {"adapter": {**ADAPTER, "targets": ["query"]}}
+    tables = {"adapter": {**ADAPTER, "target_modules": ["query"]}}
     with pytest.raises(InvalidInput, match=r"no linear layer named query"):
         DenseStudent(load_recipe(recipe_of("dense", backbone=str(decoder), tables=tables)))  # type: ignore[arg-type]

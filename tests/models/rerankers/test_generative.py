@@ -13,9 +13,10 @@ from support_judges import picture, tiny_llava_judge, tiny_qwen3_vl, tiny_text_j
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
+from chamfer.models.networks.chat_model import LanguageModel, load_language_model
 from chamfer.models.registry import load_reranker
-from chamfer.models.rerankers.chat_model import GenerativeReranker, LanguageModel, load_language_model, log_odds
+from chamfer.models.rerankers.generative import GenerativeReranker, log_odds
 from chamfer.models.rerankers.listwise import ListwiseConfig, ListwiseReranker
 from chamfer.models.rerankers.prompts import QWEN3_RERANKER, QWEN3_VL_RERANKER, TRUE_FALSE, list_messages, pair_messages
 
@@ -121,7 +122,7 @@ def test_a_long_document_is_cut_and_the_question_behind_it_is_not(text_model: La
 
 def test_spellings_are_added_and_those_of_several_tokens_left_out(text_model: LanguageModel) -> None:
     assert len(text_model.answer_ids(("True", " True", "true", "a very long answer"))) == 3
-    with pytest.raises(InvalidInput, match="one token"):
+    with pytest.raises(InvalidInput, match="single token"):
         text_model.answer_ids(("a very long answer",))
 
 

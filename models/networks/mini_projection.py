@@ -1,9 +1,9 @@
-"""The projection of `mini`'s token vectors from 384 to 128 dimensions, and how it was made.
+"""The projection of `mini`'s token vectors from 384 to 128 dimensions, and how it is fitted.
 
-It is an uncentred principal component analysis: the right singular vectors of the unit token vectors of a sample with
-the 128 largest singular values, that is, the orthonormal columns P that keep the most of sum |x P|^2. Uncentred,
-because MaxSim takes inner products, and those are kept best so. MODEL_FILE was fitted on documents
-alone (FairytaleQA and SciFact: no question, no judgement); recipes/fit_mini_projection.py fits it anew.
+It is an uncentred principal component analysis: the 128 right singular vectors with the largest singular values of a
+sample of unit token vectors, that is, the orthonormal columns P that maximise sum |x P|^2. It is uncentred because
+MaxSim takes inner products, which are preserved best this way. MODEL_FILE was fitted on documents alone (FairytaleQA
+and SciFact, without questions or judgements); recipes/fit_mini_projection.py repeats the fit.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def load_projection() -> tuple[F32, str]:
 
 
 def fit_projection(batches: Iterable[Array], dim: int = DIM) -> tuple[F32, float]:
-    """(projection f32 [H, dim], share of squared length kept) of unit vectors in batches f32 [n, H].
+    """(projection f32 [H, dim], fraction of the squared length it preserves) of unit vectors in batches f32 [n, H].
 
-    Signs are fixed (the largest entry of each column is positive), so that equal input gives equal output.
+    Signs are fixed (the largest entry of each column is positive), so that equal input gives equal output. ValueError
+    without vectors.
     """
     moment: NDArray[np.float64] | None = None
     for batch in batches:
@@ -40,6 +41,6 @@ def fit_projection(batches: Iterable[Array], dim: int = DIM) -> tuple[F32, float
     if moment is None:
         raise ValueError("no vectors to fit a projection on")
     values, vectors = np.linalg.eigh(moment)
-    kept = vectors[:, ::-1][:, :dim]
-    signs = np.sign(kept[np.argmax(np.abs(kept), axis=0), np.arange(dim)])
-    return np.ascontiguousarray(kept * signs, dtype=np.float32), float(values[::-1][:dim].sum() / values.sum())
+    largest = vectors[:, ::-1][:, :dim]
+    signs = np.sign(largest[np.argmax(np.abs(largest), axis=0), np.arange(dim)])
+    return np.ascontiguousarray(largest * signs, dtype=np.float32), float(values[::-1][:dim].sum() / values.sum())

@@ -13,8 +13,8 @@ from chamfer.models.networks.heads import (
     TokenHead,
     TokenHeadConfig,
 )
-from chamfer.models.networks.token_pooling import LEAST_WEIGHT
-from chamfer.models.networks.transformer import Fold, Tower, fold
+from chamfer.models.networks.token_pooling import MIN_TOKEN_WEIGHT
+from chamfer.models.networks.transformer import LowRankUpdate, Tower, merge_adapter
 from chamfer.models.rerankers.trained import CrossModule, pair_ids
 
 
@@ -62,7 +62,7 @@ def test_a_word_that_stands_there_weighs_its_saturation_times_its_largest_presen
     at = torch.tensor([[4, -1, 4, 30, -1], [-1, -1, -1, -1, -1], [7, 4, -1, -1, -1]])
     saturation = torch.rand(3, 5)
     terms = torch.tensor([4, 7, 9, 30])
-    found = sparse.standing(hidden, at, saturation, terms).detach()
+    found = sparse.present(hidden, at, saturation, terms).detach()
     presence = torch.nn.functional.softplus(sparse.presence(hidden)).squeeze(-1).detach()
     for row in range(3):
         for column, term in enumerate(terms):
@@ -79,7 +79,7 @@ def test_an_untrained_sparse_head_gives_standing_words_their_saturation_and_weig
     weights = head(hidden, torch.tensor([[1, 1, 1, 0]]))
     assert weights.nonzero()[:, 1].tolist() == [3, 7, 8]
     assert 0 < weights[0, 8] < weights[0, 7]
-    standing = head.standing(
+    standing = head.present(
         hidden, torch.tensor([[3, 7, 3, -1]]), torch.tensor([[1.5, 1.0, 1.5, 0.0]]), torch.arange(20)
     )
     torch.testing.assert_close(standing[0, [3, 7]], torch.tensor([1.5, 1.0]), atol=1e-4, rtol=0)
@@ -114,19 +114,19 @@ def test_document_tokens_count_their_term_to_a_power_times_a_factor_that_begins_
     states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     hidden, ids, _ = states
-    assert TokenHead(8, TokenHeadConfig(terms=True), 20).counts(hidden, ids) is None
+    assert TokenHead(8, TokenHeadConfig(terms=True), 20).pooling_weights(hidden, ids) is None
     head = TokenHead(8, TokenHeadConfig(terms=True, pooled_power=2.0), 20)
     assert head.terms is not None
     assert head.count is not None
     head.terms.copy_(torch.arange(20) / 10)
-    counts = head.counts(hidden, ids)
+    counts = head.pooling_weights(hidden, ids)
     assert counts is not None
-    torch.testing.assert_close(counts, ((ids / 10) ** 2).clamp_min(LEAST_WEIGHT), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(counts, ((ids / 10) ** 2).clamp_min(MIN_TOKEN_WEIGHT), atol=1e-4, rtol=1e-4)
     torch.nn.init.normal_(head.count.weight)
-    moved = head.counts(hidden, ids)
+    moved = head.pooling_weights(hidden, ids)
     assert moved is not None
     assert (moved[ids > 0] / counts[ids > 0]).std() > 0.1
-    assert bool((moved >= LEAST_WEIGHT).all())
+    assert bool((moved >= MIN_TOKEN_WEIGHT).all())
     torch.testing.assert_close(head(hidden, ids, query=False).norm(dim=-1), torch.ones(3, 5))
 
 
@@ -178,5 +178,5 @@ def test_folding_an_adapter_adds_its_scaled_product() -> None:
     tower = Tower(torch.nn.ModuleDict({"layer": torch.nn.Linear(3, 4)}), [0])
     before = tower.transformer["layer"].weight.clone()
     down, up = torch.randn(2, 3), torch.randn(4, 2)
-    fold(tower.transformer, {"layer": Fold(down, up, 0.5)})
+    merge_adapter(tower.transformer, {"layer": LowRankUpdate(down, up, 0.5)})
     torch.testing.assert_close(tower.transformer["layer"].weight, before + 0.5 * up @ down)

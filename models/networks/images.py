@@ -1,4 +1,4 @@
-"""Images as the world sends them, opened under limits. Whatever is wrong with one is InvalidInput, never a crash."""
+"""Untrusted images, opened within limits. Whatever is wrong with one raises InvalidInput."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def open_image(image: Path | bytes, max_side: int) -> Image:
-    """The image in RGB, shrunk so that neither side exceeds `max_side` pixels; of a moving one, the first picture.
+    """The image in RGB, shrunk so that neither side exceeds `max_side` pixels; the first frame of an animation.
 
-    Raises InvalidInput for what is no image of FORMATS, is cut short, or has more than MAX_PIXELS.
+    Raises InvalidInput for an image of another format than FORMATS, a truncated one, or one above MAX_PIXELS.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -28,12 +28,12 @@ def open_image(image: Path | bytes, max_side: int) -> Image:
         with warnings.catch_warnings(action="ignore"), Image.open(source, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise InvalidInput(
-                    f"an image has {opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read"
+                    f"an image has {opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are accepted"
                 )
-            found = opened.convert("RGB")
+            rgb = opened.convert("RGB")
     except UnidentifiedImageError:
-        raise InvalidInput(f"an image is none of {', '.join(FORMATS)}") from None
+        raise InvalidInput(f"an image is in none of the formats {', '.join(FORMATS)}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidInput(f"an image cannot be read: {error}") from error
-    found.thumbnail((max_side, max_side))
-    return found
+    rgb.thumbnail((max_side, max_side))
+    return rgb

@@ -12,14 +12,16 @@ from support_training import Recipes
 from torch import Tensor
 
 from chamfer.core.errors import InvalidInput
-from chamfer.models.training.jobs.cet import Calibration, CetConfig, PoolSelection, Scored, corrected, cosine
 from chamfer.models.training.jobs.cross_encoder import CrossEncoderStudent
 from chamfer.models.training.jobs.registry import run
+from chamfer.models.training.jobs.selection_bias import Calibration, CetConfig, PoolSelection, Scored, corrected, cosine
 from chamfer.models.training.losses import ranking, selection
 from chamfer.settings import load_recipe
 
-RELEASED = CetConfig(form="released", temperature=2.0, normalised=False, most=0.0, warmup=0.0)
-LOGGED = CetConfig(form="logged", features={"bm25": 10.0}, warmup=0.0)
+RELEASED = CetConfig(
+    selection_model="released", temperature=2.0, normalise_weights=False, max_weight=0.0, warmup_ratio=0.0
+)
+LOGGED = CetConfig(selection_model="logged", features={"bm25": 10.0}, warmup_ratio=0.0)
 
 
 def scored(ranker: Tensor, selector: Tensor) -> Scored:
@@ -44,7 +46,7 @@ def test_both_losses_of_the_released_form_on_one_pair_by_hand() -> None:
 def test_gradients_are_those_of_finite_differences_with_the_weights_held() -> None:
     others = Scored(*(torch.randn((2, 3), dtype=torch.float64) for _ in range(4)))
     labels = torch.tensor([[1.0, 0, 0], [1, 0, 0]], dtype=torch.float64)
-    for config in (RELEASED, LOGGED, replace(LOGGED, weights="exact", most=5.0)):
+    for config in (RELEASED, LOGGED, replace(LOGGED, weighting="exact", max_weight=5.0)):
 
         def loss(ranker: Tensor, selector: Tensor, config: CetConfig = config) -> Tensor:
             given = replace(others, ranker=ranker, selector=selector)
@@ -55,7 +57,7 @@ def test_gradients_are_those_of_finite_differences_with_the_weights_held() -> No
         assert torch.autograd.gradcheck(loss, at)
 
 
-@pytest.mark.parametrize("config", [RELEASED, LOGGED, replace(LOGGED, weights="exact")])
+@pytest.mark.parametrize("config", [RELEASED, LOGGED, replace(LOGGED, weighting="exact")])
 def test_neither_model_learns_from_the_loss_of_the_other(config: CetConfig) -> None:
     ranker, selector = (torch.randn((2, 3), requires_grad=True) for _ in range(2))
     parts, _ = parts_of(ranker, selector, config)
@@ -86,13 +88,13 @@ def test_shuffled_weights_are_the_same_weights_and_normalised_ones_have_mean_one
         for arm in ("weighted", "shuffled")
     )
     assert own.item() != pytest.approx(mixed.item(), rel=1e-4)
-    _, notes = parts_of(ranker, selector, replace(RELEASED, normalised=True))
+    _, notes = parts_of(ranker, selector, replace(RELEASED, normalise_weights=True))
     assert notes["mean_weight"] == pytest.approx(1)
 
 
 def test_clipping_bounds_a_weight_before_the_mean_is_taken_out() -> None:
     selector = torch.tensor([[0.0, 50.0, -50.0]])
-    _, notes = parts_of(torch.zeros((1, 3)), selector, replace(RELEASED, most=9.0))
+    _, notes = parts_of(torch.zeros((1, 3)), selector, replace(RELEASED, max_weight=9.0))
     assert notes["mean_weight"] == pytest.approx((9 + 1) / 2)
 
 
@@ -124,10 +126,10 @@ def test_a_tabular_scorer_reaches_every_optimum_of_the_sheet() -> None:
     relevant, selected = (0.05 + 0.85 * torch.rand(40, generator=rng, dtype=torch.float64) for _ in range(2))
     both = relevant * selected
     positive, negative = both / both.sum(), (1 - both) / (1 - both).sum()
-    up, down = selection.exact_weights(selected, relevant, least=0.01)
+    up, down = selection.exact_weights(selected, relevant, min_selected=0.01)
     wanted = {
         "none": ((1, 1), (both / (1 - both)).log()),
-        "negatives": ((1, 1 / (1 - selected)), (both * (1 - selected) / (1 - both)).log()),
+        "num_negatives": ((1, 1 / (1 - selected)), (both * (1 - selected) / (1 - both)).log()),
         "exact": ((up, down), (relevant / (1 - relevant)).log()),
     }
     for name, ((a, b), optimum) in wanted.items():
@@ -173,18 +175,18 @@ def test_selection_fitted_to_the_log_recovers_its_probabilities() -> None:
 
 def test_a_recipe_that_does_not_fit_is_named() -> None:
     with pytest.raises(InvalidInput, match=r"'pool' needs cet\.features"):
-        CetConfig(form="pool")
-    with pytest.raises(InvalidInput, match=r"exact weights need probabilities"):
-        CetConfig(form="pool", features={"bm25": 1.0}, weights="exact")
+        CetConfig(selection_model="pool")
+    with pytest.raises(InvalidInput, match=r"exact needs probabilities"):
+        CetConfig(selection_model="pool", features={"bm25": 1.0}, weighting="exact")
 
 
 def test_cet_without_the_pairwise_loss_is_named(recipe_of: Recipes) -> None:
     with pytest.raises(InvalidInput, match="found loss = 'listwise'"):
-        load_recipe(recipe_of("cross_encoder", tables={"cet": {"form": "released"}}))
+        load_recipe(recipe_of("cross_encoder", tables={"cet": {"selection_model": "released"}}))
 
 
 def test_the_job_logs_cosine_and_mean_weight_and_saves_the_ranker_alone(recipe_of: Recipes, tmp_path: Path) -> None:
-    tables = {"adapter": {"rank": 4}, "cet": {"form": "released", "temperature": 2.0, "warmup": 0.0}}
+    tables = {"adapter": {"rank": 4}, "cet": {"selection_model": "released", "temperature": 2.0, "warmup_ratio": 0.0}}
     recipe = load_recipe(recipe_of("cross_encoder", loss="pairwise", tables=tables))
     fitted = run(recipe, tmp_path / "work")
     assert {"part_pairwise", "part_selection", "note_cosine", "note_mean_weight"} <= fitted.curve[-1].keys()
@@ -195,7 +197,7 @@ def test_the_job_logs_cosine_and_mean_weight_and_saves_the_ranker_alone(recipe_o
 
 
 def test_the_released_twin_starts_from_a_head_of_its_own(recipe_of: Recipes) -> None:
-    recipe = load_recipe(recipe_of("cross_encoder", loss="pairwise", tables={"cet": {"form": "released"}}))
+    recipe = load_recipe(recipe_of("cross_encoder", loss="pairwise", tables={"cet": {"selection_model": "released"}}))
     student = CrossEncoderStudent(recipe)  # type: ignore[arg-type]
     twin = student.selection
     assert twin is not None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from chamfer.core.types import Document, Query, SparseVectors, VectorKind
-from chamfer.models.backends.backend import DeviceConfig
+from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import RERANKERS, WEIGHTS, load_encoder, load_reranker
 
 DOCUMENTS = [

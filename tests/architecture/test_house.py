@@ -111,3 +111,21 @@ def test_every_test_asserts_something() -> None:
                 if not any(word in text for word in ("Assert(", "raises", "assert_", "check", "expect")):
                     silent.append(f"{path.relative_to(ROOT)}:{node.name}")
     assert not silent
+
+
+def test_nothing_imports_the_bare_names_and_nothing_hides_an_import() -> None:
+    bare, hidden = [], []
+    folders = (ROOT / package for package in (*PACKAGES, "tests"))
+    for path in (file for folder in folders for file in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            if {name.split(".")[0] for name in names} & {"service", "indexing", "models"}:
+                bare.append(f"{path.relative_to(ROOT)}:{node.lineno}")  # type: ignore[attr-defined]
+            if isinstance(node, ast.Call) and "import_module" in ast.dump(node.func) and "tests" not in path.parts:
+                named = [a.value for a in ast.walk(node) if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+                if any(name.split(".")[0] == "chamfer" for name in named):
+                    hidden.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not bare, "import chamfer.service, chamfer.indexing, chamfer.models"
+    assert not hidden, "import by statement: import-linter cannot see import_module"

@@ -13,7 +13,11 @@ INTO ?= .
 SCALE ?= 1
 SET ?=
 
-.PHONY: demo test test-slow check lint types layers bench docs models clean
+SANITIZED := build/sanitized/_fast.so
+SANITIZED_TESTS := tests/sanitize tests/indexing/kernels/test_native.py tests/indexing/kernels/test_codes.py \
+  tests/indexing/kernels/test_fde.py tests/indexing/families/inverted
+
+.PHONY: demo test test-slow coverage smoke sanitize packaging check lint types layers bench docs models clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/chamfer demo --dir $(DEMO) --port $(PORT) $(if $(ONCE),--once "$(ONCE)")
@@ -41,10 +45,6 @@ sanitize: $(VENV)/.dev
 	PYTHONPATH=tests ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
 	  $(BIN)/pytest -p support_sanitized -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS)
-
-# Commands in an empty network namespace, which must ask no host.
-isolation: $(VENV)/.dev
-	$(BIN)/pytest tests/isolation
 
 # The wheel and an editable install, each in a fresh environment beside a user's own `models` and `service`.
 packaging: $(VENV)/.dev

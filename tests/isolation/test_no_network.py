@@ -118,7 +118,7 @@ def test_the_help_asks_no_host(log: Path) -> None:
 
 def test_building_and_searching_ask_no_host(log: Path, corpus: Path) -> None:
     collection = str(log.parent / "collection")
-    run(log, "-m", "chamfer", "build", str(corpus), collection)
+    run(log, "-m", "chamfer", "build", str(corpus), "--out", collection)
     assert "d0" in run(log, "-m", "chamfer", "search", collection, "fox tail", "--json")
     assert not events(log)
 
@@ -151,6 +151,6 @@ def test_serving_asks_no_host(log: Path, corpus: Path) -> None:
     if not namespace():
         pytest.skip("no network namespace here: the fixed port could be taken")
     collection = str(log.parent / "collection")
-    run(log, "-m", "chamfer", "build", str(corpus), collection)
+    run(log, "-m", "chamfer", "build", str(corpus), "--out", collection)
     assert "d0" in run(log, "-c", SERVE_AND_ASK, collection)
     assert not events(log)

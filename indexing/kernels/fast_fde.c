@@ -1,10 +1,7 @@
-/* Fixed dimensional encodings (fde.py) with AVX-512.
- *
- * bf16 products decide on which side of a plane almost every token lies; where their rounding leaves that open, the
- * float64 sum that defines the side is computed. A count-sketch is a series of signed additions, with one token in each
- * lane of a register. Empty cells are filled by a distance transform of the k-cube. The twin in _numba_fde.py finds
- * exactly the same cells; values are equal up to rounding.
- */
+/* Fixed dimensional encodings (fde.py) with AVX-512. bf16 products decide on which side of a plane a token lies; where
+ * their rounding leaves that open, the float64 sum that defines the side does. A count-sketch is a series of signed
+ * additions with one token in each lane. Empty cells are filled by a distance transform of the k-cube. The twin in
+ * _numba_fde.py finds exactly the same cells; values are equal up to rounding. */
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -223,8 +220,7 @@ BF16 static int64_t transpose_tokens(const float *tokens, int64_t dim, const spa
                 transpose(tokens + t * dim + d, dim, to, TILE);
                 continue;
             }
-            for (int i = 0; i < 16; i++)
-                memcpy(last + 16 * i, tokens + (t + i < count ? t + i : count - 1) * dim + d, 64);
+            for (int i = 0; i < 16; i++) memcpy(last + 16 * i, tokens + (t + i < count ? t + i : count - 1) * dim + d, 64);
             transpose(last, 16, to, TILE);
         }
     return vectors;

@@ -8,10 +8,10 @@ queries and documents. Laid end to end, D = R B p dimensions, whose inner produc
 
     Chamfer(Q, P) = sum over q in Q of max over p in P of <q, p>.
 
-Cell c is the number whose bit i is bit i of the token: natural binary order, no Gray code. Tokens are hashed as they
-are, before any projection. A bit is the sign of a float64 sum in a fixed order; float32 and bf16 products find it where
-they are farther from 0 than they can be wrong, so that a token has the same cells on every processor and in every
-batch. Cost of a document of L tokens: L d R k + R B d p multiplications and R L d additions.
+Cell c is the number whose bit i is bit i of the token: natural binary order, no Gray code. Tokens are hashed before any
+projection. A bit is the sign of a float64 sum in a fixed order; a float32 or bf16 product replaces the sum if it is
+farther from 0 than its error bound, so that a token has the same cells on every processor and in every batch.
+Cost of a document of L tokens: L d R k + R B d p multiplications and R L d additions.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FdeShape:
 
 @dataclass(frozen=True, eq=False)
 class FdeMatrices:
-    """Every random draw of an encoding, as arrays: what is stored, so that no generator needs to be trusted for ever.
+    """Every random draw of an encoding, as arrays. They are stored, so that no generator has to stay the same for ever.
 
     planes f32 [d, R k], projections f32 [R, d, p] (p = d where the projection is the identity), final_slots i32 and
     final_signs f32 [R B p], both empty without a last projection.
@@ -116,8 +116,8 @@ class FdeMatrices:
 def draw_matrices(shape: FdeShape, token_dim: int, seed: int) -> FdeMatrices:
     """The draws for tokens of token_dim dimensions. Repetitions have independent seeds, children of `seed`.
 
-    d_proj = token_dim takes the identity. Planes are Gaussian numbers rounded to bfloat16: no direction is lost, and
-    bf16 products leave half as many signs open. Equal arguments give equal bits.
+    d_proj = token_dim takes the identity. Planes are Gaussian numbers rounded to bfloat16: the directions stay
+    random, and bf16 products leave half as many signs open. Equal arguments give equal bits.
     """
     if shape.d_proj > token_dim:
         raise InvalidInput(f"fde d_proj {shape.d_proj} is above the {token_dim} dimensions of a token vector")
@@ -189,7 +189,7 @@ def _signs(draw: np.random.Generator, shape: tuple[int, ...]) -> F32:
 
 
 def _check_finite(tokens: F32) -> None:
-    # A sum is finite only if all its terms are; the slow look is for the message alone.
+    # A sum is finite only if all its terms are; the slow check finds the token for the message.
     if not np.isfinite(tokens.sum()) and not np.isfinite(tokens).all():
         raise InvalidInput(f"token vector {int(np.argmin(np.isfinite(tokens).all(axis=1)))} is not finite")
 

@@ -1,8 +1,8 @@
-"""Fixed dimensional encodings and MaxSim in torch, on the device of their input: the plain version, and CUDA's.
+"""Fixed dimensional encodings and MaxSim in torch, on the device of their input; used on CUDA.
 
-The same functions of the same matrices as chamfer.indexing.kernels.fde and .maxsim, in chunks of a byte budget: the
-same cells (a sign is decided in float64 where a product cannot), values equal to rounding. Cells are added up by
-sorting, token by token, never by atomic additions, so that equal calls give equal bits on CUDA too.
+The same functions of the same matrices as chamfer.indexing.kernels.fde and .maxsim, in chunks of a byte budget. Cells
+are the same (a sign that a product leaves open is decided in float64), values are equal up to rounding. Cells are
+summed by sorting, never by atomic additions, so that equal calls give equal bits on CUDA as well.
 """
 
 from __future__ import annotations
@@ -61,22 +61,22 @@ def maxsim(
         raise InvalidInput(f"query tokens have shape {list(queries.shape)}, expected [Tq, {values.shape[1]}]")
     rows = torch.arange(len(offsets) - 1, device=values.device) if rows is None else rows
     lengths = offsets[rows + 1] - offsets[rows]
-    asked = query_offsets.diff()
+    query_lengths = query_offsets.diff()
     columns = queries.to(values.dtype).T
-    out = torch.zeros(len(asked), len(rows), device=values.device)
+    out = torch.zeros(len(query_lengths), len(rows), device=values.device)
     for first, last in _chunks(lengths, len(queries) * 8 + values.shape[1] * values.element_size(), budget):
-        own = lengths[first:last]
-        products = (values[_tokens(offsets[rows[first:last]], own)] @ columns).float()
-        best = torch.segment_reduce(products, "max", lengths=own, axis=0)
-        best[own == 0] = 0.0
-        out[:, first:last] = torch.segment_reduce(best.T.contiguous(), "sum", lengths=asked, axis=0, initial=0)
+        chunk = lengths[first:last]
+        products = (values[_tokens(offsets[rows[first:last]], chunk)] @ columns).float()
+        best = torch.segment_reduce(products, "max", lengths=chunk, axis=0)
+        best[chunk == 0] = 0.0
+        out[:, first:last] = torch.segment_reduce(best.T.contiguous(), "sum", lengths=query_lengths, axis=0, initial=0)
     return out
 
 
 def inner_products(values: Tensor, scales: Tensor | None, queries: Tensor, *, budget: int = BUDGET) -> Tensor:
     """f32 [Q, N]: queries f32 [Q, D] with rows f16 [N, D], or i8 [N, D] times scales f32 [N]: the scan of encodings.
 
-    float32 products of a block of rows at a time, so that the rows are never there in float32 together. Cost Q N D.
+    Converts one block of rows to float32 at a time. Cost Q N D.
     """
     out = torch.empty(len(queries), len(values), device=values.device)
     step = max(1, budget // (4 * values.shape[1]))

@@ -1,18 +1,19 @@
 # syntax=docker/dockerfile:1
 # Two targets: `docker build --target cpu .` (default) and `docker build --target gpu .`
-# On Linux the default package index serves torch with CUDA. For a small CPU image name PyTorch's CPU wheel index:
+# On Linux the default package index serves torch with CUDA. For a small CPU image, name the CPU wheel index of PyTorch:
 #   docker build --target cpu --build-arg PIP_EXTRA_INDEX_URL=<the CPU index that pytorch.org names> .
 
 FROM python:3.11-slim AS build
 ARG PIP_EXTRA_INDEX_URL=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL}
-# The C loops of indexing/kernels/fast.c; without a compiler slower twins do their work.
+# gcc compiles the C loops of indexing/kernels; without a compiler, slower compiled Python replaces them.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
     && python -m venv /opt/chamfer
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
+# src/chamfer links to the three folders by relative paths, so all four are copied side by side.
 COPY src ./src
 COPY models ./models
 COPY indexing ./indexing
@@ -48,7 +49,7 @@ COPY --from=build-gpu /opt/chamfer /opt/chamfer
 USER chamfer
 RUN chamfer demo --dir /home/chamfer/demo --build-only
 
-# Last, so that a build without --target gives the CPU image.
+# The last stage is the default target: a build without --target gives the CPU image.
 FROM runtime AS cpu
 COPY --from=build-cpu /opt/chamfer /opt/chamfer
 USER chamfer

@@ -36,7 +36,7 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        print("benchmarks.gpu: torch sees no CUDA device; nothing was measured", file=sys.stderr)
+        print("benchmarks.gpu: skipped: torch sees no CUDA device, so nothing was measured", file=sys.stderr)
         emit([], options.json)
         return
     scale = 10 if options.quick else 1

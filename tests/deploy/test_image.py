@@ -107,3 +107,10 @@ def test_the_settings_of_the_compose_file_are_valid() -> None:
 
     settings = load_settings(ROOT / "deploy/chamfer.toml", {})
     assert settings.collections
+
+
+def test_the_links_of_the_namespace_resolve_in_the_image() -> None:
+    copied = {word.removeprefix("./") for name, rest in instructions() if name == "COPY" for word in rest.split()[:-1]}
+    links = [path for path in (ROOT / "src" / "chamfer").iterdir() if path.is_symlink()]
+    assert {str(link.resolve().relative_to(ROOT)) for link in links} == {"service", "indexing", "models"} <= copied
+    assert not any(link.readlink().is_absolute() for link in links)

@@ -139,7 +139,7 @@ try:
             print(opener.open(request, timeout=60).read().decode())
             break
         except urllib.error.URLError as error:
-            if isinstance(error, urllib.error.HTTPError):
+            if isinstance(error, urllib.error.HTTPError) and error.code != 503:  # 503: still loading
                 raise
 finally:
     server.terminate()

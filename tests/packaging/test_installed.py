@@ -50,7 +50,7 @@ try:
             assert "d0" in opener.open(request, timeout=60).read().decode()
             break
         except urllib.error.URLError as error:
-            if isinstance(error, urllib.error.HTTPError):
+            if isinstance(error, urllib.error.HTTPError) and error.code != 503:  # 503: still loading
                 raise
     else:
         sys.exit("the server never answered")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chamfer.core.errors import InvalidInput
-from chamfer.indexing.planning.candidate_recall import depth_in_sample
 
 K = 10
 """How many documents of the exact MaxSim ranking the recall counts."""
@@ -56,3 +55,10 @@ class ChannelRecall:
         limit = depth_in_sample(self.depth, self.documents, n_documents, self.exponent)
         measured = [(int(depth), value) for depth, value in self.by_depth.items() if int(depth) <= limit]
         return max(measured)[1] if measured else 0.0
+
+
+def depth_in_sample(depth: int, n_sample: int, n_documents: int, exponent: float) -> int:
+    """The depth in the sample with the recall of `depth` in the whole collection: depth (n_sample / N)^exponent."""
+    if n_documents <= n_sample:
+        return depth
+    return int(depth * (n_sample / n_documents) ** exponent + 1e-9)

@@ -116,13 +116,6 @@ def growth(ranks: Ranks, n: int, seed: int = 1) -> float:
     return min(1.0, max(0.0, above / below)) if below > 0 else 1.0
 
 
-def depth_in_sample(depth: int, n_sample: int, n_documents: int, exponent: float) -> int:
-    """The depth in the sample with the recall of `depth` in the whole collection: depth (n_sample / N)^exponent."""
-    if n_documents <= n_sample:
-        return depth
-    return int(depth * (n_sample / n_documents) ** exponent + 1e-9)
-
-
 def _needs(ranks: I64, size: int) -> list[tuple[int, float, float]]:
     depths = [needed(ranks, target) for target in TARGETS]
     return [(number, float(np.log(size)), float(np.log(d))) for number, d in enumerate(depths) if d]

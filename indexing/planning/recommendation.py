@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from chamfer.indexing.planning.candidate_recall import TARGETS, depth_in_sample, needed, recall
+from chamfer.indexing.collection.recall_report import depth_in_sample
+from chamfer.indexing.planning.candidate_recall import TARGETS, needed, recall
 from chamfer.indexing.planning.planner import K, Measured, Sample, Source
 
 DEPTHS = (50, 100, 200, 500, 1000)

@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chamfer.core.types import Candidates
-from chamfer.indexing.planning.candidate_recall import (
-    ABSENT,
-    depth_in_sample,
-    growth,
-    needed,
-    ranks_of_best,
-    ranks_of_union,
-    recall,
-)
+from chamfer.indexing.collection.recall_report import depth_in_sample
+from chamfer.indexing.planning.candidate_recall import ABSENT, growth, needed, ranks_of_best, ranks_of_union, recall
 
 
 def ranking(rows: np.ndarray) -> Candidates:

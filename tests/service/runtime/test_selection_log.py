@@ -237,7 +237,7 @@ def test_the_log_is_read_back_as_groups(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_log_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="holds no selection log"):
+    with pytest.raises(NotFound, match="contains no selection log"):
         read_click_log(tmp_path)
 
 

@@ -105,9 +105,8 @@ def test_the_recorder_notices_a_look_up(log: Path) -> None:
 
 
 def test_the_recorder_notices_a_connection_of_a_child(log: Path) -> None:
-    code = (
-        "import socket, contextlib\nwith contextlib.suppress(OSError): socket.create_connection(('192.0.2.1', 9), 0.1)"
-    )
+    code = "import contextlib, socket\nwith contextlib.suppress(OSError):\n    "
+    code += "socket.create_connection(('192.0.2.1', 9), 0.1)"
     run(log, "-c", f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}], check=True)")
     assert "socket.connect 192.0.2.1" in events(log)
 
@@ -119,7 +118,7 @@ def test_the_help_asks_no_host(log: Path) -> None:
 
 def test_building_and_searching_ask_no_host(log: Path, corpus: Path) -> None:
     collection = str(log.parent / "collection")
-    run(log, "-m", "chamfer", "build", str(corpus), collection)
+    run(log, "-m", "chamfer", "build", str(corpus), "--out", collection)
     assert "d0" in run(log, "-m", "chamfer", "search", collection, "fox tail", "--json")
     assert not events(log)
 
@@ -130,13 +129,14 @@ server = subprocess.Popen([sys.executable, "-m", "chamfer", "serve", sys.argv[1]
 request = urllib.request.Request(
     "http://127.0.0.1:8765/v1/collections/collection/search",
     data=json.dumps({"query": "fox tail", "k": 1}).encode(), headers={"content-type": "application/json"})
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 try:
     for _ in range(600):
         time.sleep(0.2)
         if server.poll() is not None:
             sys.exit(f"the server ended with {server.returncode}")
         try:
-            print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).read().decode())
+            print(opener.open(request, timeout=60).read().decode())
             break
         except urllib.error.URLError as error:
             if isinstance(error, urllib.error.HTTPError):
@@ -151,6 +151,6 @@ def test_serving_asks_no_host(log: Path, corpus: Path) -> None:
     if not namespace():
         pytest.skip("no network namespace here: the fixed port could be taken")
     collection = str(log.parent / "collection")
-    run(log, "-m", "chamfer", "build", str(corpus), collection)
+    run(log, "-m", "chamfer", "build", str(corpus), "--out", collection)
     assert "d0" in run(log, "-c", SERVE_AND_ASK, collection)
     assert not events(log)

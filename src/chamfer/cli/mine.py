@@ -18,51 +18,58 @@ if TYPE_CHECKING:
     from chamfer.mining.miner import JudgedQuery, MiningReport
 
 
+OutOption = Annotated[
+    Path, typer.Option(help="Pool log to write (.parquet); groups and documents are written beside it.")
+]
+ConsistencyOption = Annotated[
+    int, typer.Option(help="Use a query only if a positive is among its first so many candidates; 0: always.")
+]
+ByOption = Annotated[
+    str, typer.Option(help="Feature that --margin and --share compare: score, judge, dense.score, ...")
+]
+DuplicateOption = Annotated[
+    float, typer.Option(help="Drop texts with at least this Jaccard overlap with a positive; above 1: none.")
+]
+TwinOption = Annotated[
+    float, typer.Option(help="Drop candidates with at least this cosine to a positive; above 1: none.")
+]
+ClustersOption = Annotated[int, typer.Option(help="Number of k-means clusters of the corpus (LEMON); 0: no clusters.")]
+NearestOption = Annotated[
+    int, typer.Option(help="With --clusters: keep candidates of so many clusters nearest to the query.")
+]
+ModalityOption = Annotated[
+    str,
+    typer.Option(
+        help="Metadata field with a document's modality: draw negatives of the positive's and of other modalities."
+    ),
+]
+StrideOption = Annotated[int, typer.Option(help="Cyclic stride through the remaining candidates; 1 draws the hardest.")]
+
+
 def _mine(
     collection: CollectionArgument,
     queries: JudgedQueriesArgument,
-    out: Annotated[
-        Path, typer.Option(help="Pool log to write (.parquet); groups and documents are written beside it.")
-    ],
+    out: OutOption,
     split: Annotated[str, typer.Option(help="Name of the qrels split.")] = "train",
     source: Annotated[str, typer.Option(help="Source name of the groups. Default: the folder name of QUERIES.")] = "",
     limit: Annotated[int, typer.Option(help="Mine only the first LIMIT queries; 0: all.")] = 0,
     plan: Annotated[str, typer.Option(help="Plan that retrieves the candidates.")] = "balanced",
     depth: Annotated[int, typer.Option(help="Number of candidates per query.")] = 100,
     ranks: Annotated[str, typer.Option(help="FIRST-LAST: ranks from which negatives may come. Default: all.")] = "",
-    consistency: Annotated[
-        int, typer.Option(help="Use a query only if a positive is among its first so many candidates; 0: always.")
-    ] = 50,
-    by: Annotated[
-        str, typer.Option(help="Feature that --margin and --share compare: score, judge, dense.score, ...")
-    ] = "score",
+    consistency: ConsistencyOption = 50,
+    by: ByOption = "score",
     margin: Annotated[float | None, typer.Option(help="Drop candidates above positive - margin.")] = None,
     share: Annotated[float | None, typer.Option(help="Drop candidates above positive - share * |positive|.")] = None,
     judge: Annotated[str, typer.Option(help="Reranker that scores every pair.")] = "",
     beta: Annotated[float, typer.Option(help="Drop candidates that the judge scores above positive - beta.")] = 0.05,
-    duplicate: Annotated[
-        float, typer.Option(help="Drop texts with at least this Jaccard overlap with a positive; above 1: none.")
-    ] = 0.5,
-    twin: Annotated[
-        float, typer.Option(help="Drop candidates with at least this cosine to a positive; above 1: none.")
-    ] = 0.95,
-    clusters: Annotated[
-        int, typer.Option(help="Number of k-means clusters of the corpus (LEMON); 0: no clusters.")
-    ] = 0,
-    nearest: Annotated[
-        int, typer.Option(help="With --clusters: keep candidates of so many clusters nearest to the query.")
-    ] = 3,
-    modality: Annotated[
-        str,
-        typer.Option(
-            help="Metadata field with a document's modality: draw negatives of the positive's and of other modalities."
-        ),
-    ] = "",
+    duplicate: DuplicateOption = 0.5,
+    twin: TwinOption = 0.95,
+    clusters: ClustersOption = 0,
+    nearest: NearestOption = 3,
+    modality: ModalityOption = "",
     wrong: Annotated[int, typer.Option(help="With --modality: negatives of another modality per query.")] = 4,
     keep: Annotated[int, typer.Option(help="Number of negatives drawn per query.")] = 8,
-    stride: Annotated[
-        int, typer.Option(help="Cyclic stride through the remaining candidates; 1 draws the hardest.")
-    ] = 5,
+    stride: StrideOption = 5,
     block: Annotated[int, typer.Option(help="Number of queries per checkpoint.")] = 256,
     as_json: JsonOption = False,
     config: ConfigOption = None,

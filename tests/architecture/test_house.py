@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("src", "models", "indexing", "service", "benchmarks", "recipes")
+PACKAGES = ("src", "models", "indexing", "service", "benchmarks", "recipes", "reference")
 BANNED = {"manager", "helper", "util", "handler", "processor", "base", "misc", "new", "v2"}
 
 

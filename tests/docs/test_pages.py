@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md")]
 FOLDERS = ("src", "service", "indexing", "models", "recipes", "benchmarks", "reference", "tests", "deploy", "docs")
 NAMED_PATH = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+)`")
+PROGRAM = re.compile(r"python -m ((?:benchmarks|recipes|reference)(?:\.\w+)*)")
 HISTORY = {"CHANGELOG.md", "experiments.md", "benchmarks.md"}
 
 
@@ -62,6 +64,12 @@ def test_anchors_are_those_of_the_site() -> None:
 def test_every_path_that_a_page_names_exists(page: Path) -> None:
     named = set(NAMED_PATH.findall(page.read_text(encoding="utf-8")))
     assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_program_that_a_page_runs_exists(page: Path) -> None:
+    programs = set(PROGRAM.findall(page.read_text(encoding="utf-8")))
+    assert {name for name in programs if find_spec(name) is None} == set()
 
 
 def test_every_key_of_the_configuration_has_a_description() -> None:

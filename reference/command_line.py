@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
 from typer.main import get_command
@@ -34,10 +32,7 @@ def command_line_page() -> str:
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command with its full name, in alphabetical order, groups replaced by their commands."""
-    for module in pkgutil.iter_modules(chamfer.cli.__path__):
-        register = getattr(import_module(f"chamfer.cli.{module.name}"), "register", None)
-        if register is not None:
-            register(chamfer.cli.app)
+    chamfer.cli.register_commands()
     yield from _below(get_command(chamfer.cli.app), "chamfer")
 
 

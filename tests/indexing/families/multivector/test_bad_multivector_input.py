@@ -197,7 +197,7 @@ def test_pooling_keeps_documents_without_a_token_and_refuses_what_is_not_finite(
     kept = pool(tokens([0, 9, 0, 1]), rules.document, normalised=rules.normalised)
     assert (np.diff(kept.offsets) > 0).tolist() == [False, True, False, True]
     for bad in (np.nan, np.inf):
-        with pytest.raises(InvalidInput, match="token vector 3 is not finite, of 18 to pool"):
+        with pytest.raises(InvalidInput, match="token vector 3 of 18 is not finite and cannot be pooled"):
             pool(tokens([9, 9], bad=bad), rules.document, normalised=rules.normalised)
 
 

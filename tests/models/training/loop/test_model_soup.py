@@ -105,4 +105,4 @@ def test_the_command_says_what_is_wrong_with_its_weights(tmp_path: Path) -> None
     a = model(tmp_path / "a", 1)
     done = chamfer("soup", str(a), str(a), "--out", str(tmp_path / "soup"), "--weights", "3,x")
     assert done.returncode == 2
-    assert "--weights has 'x'" in done.stderr
+    assert "--weights contains 'x'" in done.stderr

@@ -14,8 +14,7 @@ SCALE ?= 1
 SET ?=
 
 SANITIZED := build/sanitized/_fast.so
-SANITIZED_TESTS := tests/sanitize tests/indexing/kernels/test_native.py tests/indexing/kernels/test_codes.py \
-  tests/indexing/kernels/test_fde.py tests/indexing/families/inverted
+SANITIZED_TESTS := tests/sanitize tests/indexing/kernels tests/indexing/rows tests/indexing/families
 
 .PHONY: demo test test-slow coverage smoke sanitize packaging check lint types layers bench docs models clean
 

@@ -23,7 +23,7 @@ from benchmarks.harness import Row, demo_corpus, emit, parser, titled
 from chamfer.api import build, open
 from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate
 from chamfer.core.types import AnchorScores, Candidates, Document, Encoding, Query
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.families.cur.anchor_scores import AnchorScorer
 from chamfer.indexing.families.cur.family import CurConfig, CurFamily, CurRetriever
 from chamfer.indexing.families.cur.search import CurSearch, search

@@ -25,8 +25,8 @@ from benchmarks.cur import anchor_queries
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.core.protocols import Pair, PairReranker, Reranker
 from chamfer.core.types import F32, Array, Document, Query
-from chamfer.indexing.build.builder import BuildReport, BuildRun, build
-from chamfer.indexing.build.corpus import read_corpus
+from chamfer.indexing.building.builder import BuildReport, BuildRun, build
+from chamfer.indexing.building.corpus import read_corpus
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.config import CollectionConfig
 from chamfer.indexing.families.cur.anchor_scores import AnchorScorer

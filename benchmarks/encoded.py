@@ -11,7 +11,7 @@ import numpy as np
 
 from chamfer.core.evaluation import Qrel
 from chamfer.core.types import Array, DenseVectors, Document, Encoding, TokenVectors, VectorKind
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 
 KINDS = (VectorKind.DENSE, VectorKind.TOKENS)
 

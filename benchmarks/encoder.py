@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
 from chamfer.core.evaluation import ScoredDoc, evaluate
 from chamfer.core.types import Document, Query, TokenVectors, VectorKind
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.kernels.maxsim import maxsim_rows
 from chamfer.indexing.kernels.topk import best
 from chamfer.models.backends.config import DeviceConfig, decide

@@ -155,8 +155,8 @@ class _Timed:
 
 def build_rate(n: int | None, device: str = "cuda") -> list[Row]:
     """Documents a second of whole builds on the device, and how much of the wall time the encoder was busy."""
-    from chamfer.indexing.build.builder import BuildConfig, BuildRun, build
-    from chamfer.indexing.build.corpus import read_corpus
+    from chamfer.indexing.building.builder import BuildConfig, BuildRun, build
+    from chamfer.indexing.building.corpus import read_corpus
     from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder
 

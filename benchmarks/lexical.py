@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.harness import Row, compare, demo_corpus, emit, interleave, parser, titled
 from chamfer.core.analysis import AnalysisConfig, Analyzer
 from chamfer.core.types import Document
-from chamfer.indexing.build.corpus import read_corpus, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_queries
 from chamfer.indexing.families.registry import make_family
 from chamfer.indexing.rows.segment_part import SegmentPart
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.harness import Row, demo_corpus, emit, interleave, parser
 from chamfer.core.types import Document
-from chamfer.indexing.build.builder import BuildConfig, build
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.builder import BuildConfig, build
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.collection.collection import Collection
 from chamfer.mining import pool_tables
 from chamfer.mining.config import MiningConfig

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.harness import Row, demo_corpus, emit, parser
 from chamfer.api import build, open
 from chamfer.cli.evaluate import compare_plans
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 from chamfer.settings import load_settings
 
 PLANS_FILE = """

@@ -28,7 +28,7 @@ from benchmarks.peers.plain_cross import plain_cross_encoder
 from chamfer.core.errors import Unavailable
 from chamfer.core.evaluation import ScoredDoc, evaluate
 from chamfer.core.types import Document, Query
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 from chamfer.models.backends.config import DeviceConfig, decide
 from chamfer.models.backends.hub import quiet_transformers
 from chamfer.models.registry import WEIGHTS, load_reranker

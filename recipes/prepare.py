@@ -23,7 +23,7 @@ from chamfer.core.artifact import digest_of, discard_temporaries, find_artifact,
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import F32, Candidates, Document, Query
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.families.inverted.bm25 import LexicalConfig, LexicalFamily
 from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.backends.config import DeviceConfig

@@ -25,8 +25,8 @@ from support_encoders import HashEncoder, make_documents  # noqa: E402
 from chamfer.core.analysis import AnalysisConfig, Analyzer  # noqa: E402
 from chamfer.core.artifact import file_digest  # noqa: E402
 from chamfer.core.types import Query, VectorKind  # noqa: E402
-from chamfer.indexing.build.builder import BuildConfig, build  # noqa: E402
-from chamfer.indexing.build.updates import add, compact, delete  # noqa: E402
+from chamfer.indexing.building.builder import BuildConfig, build  # noqa: E402
+from chamfer.indexing.building.updates import add, compact, delete  # noqa: E402
 from chamfer.indexing.collection.collection import Collection  # noqa: E402
 
 CONFIG = BuildConfig(block_documents=8, segment_documents=24)

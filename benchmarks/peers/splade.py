@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from chamfer.core.types import VectorKind
-from chamfer.indexing.build.corpus import read_corpus, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_queries
 from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.encoders.sentence_transformers import load_hub_encoder
 

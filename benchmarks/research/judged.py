@@ -28,7 +28,7 @@ from chamfer.core.types import (
     TokenVectors,
     VectorKind,
 )
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.families.registry import make_family
 from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.service.search.pipeline import Pipeline

@@ -20,7 +20,7 @@ from chamfer.core.types import (
     TokenVectors,
     VectorKind,
 )
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder
 

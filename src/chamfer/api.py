@@ -10,9 +10,9 @@ from typing import Literal
 
 from chamfer.core.protocols import Encoder, Reranker
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.indexing.build.builder import BuildReport, BuildRun, Progress
-from chamfer.indexing.build.builder import build as build_collection
-from chamfer.indexing.build.corpus import Rejects, count_lines, read_corpus
+from chamfer.indexing.building.builder import BuildReport, BuildRun, Progress
+from chamfer.indexing.building.builder import build as build_collection
+from chamfer.indexing.building.corpus import Rejects, count_lines, read_corpus
 from chamfer.indexing.collection.snapshot import open_snapshot
 from chamfer.indexing.families.family import Family
 from chamfer.models.backends.config import decide
@@ -35,8 +35,8 @@ def build(
 ) -> Searcher:
     """Builds a collection at `out` and opens it. `corpus` is a corpus as `chamfer build` takes it, or documents.
 
-    `queries` are used to check the recall floor (chamfer.indexing.build.recall_floor) and as anchor queries of family
-    `cur`. Without them, queries are generated from the documents.
+    `queries` are used to check the recall floor (chamfer.indexing.building.recall_floor) and as anchor queries of
+    family `cur`. Without them, queries are generated from the documents.
     """
     chosen = settings or load_settings(config)
     run = BuildRun(progress=progress, queries=queries)

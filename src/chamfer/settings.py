@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from chamfer.core.errors import InvalidInput, NotFound
-from chamfer.indexing.build.builder import BuildConfig
+from chamfer.indexing.building.builder import BuildConfig
 from chamfer.indexing.families.registry import FAMILIES
 from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.rerankers.remote import RemoteConfig

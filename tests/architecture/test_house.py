@@ -37,7 +37,7 @@ def test_importing_the_types_loads_no_torch_and_no_numba() -> None:
 
 def test_indexing_works_without_torch() -> None:
     assert not {"torch", "transformers", "fastapi"} & loaded_after(
-        "import chamfer.indexing.build.builder, chamfer.indexing.collection.collection"
+        "import chamfer.indexing.building.builder, chamfer.indexing.collection.collection"
     )
 
 
@@ -129,3 +129,10 @@ def test_nothing_imports_the_bare_names_and_nothing_hides_an_import() -> None:
                     hidden.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not bare, "import chamfer.service, chamfer.indexing, chamfer.models"
     assert not hidden, "import by statement: import-linter cannot see import_module"
+
+
+def test_no_folder_has_a_name_that_tools_skip() -> None:
+    # ruff and pytest leave folders of these names out by default: code and tests in them would go unchecked.
+    skipped = {"build", "dist", "venv", "site-packages", "node_modules"}
+    folders = {path.parent for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*.py")}
+    assert not {str(folder) for folder in folders if skipped & set(folder.relative_to(ROOT).parts)}

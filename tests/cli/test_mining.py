@@ -14,7 +14,7 @@ from chamfer.cli import app as commands
 from chamfer.cli import register_commands
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document
-from chamfer.indexing.build.builder import BuildConfig, build
+from chamfer.indexing.building.builder import BuildConfig, build
 from chamfer.service.runtime.selection_log import RotatingFiles, query_digest
 
 TEXTS = {

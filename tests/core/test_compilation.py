@@ -13,7 +13,7 @@ BUILD_AND_SEARCH = """
 import sys
 from pathlib import Path
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.indexing.build.builder import BuildConfig, build
+from chamfer.indexing.building.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.kernels import _numba, _numba_fde, _numba_impacts, _numba_late
 from chamfer.models.networks import _numba_clustering

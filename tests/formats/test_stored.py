@@ -10,7 +10,7 @@ import pytest
 from chamfer.core.artifact import FORMAT_VERSION, MANIFEST, OLDEST_FORMAT
 from chamfer.core.errors import Incompatible
 from chamfer.core.types import Document
-from chamfer.indexing.build.updates import add, compact
+from chamfer.indexing.building.updates import add, compact
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.filters import parse_condition
 

@@ -20,8 +20,8 @@ from support_faults import Writers, contents, fingerprint, run, writers
 
 from chamfer.core.artifact import ArtifactWriter
 from chamfer.core.errors import NotFound
-from chamfer.indexing.build import block_merging
-from chamfer.indexing.build.updates import verify
+from chamfer.indexing.building import block_merging
+from chamfer.indexing.building.updates import verify
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.snapshot import CURRENT
 from chamfer.indexing.collection.writer import writer_lock
@@ -244,7 +244,7 @@ def test_a_build_dies_after_every_block_and_ends_with_the_same_bytes(stages: dic
 
     from support_encoders import HashEncoder
 
-    from chamfer.indexing.build.builder import BuildRun, build
+    from chamfer.indexing.building.builder import BuildRun, build
 
     for attempt in range(20):
         try:

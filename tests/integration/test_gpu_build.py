@@ -14,8 +14,8 @@ from support_encoders import HashEncoder, make_documents
 from support_faults import fingerprint
 
 from chamfer.core.types import Query, VectorKind
-from chamfer.indexing.build.builder import BuildConfig, BuildRun, build
-from chamfer.indexing.build.updates import add
+from chamfer.indexing.building.builder import BuildConfig, BuildRun, build
+from chamfer.indexing.building.updates import add
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.recall_report import FloorConfig
 from chamfer.indexing.families.registry import make_family

@@ -16,8 +16,8 @@ sys.path[:0] = [{str(TESTS)!r}]
 from support_encoders import HashEncoder, make_documents
 from chamfer.core.errors import Unavailable
 from chamfer.core.types import VectorKind
-from chamfer.indexing.build.builder import BuildConfig, build
-from chamfer.indexing.build.updates import add, compact, delete, verify
+from chamfer.indexing.building.builder import BuildConfig, build
+from chamfer.indexing.building.updates import add, compact, delete, verify
 from chamfer.indexing.collection.collection import Collection
 
 path, encoder = Path(sys.argv[1]), HashEncoder()

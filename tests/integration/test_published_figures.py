@@ -9,8 +9,8 @@ import pytest
 
 from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate, strictly_falling
 from chamfer.core.types import Query, VectorKind
-from chamfer.indexing.build.builder import BuildConfig, build
-from chamfer.indexing.build.corpus import read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.builder import BuildConfig, build
+from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
 from chamfer.indexing.collection.collection import Collection
 from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder

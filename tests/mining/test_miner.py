@@ -13,7 +13,7 @@ from support_encoders import HashEncoder
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import F32, Document, Query
-from chamfer.indexing.build.builder import BuildConfig, build
+from chamfer.indexing.building.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
 from chamfer.mining import pool_tables
 from chamfer.mining.config import MiningConfig

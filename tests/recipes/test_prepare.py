@@ -86,7 +86,7 @@ def test_where_titles_ask_no_document_shows_its_own(tmp_path: Path, encoder: Min
 
 
 def test_kept_vectors_are_those_of_mini_and_raw_ones_are_gone(tmp_path: Path, encoder: MiniEncoder) -> None:
-    from chamfer.indexing.build.corpus import read_corpus
+    from chamfer.indexing.building.corpus import read_corpus
 
     data, out = write_sets(tmp_path), tmp_path / "out"
     mined(source("nl2bash"), data / "nl2bash", out, encoder)

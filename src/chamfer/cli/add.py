@@ -29,9 +29,9 @@ def _add(
 ) -> None:
     """Add documents, encoded as the rest of the collection. With --replace, existing ids are replaced (upsert)."""
     from chamfer.api import encoder_of, kept_reranker
-    from chamfer.indexing.build.builder import BuildRun
-    from chamfer.indexing.build.corpus import Rejects, read_corpus
-    from chamfer.indexing.build.updates import add
+    from chamfer.indexing.building.builder import BuildRun
+    from chamfer.indexing.building.corpus import Rejects, read_corpus
+    from chamfer.indexing.building.updates import add
     from chamfer.indexing.collection.snapshot import open_snapshot
     from chamfer.models.backends.config import decide
     from chamfer.settings import load_settings

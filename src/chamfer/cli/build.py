@@ -18,7 +18,7 @@ from chamfer.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from chamfer.indexing.build.builder import BuildReport
+    from chamfer.indexing.building.builder import BuildReport
 
 
 def _build(
@@ -50,8 +50,8 @@ def _build(
 ) -> None:
     """Build a collection. After an interruption, run the same command again to resume."""
     from chamfer.api import build_report
-    from chamfer.indexing.build.builder import BuildRun
-    from chamfer.indexing.build.corpus import Rejects, read_queries
+    from chamfer.indexing.building.builder import BuildRun
+    from chamfer.indexing.building.corpus import Rejects, read_queries
 
     skipped = Rejects(rejects or out.with_name(out.name + ".rejects.ndjson"))
     overrides = {"models.encoder": encoder, "models.device.device": device, "build.channels": channels}

@@ -10,7 +10,7 @@ from chamfer.cli.options import CollectionArgument
 
 def _compact(collection: CollectionArgument) -> None:
     """Merge small segments and drop deleted documents, without encoding anything again."""
-    from chamfer.indexing.build.updates import compact
+    from chamfer.indexing.building.updates import compact
 
     report = compact(collection)
     terminal.messages.print(f"{report.snapshot}: {report.deleted:,} deleted rows dropped")

@@ -18,7 +18,7 @@ def _delete(
     ids_file: Annotated[Path | None, typer.Option("--ids", help="File with one document id per line.")] = None,
 ) -> None:
     """Delete documents by id."""
-    from chamfer.indexing.build.updates import delete
+    from chamfer.indexing.building.updates import delete
 
     ids = list(doc_ids or [])
     if ids_file is not None:

@@ -154,7 +154,7 @@ def _evaluate(
 ) -> None:
     """Compare plans on quality, latency and bytes per document."""
     from chamfer import api
-    from chamfer.indexing.build.corpus import read_qrels, read_queries
+    from chamfer.indexing.building.corpus import read_qrels, read_queries
     from chamfer.service.search.presets import DEFAULT_PRESET
 
     names = measures.split()

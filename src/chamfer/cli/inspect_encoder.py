@@ -24,7 +24,7 @@ MAX_VECTORS = 3000
 
 def inspect_encoder(name: str, corpus: str, split: str, sample: int, as_json: bool, config: Path | None) -> None:
     """Prints effective rank, mean cosine and similar measures of document vectors, and alignment on judged queries."""
-    from chamfer.indexing.build.corpus import read_corpus
+    from chamfer.indexing.building.corpus import read_corpus
     from chamfer.models.registry import load_encoder
     from chamfer.settings import load_settings
 
@@ -101,7 +101,7 @@ def _pair_cosines(kind: VectorKind, queries: Encoding, documents: Encoding, rele
 
 def _relevant_pairs(source: str, split: str, documents: Sequence[Document]) -> list[tuple[Query, int]]:
     """Queries with the index of a relevant document of the sample; empty if the corpus has no qrels of this split."""
-    from chamfer.indexing.build.corpus import read_qrels, read_queries
+    from chamfer.indexing.building.corpus import read_qrels, read_queries
 
     folder = Path(source)
     if not (folder / "queries.jsonl").exists() or not (folder / "qrels" / f"{split}.tsv").exists():

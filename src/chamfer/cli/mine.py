@@ -137,7 +137,7 @@ def _show(report: MiningReport, as_json: bool) -> None:
 
 def read_judged_queries(queries: Path, split: str) -> list[JudgedQuery]:
     """Queries with the ids of their relevant documents; InvalidInput if no query has any."""
-    from chamfer.indexing.build.corpus import read_qrels, read_queries
+    from chamfer.indexing.building.corpus import read_qrels, read_queries
     from chamfer.mining.miner import JudgedQuery
 
     relevant: dict[str, list[str]] = {}

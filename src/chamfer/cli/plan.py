@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from chamfer.core.evaluation import Qrel
     from chamfer.core.protocols import Encoder
     from chamfer.core.types import Document, Encoding, Query, TokenVectors
-    from chamfer.indexing.build.builder import BuildProgress
+    from chamfer.indexing.building.builder import BuildProgress
     from chamfer.indexing.planning.planner import Sample
     from chamfer.indexing.planning.recommendation import Advice
 
@@ -81,7 +81,7 @@ def _check(sample: int, n_queries: int, floor: float, budget_ms: float | None, b
 
 def draw_sample(corpus: str, size: int) -> tuple[list[Document], int]:
     """(at most `size` documents drawn at random, size of the corpus), in one pass by reservoir sampling."""
-    from chamfer.indexing.build.corpus import read_corpus
+    from chamfer.indexing.building.corpus import read_corpus
 
     stream = read_corpus(corpus)
     reservoir = list(islice(stream, size))
@@ -99,8 +99,8 @@ def _draw_queries(
     corpus: str, queries: Path | None, documents: Sequence[Document], n: int
 ) -> tuple[list[Query], list[Qrel]]:
     """(at most n queries drawn at random, their qrels). Where there are qrels, only judged queries are drawn."""
-    from chamfer.indexing.build.corpus import read_qrels, read_queries
-    from chamfer.indexing.build.recall_floor import sampled_queries
+    from chamfer.indexing.building.corpus import read_qrels, read_queries
+    from chamfer.indexing.building.recall_floor import sampled_queries
 
     source = queries
     if source is None and (Path(corpus) / "queries.jsonl").exists():
@@ -200,7 +200,7 @@ def _pool(tokens: TokenVectors, name: str) -> TokenVectors:
 
 
 def _progress(stage: str, done: int, total: int) -> BuildProgress:
-    from chamfer.indexing.build.builder import BuildProgress
+    from chamfer.indexing.building.builder import BuildProgress
 
     return BuildProgress(stage, done, total)
 

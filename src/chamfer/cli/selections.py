@@ -25,7 +25,7 @@ def _selections(
     dev: Annotated[float, typer.Option(help="Share of the queries to hold out, as split dev.")] = 0.0,
 ) -> None:
     """Turn a log of searches into training groups: clicked, shown and retrieved documents with their features."""
-    from chamfer.indexing.build.corpus import read_queries
+    from chamfer.indexing.building.corpus import read_queries
     from chamfer.indexing.collection.collection import Collection
     from chamfer.mining import pool_tables
     from chamfer.mining.click_logs import pools_of, read_click_log

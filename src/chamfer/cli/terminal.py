@@ -22,8 +22,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from chamfer.core.types import Hit
-    from chamfer.indexing.build.builder import BuildProgress
-    from chamfer.indexing.build.corpus import Rejects
+    from chamfer.indexing.building.builder import BuildProgress
+    from chamfer.indexing.building.corpus import Rejects
     from chamfer.indexing.collection.recall_report import ChannelRecall
 
 _MAX_TABLE_WIDTH = 1000

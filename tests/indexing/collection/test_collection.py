@@ -22,8 +22,8 @@ from support_faults import BUILT, CONFIG, fingerprint
 
 from chamfer.core.errors import ChamferError, Conflict, Corrupt, Incompatible, InvalidInput, NotFound
 from chamfer.core.types import Document, VectorKind
-from chamfer.indexing.build.builder import BuildConfig, BuildProgress, BuildRun, build
-from chamfer.indexing.build.updates import add, compact, delete, verify
+from chamfer.indexing.building.builder import BuildConfig, BuildProgress, BuildRun, build
+from chamfer.indexing.building.updates import add, compact, delete, verify
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.documents import DocumentTable
 from chamfer.indexing.collection.filters import parse_condition
@@ -458,7 +458,7 @@ def test_reading_documents_costs_the_same_in_a_large_segment(
 
 
 def test_reading_a_collection_loads_nothing_of_what_builds_it() -> None:
-    loaded = "[m for m in sys.modules if m.startswith('chamfer.indexing.build')]"
+    loaded = "[m for m in sys.modules if m.startswith('chamfer.indexing.building')]"
     code = f"import sys, chamfer.indexing.collection.collection; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

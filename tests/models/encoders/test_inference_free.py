@@ -10,7 +10,7 @@ import pytest
 from support_models import WORDS, tiny_inference_free
 
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.indexing.build.builder import BuildConfig, build
+from chamfer.indexing.building.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
 from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.registry import load_encoder

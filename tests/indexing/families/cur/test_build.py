@@ -12,8 +12,8 @@ from support_encoders import make_documents
 
 from chamfer.core.errors import DeadlineExceeded, Incompatible, InvalidInput
 from chamfer.core.types import Document, Query
-from chamfer.indexing.build.builder import BuildRun, build
-from chamfer.indexing.build.updates import add, compact, delete
+from chamfer.indexing.building.builder import BuildRun, build
+from chamfer.indexing.building.updates import add, compact, delete
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.config import CollectionConfig
 from chamfer.service.search.pipeline import Pipeline

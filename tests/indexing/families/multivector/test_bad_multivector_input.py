@@ -19,7 +19,7 @@ from support_encoders import HashEncoder, make_documents
 
 from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import Document, Encoding, Query, TokenVectors, VectorKind
-from chamfer.indexing.build.builder import BuildConfig, build
+from chamfer.indexing.building.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.families.family import Family
 from chamfer.indexing.families.registry import make_family

@@ -12,7 +12,7 @@ from support_encoders import HashEncoder, make_documents
 from chamfer.cli.inspect import describe
 from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import Encoding, Query, TokenVectors, VectorKind
-from chamfer.indexing.build.builder import BuildConfig, build
+from chamfer.indexing.building.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.families.multivector import config as multivector_config
 from chamfer.indexing.families.multivector.config import MultivectorConfig, most_candidates

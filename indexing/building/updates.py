@@ -13,8 +13,8 @@ from chamfer.core.artifact import remove_directory
 from chamfer.core.errors import Conflict, Incompatible
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import Document
-from chamfer.indexing.build.block_merging import merge_blocks
-from chamfer.indexing.build.builder import BlockWriter, BuildRun
+from chamfer.indexing.building.block_merging import merge_blocks
+from chamfer.indexing.building.builder import BlockWriter, BuildRun
 from chamfer.indexing.collection.segment import Segment, merge_segments, open_segment
 from chamfer.indexing.collection.snapshot import BLOCKS, Learnt, Snapshot, open_snapshot
 from chamfer.indexing.collection.writer import commit, writer_lock

@@ -13,9 +13,9 @@ from support_faults import fingerprint
 
 from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query, VectorKind
-from chamfer.indexing.build.builder import BuildConfig, BuildRun, build, overlapped
-from chamfer.indexing.build.recall_floor import sampled_queries
-from chamfer.indexing.build.updates import add, compact, delete
+from chamfer.indexing.building.builder import BuildConfig, BuildRun, build, overlapped
+from chamfer.indexing.building.recall_floor import sampled_queries
+from chamfer.indexing.building.updates import add, compact, delete
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.recall_report import ChannelRecall, FloorConfig
 

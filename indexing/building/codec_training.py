@@ -27,7 +27,7 @@ from chamfer.core.types import (
     TokenVectors,
     VectorKind,
 )
-from chamfer.indexing.build.recall_floor import FloorMeasure, approximates_maxsim, refusal, sampled_queries
+from chamfer.indexing.building.recall_floor import FloorMeasure, approximates_maxsim, refusal, sampled_queries
 from chamfer.indexing.collection.config import CollectionConfig
 from chamfer.indexing.collection.snapshot import Learnt, add_codecs, read_codecs, read_recall
 from chamfer.indexing.families.family import Family

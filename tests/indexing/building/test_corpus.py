@@ -13,7 +13,7 @@ import pytest
 
 from chamfer.core.errors import InvalidInput, NotFound
 from chamfer.core.types import Document, Query
-from chamfer.indexing.build.corpus import Rejects, count_lines, document_from, read_corpus, read_qrels, read_queries
+from chamfer.indexing.building.corpus import Rejects, count_lines, document_from, read_corpus, read_qrels, read_queries
 
 RECORDS: list[dict[str, Any]] = [
     {"_id": "a", "title": "T", "text": "x", "metadata": {"year": 1999}},

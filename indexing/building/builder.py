@@ -19,9 +19,9 @@ from chamfer.core.artifact import canonical_json, digest_of, find_artifact, remo
 from chamfer.core.errors import Conflict, InvalidInput
 from chamfer.core.protocols import Encoder, Reranker
 from chamfer.core.types import Document, Encoding, Query
-from chamfer.indexing.build.block_encoder import BlockEncoder
-from chamfer.indexing.build.block_merging import Block, merge_blocks
-from chamfer.indexing.build.codec_training import SampleBlock, check_floor, codec_digest, keep_sample, learn
+from chamfer.indexing.building.block_encoder import BlockEncoder
+from chamfer.indexing.building.block_merging import Block, merge_blocks
+from chamfer.indexing.building.codec_training import SampleBlock, check_floor, codec_digest, keep_sample, learn
 from chamfer.indexing.collection.config import CollectionConfig
 from chamfer.indexing.collection.recall_report import ChannelRecall
 from chamfer.indexing.collection.segment import KIND as SEGMENT

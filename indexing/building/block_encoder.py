@@ -11,8 +11,8 @@ import numpy as np
 from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Encoder, Reranker
 from chamfer.core.types import Document, Encoding, VectorKind
-from chamfer.indexing.build.block_merging import ReportProgress
-from chamfer.indexing.build.recall_floor import sampled_queries
+from chamfer.indexing.building.block_merging import ReportProgress
+from chamfer.indexing.building.recall_floor import sampled_queries
 from chamfer.indexing.families.cur.anchor_scores import AnchorScorer, CostEstimate
 from chamfer.indexing.families.cur.family import CurFamily
 from chamfer.indexing.families.family import Family

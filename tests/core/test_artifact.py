@@ -220,6 +220,15 @@ def test_a_damaged_intermediate_result_is_removed_and_not_reused(artifact: Path,
     assert not artifact.exists()
 
 
+def test_a_missing_intermediate_result_is_not_removed_as_another_process_may_publish_it_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[Path] = []
+    monkeypatch.setattr("chamfer.core.artifact.remove_directory", removed.append)
+    assert find_artifact(tmp_path / "a", "thing") is None
+    assert removed == []
+
+
 def test_of_a_symbolic_link_the_link_is_removed_and_leftover_links_block_no_writer(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

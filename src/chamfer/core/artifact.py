@@ -190,6 +190,8 @@ def find_artifact(path: Path, kind: str) -> Artifact | None:
 
     For intermediate results that can be made again: what is damaged, of another format or of another kind is removed.
     """
+    if not path.exists():  # looked at first: what another process publishes after this look is not damaged
+        return None
     try:
         return open_artifact(path, kind)
     except (NotFound, Corrupt, Incompatible):

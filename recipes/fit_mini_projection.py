@@ -1,4 +1,4 @@
-"""`python -m recipes.fit_mini_projection CORPUS... --out FILE` fits the projection of networks/mini_projection.py."""
+"""`python -m recipes.fit_mini_projection CORPUS... --out FILE` fits the projection of networks/projection.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from chamfer.core.types import Array, Document, VectorKind
 from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.encoders.mini import load_mini
-from chamfer.models.networks.mini_projection import MODEL_FILE, fit_projection
+from chamfer.models.networks.projection import MODEL_FILE, fit_projection
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from chamfer.core.protocols import Encoder
 from chamfer.core.types import F32, I64, Array, Document, TokenVectors, VectorKind, join_offsets
 from chamfer.indexing.kernels.maxsim import maxsim_rows
 from chamfer.models.encoders.mini import normalised
-from chamfer.models.networks.mini_projection import load_projection
+from chamfer.models.networks.projection import load_projection
 
 BLOCK = 1024  # texts: at most 200 MB of raw token vectors, encoded in about 90 seconds of one core
 _KIND = "raw-vectors"

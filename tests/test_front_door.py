@@ -12,6 +12,7 @@ import chamfer
 
 SNIPPET = """import chamfer
 reveal_type(chamfer.open)
+reveal_type(chamfer.Searcher)
 reveal_type(chamfer.open("tales").search("fox"))
 """
 
@@ -23,10 +24,12 @@ def test_dir_lists_the_public_names() -> None:
 def test_public_names_are_those_of_the_library() -> None:
     from chamfer import api
     from chamfer.core import types
+    from chamfer.service.search import searcher
 
     assert chamfer.open is api.open
     assert chamfer.build is api.build
     assert chamfer.Document is types.Document
+    assert chamfer.Searcher is searcher.Searcher
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -46,5 +49,5 @@ def test_mypy_sees_the_types_of_the_public_names(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "-> chamfer.api.Searcher" in done.stdout
+    assert done.stdout.count("-> chamfer.service.search.searcher.Searcher") == 2
     assert "list[chamfer.core.types.Hit]" in done.stdout

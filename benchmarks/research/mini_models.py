@@ -42,7 +42,7 @@ from chamfer.indexing.kernels.topk import as_candidates, best
 from chamfer.indexing.planning.candidate_recall import needed, rank_by_maxsim, ranks_of_best
 from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.backends.config import DeviceConfig
-from chamfer.models.networks.mini_projection import load_projection
+from chamfer.models.networks.projection import load_projection
 from chamfer.models.networks.token_pooling import parse_pooling, pool
 from chamfer.models.registry import load_reranker
 from chamfer.service.search.fusion import blend, interpolate

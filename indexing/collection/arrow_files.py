@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,15 @@ def read_batches(artifact: Artifact, name: str) -> list[Any]:
     """
     path = artifact.file(name)
     try:
-        reader = pa.ipc.open_file(map_file(path))
+        contents = map_file(path)  # outside the next `try`: an exhausted limit of the system is not damage
+    except FileNotFoundError as error:
+        raise _unreadable(path, error) from error
+    try:
+        reader = pa.ipc.open_file(contents)
         return [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    except (pa.ArrowInvalid, FileNotFoundError) as error:
-        raise Corrupt(f"{path} is not a readable Arrow file: {error}; restore it from a copy or build again") from error
+    except (pa.ArrowInvalid, OSError) as error:  # OSError: how pyarrow reports most damage
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> Corrupt:
+    return Corrupt(f"{path} is not a readable Arrow file: {error}; restore it from a copy or build again")

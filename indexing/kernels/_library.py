@@ -40,9 +40,9 @@ def _loaded() -> Any | None:
     if spec is None or spec.origin is None:
         return None
     loaded = ctypes.CDLL(spec.origin)
-    if not loaded.chamfer_has_avx512():  # the loops themselves may not be in it
-        return None
     try:
+        if not loaded.chamfer_has_avx512():  # the loops themselves may not be in it
+            return None
         for name, arguments in _ARGUMENTS.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, None

@@ -21,7 +21,7 @@ from chamfer.core.protocols import Retriever
 from chamfer.core.types import I64, Bool, Candidates, Document, Encoding, Query, TokenVectors, VectorKind, Vectors
 from chamfer.indexing.families.fde.encoder import FdeConfig
 from chamfer.indexing.families.inverted.bm25 import LexicalRetriever
-from chamfer.indexing.families.multivector.retriever import MultivectorRetriever
+from chamfer.indexing.families.multivector.search import MultivectorRetriever
 from chamfer.indexing.families.registry import FAMILIES, make_family
 from chamfer.indexing.planning.candidate_recall import growth, rank_by_maxsim, ranks_of_best, ranks_of_union, recall
 from chamfer.indexing.rows.segment_part import SegmentPart

@@ -2,12 +2,14 @@
 
 The cache is a convenience: whatever is wrong with its directory costs the time of a conversion, never the start.
 A folder appears under its name by one rename, so a process killed while writing leaves only a `.writing-*` folder,
-which the next writer removes.
+which the next writer on the same host removes. Hosts and containers may share a cache directory: process numbers mean
+nothing between them, so that the names of these folders end with host and process.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +46,7 @@ def cached_graph(
 
 
 def _write_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    temporary = folder.with_name(f"{_WRITING}{folder.name}-{os.getpid()}")
+    temporary = folder.with_name(f"{_WRITING}{folder.name}-{_host()}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -58,11 +60,15 @@ def _write_folder(folder: Path, write: Callable[[Path], object]) -> None:
 
 
 def _remove_abandoned(cache_dir: Path) -> None:
-    """Removes what killed processes left: `.writing-*` folders whose process no longer runs."""
+    """Removes what killed processes of this host left: `.writing-*` folders whose process no longer runs."""
     for left in cache_dir.glob(f"{_WRITING}*"):
-        process = left.name.rpartition("-")[2]
-        if process.isdigit() and not _runs(int(process)):
+        writer, _, process = left.name.rpartition("-")
+        if writer.endswith(f"-{_host()}") and process.isdigit() and not _runs(int(process)):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _host() -> str:
+    return platform.node() or "localhost"
 
 
 def _runs(process: int) -> bool:

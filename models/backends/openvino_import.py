@@ -20,7 +20,13 @@ def import_openvino(module: str = "openvino") -> Any:
     A process that imported OpenVINO before calling this has made its own choice; that import stays as it is.
     """
     if "openvino" not in sys.modules:
-        sys.modules.setdefault(_REPORTING, None)  # type: ignore[arg-type]  # None makes an import raise ImportError
+        reporting = sys.modules.get(_REPORTING)
+        sys.modules[_REPORTING] = None  # type: ignore[assignment]  # makes an import of it raise ImportError
+        try:
+            import_module("openvino")
+        finally:
+            if reporting is not None:
+                sys.modules[_REPORTING] = reporting  # imported before: its owner keeps it
     return import_module(module)
 
 

@@ -2,7 +2,7 @@
 
 One forward pass gives both kinds. Dense: the mean of the last hidden states over all tokens, special ones included,
 L2-normalised (384 dimensions). Tokens: every hidden state, special ones included, L2-normalised, multiplied by a fixed
-projection (384 -> 128, models/networks/mini_projection.py) and normalised again. `mini-384` omits the projection.
+projection (384 -> 128, models/networks/projection.py) and normalised again. `mini-384` omits the projection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from chamfer.models.backends.backend import Backbone, load_backbone
 from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.backends.hub import quiet_transformers
 from chamfer.models.backends.token_batches import Tokenizer, token_batches
-from chamfer.models.networks.mini_projection import load_projection
+from chamfer.models.networks.projection import load_projection
 
 if TYPE_CHECKING:
     import torch

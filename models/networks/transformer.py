@@ -19,7 +19,7 @@ from chamfer.core.errors import Incompatible, InvalidInput, NotFound
 from chamfer.models.backends.hub import quiet_transformers
 from chamfer.models.networks.features import LAST, MINI, WORDS, Attention
 from chamfer.models.networks.low_rank import factor
-from chamfer.models.networks.mini_projection import load_projection
+from chamfer.models.networks.projection import load_projection
 
 RANKS = "factored"  # key in the config.json of a compressed backbone: the rank of each factored layer by its name
 

@@ -92,6 +92,8 @@ def _ranks(positions: I64) -> F32:
 
 def _values_at(positions: I64, values: F32) -> F32:
     """values f32 [K] at positions i64 [n]; NaN at -1."""
+    if not len(values):  # a stage that the deadline cut before its first score
+        return np.full(len(positions), np.nan, dtype=np.float32)
     return np.where(positions >= 0, values[positions], np.nan).astype(np.float32)
 
 

@@ -9,14 +9,15 @@ from chamfer.core.version import VERSION
 if TYPE_CHECKING:
     from chamfer.api import build, open
     from chamfer.core.types import Document, Hit, Query
+    from chamfer.service.search.searcher import Searcher
 
 __version__ = VERSION
-__all__ = ["Document", "Hit", "Query", "__version__", "build", "open"]
+__all__ = ["Document", "Hit", "Query", "Searcher", "__version__", "build", "open"]
 
 
 def __getattr__(name: str) -> object:
     # Imported on first use, so that `import chamfer` stays fast: chamfer.api loads torch and other heavy packages.
-    if name in ("build", "open"):
+    if name in ("build", "open", "Searcher"):
         from chamfer import api
 
         return getattr(api, name)

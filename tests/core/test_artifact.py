@@ -218,3 +218,27 @@ def test_a_damaged_intermediate_result_is_removed_and_not_reused(artifact: Path,
         (artifact / "manifest.json").unlink()
     assert find_artifact(artifact, "other" if damage == "another kind" else "thing") is None
     assert not artifact.exists()
+
+
+def test_a_missing_intermediate_result_is_not_removed_as_another_process_may_publish_it_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[Path] = []
+    monkeypatch.setattr("chamfer.core.artifact.remove_directory", removed.append)
+    assert find_artifact(tmp_path / "a", "thing") is None
+    assert removed == []
+
+
+def test_of_a_symbolic_link_the_link_is_removed_and_leftover_links_block_no_writer(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("kept")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").symlink_to(elsewhere)
+    remove_directory(folder / "a")
+    assert list(folder.iterdir()) == []
+    (folder / ".writing-a-1-removed").symlink_to(elsewhere)  # of a process that was killed in between
+    discard_temporaries(folder)
+    assert list(folder.iterdir()) == []
+    assert (elsewhere / "kept").read_text() == "kept"

@@ -124,7 +124,7 @@ class AnchorScorer:
             raise InvalidInput(
                 f"the reranker gave the score {scores[row, column]} for document {documents[row].doc_id!r} with the "
                 f"anchor query {queries[column].text[:80]!r}; leave the document out or choose another "
-                "reranker (build.cur.reranker)"
+                "reranker (build.parameters.cur.reranker)"
             )
         return scores
 

@@ -106,7 +106,7 @@ class CurFamily(OnCpu):
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
         anchors = None if encoding is None else encoding.anchors
         if encoding is None or anchors is None:
-            raise InvalidInput("the cur channel needs a reranker and anchor queries (build.cur.reranker)")
+            raise InvalidInput("the cur channel needs a reranker and anchor queries (build.parameters.cur.reranker)")
         self._check(anchors)
         keys = [blake2b(d.doc_id.encode("utf-8", "surrogatepass"), digest_size=8).digest() for d in documents]
         columns = self._columns.pack(documents, replace(encoding, dense=anchors.values))

@@ -16,7 +16,7 @@ from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import F32, I64, Array, Document, Encoding, VectorKind
 from chamfer.indexing.families.family import check_finite
 from chamfer.indexing.families.fde.encoder import NAME, FdeConfig, FdeEncoder
-from chamfer.indexing.families.fde.retriever import INDEX, FdeRetriever, row_arrays
+from chamfer.indexing.families.fde.search import INDEX, FdeRetriever, row_arrays
 from chamfer.indexing.kernels.fde import FdeMatrices, draw_matrices
 from chamfer.indexing.rows.ann_index import MIN_INDEXED_ROWS, build_index
 from chamfer.indexing.rows.merge import merge_rows

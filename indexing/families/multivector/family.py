@@ -16,7 +16,7 @@ from chamfer.core.errors import Incompatible, InvalidInput
 from chamfer.core.types import F32, Array, Document, Encoding, VectorKind
 from chamfer.indexing.families.family import OnCpu, check_finite, check_tokens
 from chamfer.indexing.families.multivector.config import MultivectorConfig
-from chamfer.indexing.families.multivector.retriever import NAME, MultivectorRetriever, SearchMode
+from chamfer.indexing.families.multivector.search import NAME, MultivectorRetriever, SearchMode
 from chamfer.indexing.families.multivector.token_storage import merge_tokens
 from chamfer.indexing.kernels.centroids import assign, train
 from chamfer.indexing.kernels.codes import TokenCodec, encode, learn_step

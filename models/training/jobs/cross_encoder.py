@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from chamfer.core.errors import InvalidInput
 from chamfer.models.networks.features import LAST, MINI
 from chamfer.models.networks.heads import CrossHead, CrossHeadConfig
-from chamfer.models.networks.mini_projection import load_projection
+from chamfer.models.networks.projection import load_projection
 from chamfer.models.networks.transformer import open_tower
 from chamfer.models.rerankers.trained import CrossModule, pair_ids
 from chamfer.models.training.jobs.selection_bias import Calibration, CetConfig, PoolSelection, Scored, corrected

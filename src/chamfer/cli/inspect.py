@@ -54,7 +54,7 @@ def _inspect(
 
 def describe(collection: Collection) -> dict[str, Any]:
     """An opened collection as plain values; `searches` has the search parameters that depend on the collection size."""
-    from chamfer.indexing.families.multivector.retriever import MultivectorRetriever
+    from chamfer.indexing.families.multivector.search import MultivectorRetriever
 
     return {
         "snapshot": collection.snapshot,

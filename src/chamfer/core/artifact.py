@@ -190,6 +190,8 @@ def find_artifact(path: Path, kind: str) -> Artifact | None:
 
     For intermediate results that can be made again: what is damaged, of another format or of another kind is removed.
     """
+    if not path.exists():  # looked at first: what another process publishes after this look is not damaged
+        return None
     try:
         return open_artifact(path, kind)
     except (NotFound, Corrupt, Incompatible):
@@ -200,8 +202,8 @@ def find_artifact(path: Path, kind: str) -> Artifact | None:
 def remove_directory(path: Path) -> None:
     """Removes a directory such that a process killed at any moment leaves it whole or gone, never in part.
 
-    One rename gives it the name of a temporary directory; `discard_temporaries` clears what a kill leaves of that.
-    Does nothing if there is no such directory.
+    One rename gives it the name of a temporary directory; `discard_temporaries` clears what a kill leaves of that. Of
+    a symbolic link only the link is removed. Does nothing if there is no such directory.
     """
     aside = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-removed"
     shutil.rmtree(aside, ignore_errors=True)
@@ -210,14 +212,18 @@ def remove_directory(path: Path) -> None:
     except FileNotFoundError:
         return
     sync_directory(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def discard_temporaries(directory: Path) -> None:
     """Removes what killed writers left in `directory`. Only for the holder of the writer lock."""
     if directory.is_dir():
         for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            is_directory = leftover.is_dir() and not leftover.is_symlink()
+            shutil.rmtree(leftover) if is_directory else leftover.unlink()
 
 
 def replace_file(path: Path, text: str) -> None:

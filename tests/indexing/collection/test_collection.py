@@ -20,10 +20,12 @@ import pytest
 from support_encoders import HashEncoder, make_documents
 from support_faults import BUILT, CONFIG, fingerprint
 
+from chamfer.core.artifact import open_artifact
 from chamfer.core.errors import ChamferError, Conflict, Corrupt, Incompatible, InvalidInput, NotFound
 from chamfer.core.types import Document, VectorKind
 from chamfer.indexing.building.builder import BuildConfig, BuildProgress, BuildRun, build
 from chamfer.indexing.building.updates import add, compact, delete, verify
+from chamfer.indexing.collection.arrow_files import read_batches
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.collection.documents import DocumentTable
 from chamfer.indexing.collection.filters import parse_condition
@@ -266,6 +268,20 @@ def test_a_flipped_bit_is_found_by_verify(collection: Path) -> None:
         assert len(opened) == 60
     with pytest.raises(Corrupt, match=r"dense\.values\.npy has SHA-256"):
         verify(collection)
+
+
+def test_damage_to_an_arrow_file_is_named_even_where_pyarrow_calls_it_an_io_error(collection: Path) -> None:
+    path = only_file(collection, "documents.arrow")
+    written = path.read_bytes()
+    errors: list[Corrupt] = []
+    for at in range(0, len(written), 31):
+        path.write_bytes(written[:at] + bytes([written[at] ^ 0x80]) + written[at + 1 :])
+        try:  # a build opens its blocks like this, without a check of digests
+            read_batches(open_artifact(path.parent, "segment"), path.name)
+        except Corrupt as error:
+            errors.append(error)
+    assert all("documents.arrow is not a readable Arrow file" in error.detail for error in errors)
+    assert any(type(error.__cause__) is OSError for error in errors)
 
 
 def test_a_truncated_file_is_found_at_opening(collection: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -65,10 +66,22 @@ cached_graph("name", Path({str(tmp_path)!r}), make=lambda: "graph", write=write,
 
 
 def test_a_folder_that_a_running_process_writes_is_left_alone(tmp_path: Path) -> None:
-    busy = tmp_path / f".writing-other-{os.getppid()}"
+    busy = tmp_path / f".writing-other-{platform.node()}-{os.getppid()}"
     busy.mkdir()
     cached_graph("name", tmp_path, make=made([]), write=write, read=read)
     assert busy.is_dir()
+
+
+def test_a_folder_that_another_host_writes_is_left_alone_whatever_its_process_number(tmp_path: Path) -> None:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    elsewhere = tmp_path / f".writing-other-another-host-{done.pid}"
+    here = tmp_path / f".writing-other-{platform.node()}-{done.pid}"
+    for folder in (elsewhere, here):
+        folder.mkdir()
+    cached_graph("name", tmp_path, make=made([]), write=write, read=read)
+    assert elsewhere.is_dir()
+    assert not here.exists()
 
 
 @pytest.mark.parametrize("kind", [OSError, RuntimeError])

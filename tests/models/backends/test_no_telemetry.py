@@ -115,3 +115,21 @@ import_openvino()
 print(sys.modules["openvino_telemetry"] is chosen)
 """
     assert run(code, tmp_path)[1] == ["True"]
+
+
+def test_openvino_finds_no_reporting_package_even_if_the_program_imported_it_and_the_program_keeps_it(
+    tmp_path: Path,
+) -> None:
+    code = f"""
+from pathlib import Path
+packages = Path({str(tmp_path)!r})
+(packages / "openvino_telemetry.py").write_text("")
+(packages / "openvino.py").write_text(
+    "try:\\n    import openvino_telemetry\\n    REPORTS = True\\nexcept ImportError:\\n    REPORTS = False\\n"
+)
+sys.path.insert(0, str(packages))
+import openvino_telemetry as chosen
+from chamfer.models.backends.openvino_import import import_openvino
+print(import_openvino().REPORTS, sys.modules["openvino_telemetry"] is chosen)
+"""
+    assert run(code, tmp_path)[1] == ["False True"]

@@ -14,7 +14,7 @@ from chamfer.core.errors import InvalidInput
 from chamfer.core.types import Document, Query, VectorKind
 from chamfer.models.backends.config import DeviceConfig
 from chamfer.models.encoders.mini import MAX_TOKENS, MiniEncoder, load_mini
-from chamfer.models.networks.mini_projection import DIM, fit_projection, load_projection
+from chamfer.models.networks.projection import DIM, fit_projection, load_projection
 
 BOTH = (VectorKind.DENSE, VectorKind.TOKENS)
 TEXTS = [

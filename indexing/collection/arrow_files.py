@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 
 from chamfer.core.artifact import Artifact
@@ -11,8 +9,8 @@ from chamfer.core.errors import Corrupt
 from chamfer.core.mapped_files import map_file
 
 
-def read_batches(artifact: Artifact, name: str) -> list[Any]:
-    """The record batches (pyarrow.RecordBatch) of the Arrow file `name`; nothing is copied from a mapped file.
+def read_batches(artifact: Artifact, name: str) -> list[pa.RecordBatch]:
+    """The record batches of the Arrow file `name`; nothing is copied from a mapped file.
 
     Raises Corrupt if the file is missing or is no Arrow file.
     """

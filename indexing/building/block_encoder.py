@@ -42,10 +42,10 @@ class BlockEncoder:
                 f"channels {list(families)} need {sorted(self.kinds)} vectors, and there is no encoder; set "
                 "models.encoder or choose other channels (--channels)"
             )
-        if encoder is not None and (lacking := self.kinds - set(encoder.spec.dims)):
+        if encoder is not None and (missing := self.kinds - set(encoder.spec.dims)):
             raise InvalidInput(
                 f"encoder {encoder.spec.name!r} produces {sorted(encoder.spec.dims)} vectors, and the channels also "
-                f"need {sorted(lacking)}; choose other channels (--channels) or another encoder (models.encoder)"
+                f"need {sorted(missing)}; choose other channels (--channels) or another encoder (models.encoder)"
             )
         if self._cur is not None and reranker is None:
             raise InvalidInput("the cur channel needs a reranker; name one in build.parameters.cur.reranker")
@@ -58,17 +58,17 @@ class BlockEncoder:
         total: int | None,
         report_progress: ReportProgress,
     ) -> CostEstimate | None:
-        """Chooses the anchor queries of family `cur` and estimates the cost of scoring; None if nothing is scored.
+        """Chooses the anchor queries of family `cur` and estimates the cost of scoring; None if nothing needs scoring.
 
         The queries are those of the family, else `queries`, else sampled from the `first` documents. The estimate is
-        for `total` documents, or for the first ones if the total is not known. Scores are kept in `folder`.
+        for `total` documents, or for the first ones if the total is not known. Scores are stored in `folder`.
         """
         if self._cur is None or self._reranker is None:
             return None
         n = self._cur.config.anchor_queries
         anchors = self._cur.queries or tuple(queries[:n]) or tuple(q.text for q in sampled_queries(first, n))
         if not anchors:
-            return None  # no document has a word: there is nothing to score either
+            return None  # no document contains a word, so there is nothing to score
         pairs = None if total is None else total * len(anchors)
         done = 0
 

@@ -32,14 +32,14 @@ def merge_blocks(
 ) -> list[Segment]:
     """Merges blocks, in order, into segments of at most `segment_documents` documents of snapshot `number`.
 
-    Only the blocks of one segment are open at a time, so that mappings do not grow with the corpus.
+    Only the blocks of one segment are open at a time, so that the number of mappings does not grow with the corpus.
     """
     segments: list[Segment] = []
     total = sum(block.n_documents for block in blocks)
     done = 0
     for position, group in enumerate(_groups(blocks, segment_documents)):
         path = out / "segments" / f"{number:06d}-{position:04d}"
-        remove_directory(path)  # of a writer that died before it committed
+        remove_directory(path)  # left by a writer that died before it committed
         merge_segments(path, [open_segment(block.path) for block in group], families)
         segments.append(open_segment(path))
         done += len(segments[-1])
@@ -47,12 +47,12 @@ def merge_blocks(
     return segments
 
 
-def _groups(blocks: Sequence[Block], most: int) -> Iterator[list[Block]]:
-    """Consecutive blocks of at most `most` documents together (at least one block)."""
+def _groups(blocks: Sequence[Block], limit: int) -> Iterator[list[Block]]:
+    """Groups consecutive blocks: at most `limit` documents in a group, or a single larger block."""
     group: list[Block] = []
     size = 0
     for block in blocks:
-        if group and size + block.n_documents > most:
+        if group and size + block.n_documents > limit:
             yield group
             group, size = [], 0
         group.append(block)

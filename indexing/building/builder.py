@@ -32,7 +32,7 @@ from chamfer.indexing.families.family import Family
 from chamfer.indexing.rows.segment_part import Codec
 
 T = TypeVar("T")
-_Prepared = tuple[Sequence[Document], str, Callable[[], Encoding | None]]  # documents, their digest, how to encode them
+_Prepared = tuple[Sequence[Document], str, Callable[[], Encoding | None]]  # documents, digest, encoding function
 BuildConfig = CollectionConfig
 
 
@@ -69,13 +69,13 @@ Progress = Callable[[BuildProgress], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRun:
-    """What a run of a build needs beyond its configuration; none of it changes the format of the collection.
+    """Options of one build that are not part of the collection's configuration and do not change its format.
 
     total     number of documents, if it is known
     progress  called with the progress after each step
-    device    where families train codecs and pack vectors: cpu or cuda (the encoder has a device of its own)
-    queries   for the recall floor, and the anchor queries of family `cur`; sampled from the documents if there are none
-    reranker  the reranker whose scores family `cur` keeps
+    device    on which families train codecs and pack vectors: cpu or cuda (models.device sets that of the encoder)
+    queries   for the recall floor, and as anchor queries of family `cur`; sampled from the documents if empty
+    reranker  the reranker whose scores family `cur` stores
     notice    called with one message (for example a cost estimate) before the build starts
     """
 
@@ -106,7 +106,7 @@ def build(
 ) -> BuildReport:
     """Builds a collection at `out` from documents; after an interruption, the same call resumes.
 
-    Raises Conflict if `out` holds a collection (unless `replace`: then this becomes its next snapshot) or has another
+    Raises Conflict if `out` holds a collection (unless `replace` is set, which writes its next snapshot) or has another
     writer; InvalidInput if a channel needs an encoder and there is none, an id is used twice, or a channel is below
     the recall floor; Unavailable if the process runs out of open files or mappings.
     """
@@ -136,10 +136,10 @@ def build(
 
 
 class BlockWriter:
-    """Encodes documents block by block into a folder, and reuses the finished blocks that are there.
+    """Encodes documents block by block into a folder, and reuses blocks that an earlier run finished.
 
     While one block is packed and written, the next is encoded. Without `learnt`, codecs are trained on the first
-    documents, as for a new collection. After `write`, `families` and `learnt` are those the blocks were packed with.
+    documents, as for a new collection. After `write`, `families` and `learnt` are those used to pack the blocks.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class BlockWriter:
         self._run = run
 
     def write(self, documents: Iterable[Document]) -> list[Block]:
-        """Writes (or finds) the blocks of the documents, in order."""
+        """Writes the blocks of the documents, or reuses finished ones, in order."""
         batches = self._prepared(_cut(documents, self._config.block_documents))
         sample = self._sample(batches) if self._learns else []
         sampled: Iterable[_Prepared] = [(block.documents, block.digest, block.encoding) for block in sample]
@@ -176,7 +176,7 @@ class BlockWriter:
         return blocks
 
     def _prepared(self, batches: Iterator[list[Document]]) -> Iterator[list[Document]]:
-        """The same batches, after the first has been used to prepare the encoding."""
+        """Prepares the encoding with the first batch; returns all batches, the first included."""
         first = next(batches, None)
         if first is None:
             return iter(())
@@ -187,7 +187,7 @@ class BlockWriter:
         return chain([first], batches)
 
     def _write_one(self, index: int, prepared: _Prepared) -> Callable[[], Block]:
-        """Encodes a block unless it is finished; returns the rest of its work, which packs and writes it."""
+        """Encodes a block unless it is already finished; returns a function that packs and writes it."""
         documents, digest, encode = prepared
         recipe = [list(self._config.channels), self._config.parameters]
         path = self.folder / f"{index:06d}-{digest_of(digest, recipe, self._codec_digest)[:40]}"
@@ -237,9 +237,9 @@ class BlockWriter:
 
 
 def overlapped(pieces: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The results of the calls in `pieces`, in order. One thread makes a call while the next piece is computed.
+    """The results of the functions in `pieces`, in order; a thread runs each while the next one is produced.
 
-    At most two calls are pending. If computing a piece fails, the earlier calls are finished first.
+    At most two functions are pending. If producing one fails, the earlier ones are finished first.
     """
     with ThreadPoolExecutor(1) as thread:
         pending: Future[T] | None = None
@@ -252,7 +252,7 @@ def overlapped(pieces: Iterable[Callable[[], T]]) -> Iterator[T]:
 
 
 def encoder_identity(encoder: Encoder | None) -> tuple[str, str] | None:
-    """(name, fingerprint)."""
+    """(name, fingerprint) of the encoder, None without one."""
     return None if encoder is None else (encoder.spec.name, encoder.spec.fingerprint)
 
 

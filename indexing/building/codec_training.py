@@ -1,7 +1,7 @@
 """Trains codecs and measures recall on the first `sample_documents` documents, before a build writes its blocks.
 
-The encodings of the sample are kept beside the blocks, so that a build that is killed during training, or that the
-recall floor refuses, encodes nothing twice.
+The encodings of the sample are stored beside the blocks, so that a build that is killed during training, or refused by
+the recall floor, does not encode them again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from chamfer.core.errors import InvalidInput
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import (
     AnchorScores,
+    Array,
     DenseVectors,
     Document,
     Encoding,
@@ -41,7 +42,7 @@ Encode = Callable[[Sequence[Document]], Encoding | None]
 
 @dataclass(frozen=True, slots=True)
 class SampleBlock:
-    """Documents of the sample, the digest of them and their encoder, and the path of their kept encoding."""
+    """A block of sample documents, the digest of the documents and the encoder, and the path of the stored encoding."""
 
     documents: Sequence[Document]
     digest: str
@@ -53,12 +54,12 @@ class SampleBlock:
 
 
 def keep_sample(folder: Path, documents: Sequence[Document], digest: str, encode: Encode) -> SampleBlock:
-    """A block of the sample, whose encoding is kept in `folder`; it is encoded unless an earlier build did."""
+    """Stores the encoding of a block of the sample in `folder`, unless an earlier build did; returns the block."""
     path = folder / f"encoding-{digest[:40]}"
     if find_artifact(path, _KIND) is None:
         encoding = encode(documents)
         if encoding is None:
-            raise InvalidInput("no channel needs an encoder, so that there are no encodings to train codecs on")
+            raise InvalidInput("no channel uses an encoder, so there are no encodings to train codecs on")
         body: dict[str, Any] = {"vocabulary": encoding.sparse.vocabulary if encoding.sparse else 0}
         if encoding.anchors is not None:
             body |= {"queries": encoding.anchors.queries, "reranker": encoding.anchors.fingerprint}
@@ -76,9 +77,9 @@ def learn(
     config: CollectionConfig,
     queries: Sequence[Query],
 ) -> Learnt:
-    """Codecs and recall of a new collection, from the sample's blocks. Equal inputs give equal bytes.
+    """Trains the codecs of a new collection on the sample's blocks and measures recall. Equal inputs give equal bytes.
 
-    They are kept in `folder`, where a resumed build finds them.
+    Both are stored in `folder`, where a resumed build reads them.
     """
     recipe = [asdict(config)["parameters"], sorted(families), config.floor.depth, config.floor.queries]
     texts = [[query.query_id, query.text] for query in queries]
@@ -108,7 +109,7 @@ def check_floor(
     queries: Sequence[Query],
     total: int | None,
 ) -> None:
-    """InvalidInput if the recall of a channel is below the floor, in the sample or extrapolated to `total` documents.
+    """Raises InvalidInput if a channel is below the floor, in the sample or extrapolated to `total` documents.
 
     Other settings are measured first, and the message lists those that reach a higher recall.
     """
@@ -141,7 +142,7 @@ def _measure(
     config: CollectionConfig,
     queries: Sequence[Query],
 ) -> FloorMeasure | None:
-    """None if no channel gives MaxSim candidates, or no document has a word to sample a query from."""
+    """None if no channel provides MaxSim candidates, or no document contains a word to sample a query from."""
     if (
         encoder is None
         or encoding.tokens is None
@@ -162,19 +163,19 @@ def kinds_of(encoding: Encoding) -> Collection[VectorKind]:
 
 
 def _read_encoding(path: Path) -> Encoding:
-    kept = open_artifact(path, _KIND)
+    artifact = open_artifact(path, _KIND)
 
-    def read(kind: str) -> dict[str, Any]:
-        return {name: np.array(array) for name, array in kept.arrays(f"{kind}.").items()}
+    def read(kind: str) -> dict[str, Array]:
+        return {name: np.array(array) for name, array in artifact.arrays(f"{kind}.").items()}
 
     dense, tokens, sparse, anchors = read("dense"), read("tokens"), read("sparse"), read("anchors")
     return Encoding(
-        np.array(kept.array("n_tokens")),
-        np.array(kept.array("truncated")),
+        np.array(artifact.array("n_tokens")),
+        np.array(artifact.array("truncated")),
         dense=DenseVectors(**dense) if dense else None,
         tokens=TokenVectors(**tokens) if tokens else None,
-        sparse=SparseVectors(**sparse, vocabulary=int(kept.body["vocabulary"])) if sparse else None,
-        anchors=AnchorScores(DenseVectors(**anchors), tuple(kept.body["queries"]), kept.body["reranker"])
+        sparse=SparseVectors(**sparse, vocabulary=int(artifact.body["vocabulary"])) if sparse else None,
+        anchors=AnchorScores(DenseVectors(**anchors), tuple(artifact.body["queries"]), artifact.body["reranker"])
         if anchors
         else None,
     )
@@ -184,7 +185,7 @@ def _read_learnt(artifact: Artifact, config: CollectionConfig) -> Learnt:
     return Learnt(read_codecs(artifact, config.channels), read_recall(artifact.body))
 
 
-def _arrays(encoding: Encoding) -> Iterator[tuple[str, Any]]:
+def _arrays(encoding: Encoding) -> Iterator[tuple[str, Array]]:
     yield "n_tokens", encoding.n_tokens
     yield "truncated", encoding.truncated
     if encoding.dense is not None:

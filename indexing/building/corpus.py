@@ -35,7 +35,8 @@ class Rejects:
         self.count += 1
         if self.path is not None:
             if self._file is None:
-                self._file = self.path.open("w", encoding="utf-8", errors="surrogateescape")  # bytes as found
+                # surrogateescape writes bytes that are not UTF-8 unchanged.
+                self._file = self.path.open("w", encoding="utf-8", errors="surrogateescape")
             self._file.write(
                 json.dumps({"place": location, "reason": reason, "line": line[:10_000]}, ensure_ascii=False) + "\n"
             )
@@ -254,6 +255,6 @@ def _check_json(value: Any, name: str) -> None:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the same with .gz if only that exists."""
+    """The path, or the path with .gz appended if only that exists."""
     compressed = path.with_name(path.name + ".gz")
     return compressed if not path.exists() and compressed.exists() else path

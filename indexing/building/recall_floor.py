@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from chamfer.core.errors import InvalidInput
-from chamfer.core.types import Candidates, Document, Encoding, Query, TokenVectors, VectorKind
+from chamfer.core.types import Array, Candidates, Document, Encoding, Query, TokenVectors, VectorKind
 from chamfer.indexing.collection.recall_report import ChannelRecall, FloorConfig, K
 from chamfer.indexing.families.family import Family
 from chamfer.indexing.families.multivector.config import MultivectorConfig
@@ -37,7 +37,7 @@ def approximates_maxsim(family: Family) -> bool:
 
 
 def sampled_queries(documents: Sequence[Document], n: int, seed: int = 1) -> list[Query]:
-    """Queries for a corpus that has none: twelve consecutive words from each of at most n random documents."""
+    """Queries for a corpus without any: twelve consecutive words from each of at most n random documents."""
     draw = random.Random(seed)
     texts = [words for document in documents if (words := document.content.split())]
     queries = []
@@ -103,7 +103,7 @@ class FloorMeasure:
 def refusal(
     channel: str, measured: ChannelRecall, floor: float, n_documents: int, alternatives: Mapping[str, float]
 ) -> str:
-    """Why a build is refused, and what to change."""
+    """The error message: why the build is refused, and which settings to change."""
     kind = "queries sampled from the documents" if measured.made_up else "queries"
     extrapolated = (
         f"; {measured.at(n_documents):.1%} is expected over {n_documents:,} documents"
@@ -121,5 +121,5 @@ def refusal(
     )
 
 
-def _in_memory(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _in_memory(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.asarray(array) for name, array in arrays.items()}

@@ -22,7 +22,7 @@ from chamfer.indexing.collection.writer import commit, writer_lock
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What a change did. `missing` lists the ids that were to be deleted and did not exist."""
+    """The result of an update. `missing` lists the ids that were to be deleted and did not exist."""
 
     snapshot: str
     added: int
@@ -65,7 +65,7 @@ def add(
 
 
 def delete(path: Path, doc_ids: Sequence[str]) -> UpdateReport:
-    """Deletes documents by id. Ids that do not exist are reported and are no error."""
+    """Deletes documents by id. Ids that do not exist are reported in `missing`; they are not an error."""
     with writer_lock(path):
         snapshot = open_snapshot(path)
         missing = tuple(i for i in doc_ids if all(_live_row(s, i) < 0 for s in snapshot.segments))
@@ -77,7 +77,7 @@ def delete(path: Path, doc_ids: Sequence[str]) -> UpdateReport:
 
 
 def compact(path: Path) -> UpdateReport:
-    """Merges small segments and drops deleted rows; nothing is encoded again. Does nothing if that changes nothing."""
+    """Merges small segments and drops deleted rows, without encoding again; writes nothing if nothing would change."""
     with writer_lock(path):
         snapshot = open_snapshot(path)
         groups = _compaction_groups(snapshot.segments, snapshot.config.segment_documents)
@@ -91,7 +91,7 @@ def compact(path: Path) -> UpdateReport:
                 segments.append(group[0])
                 continue
             target = path / "segments" / f"{number:06d}-{position:04d}"
-            remove_directory(target)  # of a writer that died before it committed
+            remove_directory(target)  # left by a writer that died before it committed
             merge_segments(target, group, families)
             segments.append(open_segment(target))
         dropped = sum(len(s) for s in snapshot.segments) - sum(len(s) for s in segments)
@@ -145,11 +145,11 @@ def _without(segments: Sequence[Segment], doc_ids: Sequence[str]) -> tuple[list[
     return kept, deleted
 
 
-def _compaction_groups(segments: Sequence[Segment], most: int) -> list[list[Segment]]:
-    """Consecutive segments that fit into one together, so that rows keep their order."""
+def _compaction_groups(segments: Sequence[Segment], limit: int) -> list[list[Segment]]:
+    """Groups consecutive segments that together fit into one, so that rows keep their order."""
     groups: list[list[Segment]] = []
     for segment in segments:
-        if groups and sum(s.n_live for s in groups[-1]) + segment.n_live <= most:
+        if groups and sum(s.n_live for s in groups[-1]) + segment.n_live <= limit:
             groups[-1].append(segment)
         else:
             groups.append([segment])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -12,8 +11,8 @@ from chamfer.core.errors import Corrupt
 from chamfer.core.mapped_files import map_file
 
 
-def read_batches(artifact: Artifact, name: str) -> list[Any]:
-    """The record batches (pyarrow.RecordBatch) of the Arrow file `name`; nothing is copied from a mapped file.
+def read_batches(artifact: Artifact, name: str) -> list[pa.RecordBatch]:
+    """The record batches of the Arrow file `name`; nothing is copied from a mapped file.
 
     Raises Corrupt if the file is missing or is no Arrow file.
     """

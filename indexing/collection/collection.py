@@ -23,7 +23,7 @@ from chamfer.indexing.rows.segment_part import locate
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One way to retrieve: a retriever and the family that made it."""
+    """A retriever and the index family that opened it."""
 
     name: str
     family: Family
@@ -50,9 +50,9 @@ class Collection:
     def open(cls, path: Path | str, *, encoder_fingerprint: str | None = None, verify: bool = False) -> Self:
         """The current snapshot of the collection at `path`.
 
-        If a writer replaces and removes that snapshot while it is being opened, the newer one is. Raises NotFound (no
-        finished collection), Corrupt (missing, truncated or, with verify, altered files), Incompatible (newer format,
-        or built with another encoder), Unavailable (too many open files or mappings).
+        If a writer replaces and removes that snapshot while it is being opened, the newer one is opened. Raises
+        NotFound (no finished collection), Corrupt (missing, truncated or, with verify, altered files), Incompatible
+        (newer format, or built with another encoder), Unavailable (too many open files or mappings).
         """
         folder = Path(path)
         return read_current(folder, lambda name: cls(folder, read_snapshot(folder, name, encoder_fingerprint, verify)))

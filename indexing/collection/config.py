@@ -16,15 +16,15 @@ from chamfer.indexing.rows.segment_part import Codec
 
 @dataclass(frozen=True, kw_only=True)
 class CollectionConfig:
-    """What a collection is made of; kept in its snapshots.
+    """The composition of a collection; stored in its snapshots.
 
     channels           names of index families, one retriever each
     parameters         parameters[channel] configures the family of that channel
     segment_documents  documents in a segment, at most
     block_documents    documents that are encoded together; an interrupted build resumes after the last whole block
-    keep_snapshots     number of newest snapshots whose files are kept
+    keep_snapshots     number of snapshots, the newest ones, whose files are kept
     sample_documents   number of first documents that codecs are trained on and `floor` is measured on
-    floor              the least recall that a build accepts from a channel of MaxSim candidates
+    floor              the lowest recall that a build accepts from a channel of MaxSim candidates
     """
 
     channels: tuple[str, ...] = ("dense", "multivector", "lexical")
@@ -57,7 +57,7 @@ class CollectionConfig:
 
 
 def read_config(stored: Mapping[str, Any], path: Path) -> CollectionConfig:
-    """The configuration kept in the snapshot of the collection at `path`; Incompatible if it has unknown keys."""
+    """The configuration stored in the snapshot of the collection at `path`; Incompatible if it has unknown keys."""
     try:
         floor = FloorConfig(**stored.get("floor", {}))
         return CollectionConfig(**{**stored, "channels": tuple(stored["channels"]), "floor": floor})

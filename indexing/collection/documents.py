@@ -1,4 +1,4 @@
-"""The document table of a segment, as Arrow IPC. This is the only place where a row and a doc_id meet."""
+"""The document table of a segment, as Arrow IPC. Maps rows to document ids and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from chamfer.core.artifact import Artifact, ArtifactWriter, canonical_json
 from chamfer.core.errors import InvalidInput
-from chamfer.core.types import I64, Document
+from chamfer.core.types import I64, Array, Document
 from chamfer.indexing.collection.arrow_files import read_batches
 from chamfer.indexing.collection.filters import FieldTable, write_fields
 from chamfer.indexing.rows.segment_part import locate
@@ -28,7 +28,7 @@ _SCHEMA = pa.schema(
         ("metadata", pa.large_string()),
     ]
 )
-_DOC_ID = 0  # its column
+_DOC_ID = 0  # index of its column
 _BATCH = 1024
 
 
@@ -38,7 +38,8 @@ class DocumentTable:
     def __init__(self, artifact: Artifact) -> None:
         self._batches = read_batches(artifact, FILE)
         self._columns = [batch.columns for batch in self._batches]
-        self._starts = np.zeros(len(self._batches) + 1, dtype=np.int64)  # first row of each batch, then their end
+        # The first row of each batch and, last, the number of rows.
+        self._starts = np.zeros(len(self._batches) + 1, dtype=np.int64)
         np.cumsum([batch.num_rows for batch in self._batches], out=self._starts[1:])
         self._hashes = artifact.array("ids.hashes")
         self._rows = artifact.array("ids.rows")
@@ -48,7 +49,7 @@ class DocumentTable:
         return int(self._starts[-1])
 
     def documents(self, rows: Sequence[int] | I64) -> list[Document]:
-        """The documents of rows, in order; a row that comes twice is read once. The cost does not depend on N."""
+        """The documents of rows, in order; repeated rows are read once. The cost does not depend on N."""
         distinct, positions = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
         read = []
         for columns, row in self._located(distinct):
@@ -62,7 +63,7 @@ class DocumentTable:
         return [columns[_DOC_ID][row].as_py() for columns, row in self._located(wanted)]
 
     def rows(self, doc_ids: Sequence[str]) -> I64:
-        """Row of each doc_id, -1 where it is not here: i64 [n]. Cost O(log N) each."""
+        """Row of each doc_id, -1 if it is absent: i64 [n]. Cost O(log N) per id."""
         wanted = id_hashes(doc_ids)
         rows = np.full(len(doc_ids), -1, dtype=np.int64)
         for i, position in enumerate(np.searchsorted(self._hashes, wanted)):
@@ -71,17 +72,17 @@ class DocumentTable:
                 if self._doc_id(row) == doc_ids[i]:
                     rows[i] = row
                     break
-                position += 1  # ids that share a hash stand next to each other
+                position += 1  # ids with the same hash are adjacent
         return rows
 
-    def hashes_of(self, rows: I64) -> Any:
+    def hashes_of(self, rows: I64) -> Array:
         """64-bit id hashes u64 of rows. Cost O(N)."""
         by_row = np.empty(len(self), dtype=np.uint64)
         by_row[self._rows] = self._hashes
         return by_row[rows]
 
     def batches_of(self, rows: I64) -> Iterator[pa.RecordBatch]:
-        """The rows i64 [n], which ascend, as record batches; a batch of which every row is asked for is not copied."""
+        """The rows i64 [n], ascending, as record batches; a batch whose rows are all requested is not copied."""
         ends = np.searchsorted(rows, self._starts)
         for batch, start, begin, end in zip(self._batches, self._starts, ends, ends[1:], strict=False):
             if begin == end:
@@ -94,9 +95,9 @@ class DocumentTable:
         return doc_id
 
     def _located(self, rows: I64) -> Iterator[tuple[list[Any], int]]:
-        """(columns of the batch, row in it) of each row.
+        """(columns of the batch, position within the batch) of each row.
 
-        Cells are read one by one: `Table.take` joins all batches of the table first, 10 ms in 100,000 documents.
+        Cells are read one by one: `Table.take` first joins all batches of the table, 10 ms for 100,000 documents.
         """
         numbers, local = locate(self._starts, rows)
         for number, row in zip(numbers.tolist(), local.tolist(), strict=True):
@@ -113,7 +114,7 @@ def write_merged(writer: ArtifactWriter, parts: Sequence[tuple[DocumentTable, I6
     return _write(writer, (batch for table, rows in parts for batch in table.batches_of(rows)))
 
 
-def id_hashes(doc_ids: Iterable[str]) -> Any:
+def id_hashes(doc_ids: Iterable[str]) -> Array:
     """64-bit BLAKE2b of each id: u64 [n]."""
     digests = b"".join(blake2b(i.encode("utf-8"), digest_size=8).digest() for i in doc_ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
@@ -135,15 +136,15 @@ def _batches(documents: Iterable[Document]) -> Iterator[pa.RecordBatch]:
 
 
 def _write(writer: ArtifactWriter, batches: Iterable[pa.RecordBatch]) -> int:
-    hashes: list[Any] = []
+    hashes: list[Array] = []
     entries: list[tuple[int, dict[str, Any]]] = []
     n = 0
     pending: list[pa.RecordBatch] = []
-    with pa.OSFile(str(writer.path(FILE)), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as out:
+    with pa.OSFile(str(writer.path(FILE)), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
 
         def flush() -> None:
             for batch in pa.Table.from_batches(pending, _SCHEMA).combine_chunks().to_batches(max_chunksize=_BATCH):
-                out.write_batch(batch)
+                file.write_batch(batch)
             pending.clear()
 
         for batch in batches:
@@ -153,10 +154,10 @@ def _write(writer: ArtifactWriter, batches: Iterable[pa.RecordBatch]) -> int:
             ]
             n += batch.num_rows
             pending.append(batch)
-            # Batches end after every 1,024 rows however the input is divided: equal documents give equal bytes.
+            # A batch ends every 1,024 rows, however the input is divided, so that equal documents give equal bytes.
             while sum(b.num_rows for b in pending) >= _BATCH:
                 table = pa.Table.from_batches(pending, _SCHEMA)
-                out.write_batch(table.slice(0, _BATCH).combine_chunks().to_batches()[0])
+                file.write_batch(table.slice(0, _BATCH).combine_chunks().to_batches()[0])
                 pending[:] = table.slice(_BATCH).combine_chunks().to_batches()
         flush()
     flat = np.concatenate([np.empty(0, dtype=np.uint64), *hashes])

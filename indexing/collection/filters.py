@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from chamfer.core.artifact import Artifact, ArtifactWriter
 from chamfer.core.errors import InvalidInput
-from chamfer.core.types import Bool
+from chamfer.core.types import Array, Bool
 from chamfer.indexing.collection.arrow_files import read_batches
 
 Value = str | float | bool
@@ -41,7 +41,7 @@ class In:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bounds of one type: numbers, or strings (which order ISO dates correctly)."""
+    """Bounds of one type: numbers or strings. Strings order ISO dates correctly."""
 
     field: str
     gt: float | str | None = None
@@ -74,7 +74,7 @@ Condition = Equals | In | Range | Exists | And | Or | Not
 
 
 def parse_condition(value: Any) -> Condition:
-    """The condition that a JSON value describes; InvalidInput names the part that is not understood (/filter/and/0)."""
+    """The condition that a JSON value describes; InvalidInput names the invalid part (/filter/and/0)."""
     budget = [_MOST_CONDITIONS]
     return _parse(value, "/filter", budget, 0)
 
@@ -101,15 +101,15 @@ class FieldTable:
             return some
         if isinstance(condition, Not):
             return ~self.mask(condition.condition)
-        out = np.zeros(self._n_rows, dtype=bool)
+        selected = np.zeros(self._n_rows, dtype=bool)
         for rows in self._matches(condition):
-            out[rows] = True
-        return out
+            selected[rows] = True
+        return selected
 
     def names(self) -> list[str]:
         return sorted({field for field, _ in self._spans})
 
-    def _matches(self, condition: Equals | In | Range | Exists) -> Iterator[Any]:
+    def _matches(self, condition: Equals | In | Range | Exists) -> Iterator[Array]:
         if isinstance(condition, Exists):
             for (field, kind), (start, stop) in self._spans.items():
                 if field == condition.field:
@@ -125,7 +125,7 @@ class FieldTable:
                 low = bisect_left(column, value, start, stop)
                 yield self._rows(kind)[low : bisect_right(column, value, low, stop)]
 
-    def _between(self, condition: Range) -> Any:
+    def _between(self, condition: Range) -> Array:
         bounds = [b for b in (condition.gt, condition.gte, condition.lt, condition.lte) if b is not None]
         kind = _kind(bounds[0])
         start, stop = self._spans.get((condition.field, kind), (0, 0))
@@ -144,12 +144,12 @@ class FieldTable:
     def _column(self, kind: str) -> Sequence[Any]:
         return _ArrowStrings(self._strings) if kind == "string" else self._numbers  # type: ignore[return-value]  # an array bisects like a sequence
 
-    def _rows(self, kind: str) -> Any:
+    def _rows(self, kind: str) -> Array:
         return self._string_rows if kind == "string" else self._number_rows
 
 
 class _ArrowStrings:
-    """An Arrow column as the sequence that bisect reads."""
+    """Adapts an Arrow column to the sequence that bisect expects."""
 
     def __init__(self, column: Any) -> None:
         self._column = column
@@ -184,8 +184,8 @@ def write_fields(writer: ArtifactWriter, entries: Iterable[tuple[int, Mapping[st
     writer.add_array("fields.number_rows", np.array(number_rows, dtype=np.int32))
     writer.add_array("fields.string_rows", np.array(string_rows, dtype=np.int32))
     batch = pa.record_batch([pa.array(strings, pa.large_string())], names=["value"])
-    with pa.OSFile(str(writer.path("fields.strings.arrow")), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as out:
-        out.write_batch(batch)
+    with pa.OSFile(str(writer.path("fields.strings.arrow")), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
+        file.write_batch(batch)
 
 
 def _flat(value: Any, field: str) -> Iterator[tuple[str, Value]]:
@@ -203,56 +203,59 @@ def _kind(value: Any) -> str:
     return "boolean" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
 
 
-def _parse(value: Any, place: str, budget: list[int], depth: int) -> Condition:
+def _parse(value: Any, pointer: str, budget: list[int], depth: int) -> Condition:
     budget[0] -= 1
     if budget[0] < 0 or depth > _DEEPEST:
         raise InvalidInput(
-            f"{place}: the filter has more than {_MOST_CONDITIONS} conditions, or is nested deeper than {_DEEPEST}"
+            f"{pointer}: the filter has more than {_MOST_CONDITIONS} conditions, or is nested deeper than {_DEEPEST}"
         )
     if not isinstance(value, Mapping):
         raise InvalidInput(
-            f'{place} is {type(value).__name__}, expected a condition such as {{"field": "year", "gte": 1990}}'
+            f'{pointer} is {type(value).__name__}, expected a condition such as {{"field": "year", "gte": 1990}}'
         )
     keys = set(value)
     if keys == {"not"}:
-        return Not(_parse(value["not"], f"{place}/not", budget, depth + 1))
+        return Not(_parse(value["not"], f"{pointer}/not", budget, depth + 1))
     for name, combine in (("and", And), ("or", Or)):
         if keys == {name}:
             inner = value[name]
             if not isinstance(inner, list) or not inner:
-                raise InvalidInput(f"{place}/{name} is {inner!r:.60}, expected a list of conditions that is not empty")
-            return combine(tuple(_parse(v, f"{place}/{name}/{i}", budget, depth + 1) for i, v in enumerate(inner)))
-    return _parse_field(value, keys, place)
+                raise InvalidInput(
+                    f"{pointer}/{name} is {inner!r:.60}, expected a list of conditions that is not empty"
+                )
+            return combine(tuple(_parse(v, f"{pointer}/{name}/{i}", budget, depth + 1) for i, v in enumerate(inner)))
+    return _parse_field(value, keys, pointer)
 
 
-def _parse_field(value: Mapping[str, Any], keys: set[str], place: str) -> Condition:
+def _parse_field(value: Mapping[str, Any], keys: set[str], pointer: str) -> Condition:
     field = value.get("field")
     if not isinstance(field, str) or not field:
-        raise InvalidInput(f"{place} has the keys {sorted(keys)}, expected and, or, not, or a field with its test")
+        raise InvalidInput(f"{pointer} has the keys {sorted(keys)}, expected and, or, not, or a field with its test")
     tests = keys - {"field"}
     if tests == {"equals"}:
-        return Equals(field, _scalar(value["equals"], f"{place}/equals"))
+        return Equals(field, _scalar(value["equals"], f"{pointer}/equals"))
     if tests == {"in"}:
         listed = value["in"]
         if not isinstance(listed, list) or len(listed) > 10_000:
-            raise InvalidInput(f"{place}/in is {listed!r:.60}, expected a list of at most 10,000 values")
-        return In(field, tuple(_scalar(v, f"{place}/in/{i}") for i, v in enumerate(listed)))
+            raise InvalidInput(f"{pointer}/in is {listed!r:.60}, expected a list of at most 10,000 values")
+        return In(field, tuple(_scalar(v, f"{pointer}/in/{i}") for i, v in enumerate(listed)))
     if tests == {"exists"} and isinstance(value["exists"], bool):
         return Exists(field) if value["exists"] else Not(Exists(field))
     if tests and tests <= set(_BOUNDS):
-        bounds = {name: _scalar(value[name], f"{place}/{name}") for name in tests}
+        bounds = {name: _scalar(value[name], f"{pointer}/{name}") for name in tests}
         kinds = {_kind(bound) for bound in bounds.values()}
         if len(kinds) > 1 or kinds == {"boolean"}:
             raise InvalidInput(
-                f"{place}: the bounds {bounds} are of different types, or booleans; expected all numbers or all strings"
+                f"{pointer}: the bounds {bounds} are of different types, or booleans; expected all numbers or all "
+                "strings"
             )
         return Range(field, **bounds)
     raise InvalidInput(
-        f"{place} tests field {field!r} with {sorted(tests)}; expected equals, in, exists or {', '.join(_BOUNDS)}"
+        f"{pointer} tests field {field!r} with {sorted(tests)}; expected equals, in, exists or {', '.join(_BOUNDS)}"
     )
 
 
-def _scalar(value: Any, place: str) -> Value:
+def _scalar(value: Any, pointer: str) -> Value:
     if isinstance(value, str | bool | int | float) and value == value:
         return value
-    raise InvalidInput(f"{place} is {value!r:.60}, expected a string, number or boolean")
+    raise InvalidInput(f"{pointer} is {value!r:.60}, expected a string, number or boolean")

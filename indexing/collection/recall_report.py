@@ -1,4 +1,4 @@
-"""The recall floor of a collection and what was measured against it; both are kept in snapshot manifests."""
+"""The recall floor of a collection and what was measured against it; both are stored in snapshot manifests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from chamfer.core.errors import InvalidInput
 
 K = 10
-"""How many documents of the exact MaxSim ranking the recall counts."""
+"""Recall is measured against this many top documents of the exact MaxSim ranking."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FloorConfig:
-    """The least recall that a build accepts from a channel of MaxSim candidates.
+    """The lowest recall that a build accepts from a channel of MaxSim candidates.
 
     recall     the share of the exact top 10 that `depth` candidates must contain, 0 to 1; 0 accepts any channel
     depth      number of candidates that are rescored exactly; set it to the plan's rescore depth
@@ -37,8 +37,8 @@ class ChannelRecall:
     """The recall of the exact MaxSim top 10 that a channel reached on the sample of a build.
 
     recall     at `depth` candidates over the sample's `documents`; mean over `queries`
-    exponent   how the candidates needed grow with the collection (chamfer.indexing.planning.candidate_recall.growth)
-    by_depth   recall at other depths of the sample, from which that of larger collections is extrapolated
+    exponent   growth of the candidates needed with the collection (chamfer.indexing.planning.candidate_recall.growth)
+    by_depth   recall at other depths in the sample, from which the recall in larger collections is extrapolated
     made_up    whether the queries were sampled from the documents' own text
     """
 
@@ -51,14 +51,14 @@ class ChannelRecall:
     by_depth: Mapping[str, float]
 
     def at(self, n_documents: int) -> float:
-        """The recall expected at `depth` in a collection of n_documents: that of the next smaller measured depth."""
+        """The recall expected at `depth` in a collection of n_documents: that of the next lower measured depth."""
         limit = depth_in_sample(self.depth, self.documents, n_documents, self.exponent)
         measured = [(int(depth), value) for depth, value in self.by_depth.items() if int(depth) <= limit]
         return max(measured)[1] if measured else 0.0
 
 
 def depth_in_sample(depth: int, n_sample: int, n_documents: int, exponent: float) -> int:
-    """The depth in the sample with the recall of `depth` in the whole collection: depth (n_sample / N)^exponent."""
+    """The depth in the sample with the same recall as `depth` in the collection: depth (n_sample / N)^exponent."""
     if n_documents <= n_sample:
         return depth
     return int(depth * (n_sample / n_documents) ** exponent + 1e-9)

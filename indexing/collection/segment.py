@@ -20,7 +20,7 @@ KIND = "segment"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """An opened segment. `live` bool [n] is False for deleted rows, None where there are none."""
+    """An opened segment. `live` bool [n] is False for deleted rows; None if no row is deleted."""
 
     artifact: Artifact
     table: DocumentTable
@@ -60,7 +60,7 @@ class Segment:
 
 
 def open_segment(path: Path, live: Bool | None = None, *, verify: bool = False) -> Segment:
-    """The segment at `path`; raises what chamfer.core.artifact.open_artifact raises."""
+    """The segment at `path`; raises the errors of chamfer.core.artifact.open_artifact."""
     artifact = open_artifact(path, KIND, verify=verify)
     return Segment(artifact, DocumentTable(artifact), live)
 

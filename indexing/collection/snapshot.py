@@ -25,7 +25,7 @@ from chamfer.indexing.rows.segment_part import Codec
 KIND = "snapshot"
 CURRENT = "CURRENT"
 BLOCKS = ".building"
-POINTER_DIGITS = 16  # of the digest, in CURRENT
+POINTER_DIGITS = 16  # leading digits of the digest that CURRENT holds
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def has_snapshot(path: Path) -> bool:
     if (path / CURRENT).exists():
         return True
     names = sorted(p.name for p in (path / "snapshots").glob("snapshot-*"))
-    if names and not (path / BLOCKS).is_dir():  # with blocks, a first build died before it wrote the pointer
+    if names and not (path / BLOCKS).is_dir():  # with blocks, the first build died before writing it
         raise Corrupt(
             f"{path / CURRENT} is missing although there are snapshots; `echo {names[-1]} > {path / CURRENT}` points "
             "to the newest"
@@ -99,7 +99,7 @@ def read_current(path: Path, read: Callable[[str], T]) -> T:
             return read(name)
     except Exception as error:
         if current_name(path) == name:
-            if isinstance(error, NotFound):  # the pointer names it, so that it should be there
+            if isinstance(error, NotFound):  # the pointer names it, so it ought to exist
                 raise Corrupt(error.detail) from None
             if not isinstance(error, ChamferError):
                 read_snapshot(path, name, None, verify=True)
@@ -144,7 +144,7 @@ def add_codecs(writer: ArtifactWriter, codecs: Mapping[str, Codec]) -> None:
 
 
 def read_codecs(artifact: Artifact, channels: Sequence[str]) -> dict[str, Codec]:
-    """The codec of every channel, empty where it has none."""
+    """The codec of every channel; empty for a channel without one."""
     return {channel: artifact.arrays(f"codec.{channel}.") for channel in channels}
 
 
@@ -154,7 +154,7 @@ def read_recall(body: Mapping[str, Any]) -> dict[str, ChannelRecall]:
 
 
 def _pointer(path: Path) -> tuple[str, str]:
-    """(name, first digits of its manifest's digest), the digits "" where the pointer was written by hand."""
+    """(name, first digits of its manifest's digest), the digits "" if the pointer was written by hand."""
     try:
         text = (path / CURRENT).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -170,7 +170,7 @@ def _pointer(path: Path) -> tuple[str, str]:
 
 
 def _check_pointer(path: Path, name: str, artifact: Artifact) -> None:
-    """Corrupt if CURRENT names this snapshot with the digest of another."""
+    """Raises Corrupt if CURRENT names this snapshot with a different digest."""
     pointed, digest = _pointer(path)
     if pointed == name and digest and digest != artifact.digest[:POINTER_DIGITS]:
         raise Corrupt(

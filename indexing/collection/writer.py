@@ -1,4 +1,4 @@
-"""What changes a collection: the lock of its only writer, and the commit that makes a snapshot current."""
+"""Changes to a collection: the writer lock, and the commit that makes a snapshot current."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from chamfer.indexing.collection.snapshot import (
 
 @contextmanager
 def writer_lock(path: Path) -> Iterator[None]:
-    """Holds the lock of the one writer of a collection; the system releases it when the process dies.
+    """Holds the exclusive writer lock of a collection; the system releases it when the process dies.
 
     Raises Conflict if another process holds it. An exhausted limit of open files or mappings becomes Unavailable.
     """
@@ -56,12 +56,12 @@ def commit(
 ) -> str:
     """Writes snapshot `number` over finished segments and makes it current by swapping CURRENT; returns its name.
 
-    Raises InvalidInput if an id is live twice. A process that dies earlier leaves the collection as it was.
+    Raises InvalidInput if two live documents share an id. A process that dies earlier leaves everything unchanged.
     """
     _check_unique(segments)
     name = f"snapshot-{number:06d}"
     target = path / "snapshots" / name
-    remove_directory(target)  # of a writer that died between writing it and swapping CURRENT
+    remove_directory(target)  # left by a writer that died before it swapped CURRENT
     body: dict[str, Any] = {
         "config": asdict(config),
         "encoder": None if encoder is None else {"name": encoder[0], "fingerprint": encoder[1]},
@@ -83,13 +83,13 @@ def commit(
 def _check_unique(segments: Sequence[Segment]) -> None:
     hashes = [np.empty(0, dtype=np.uint64), *(s.table.hashes_of(s.live_rows()) for s in segments)]
     flat = np.sort(np.concatenate(hashes))
-    twice = flat[:-1][flat[1:] == flat[:-1]]
-    if not len(twice):
+    duplicates = flat[:-1][flat[1:] == flat[:-1]]
+    if not len(duplicates):
         return
     ids: list[str] = []
     for segment in segments:
         rows = segment.live_rows()
-        ids += segment.table.doc_ids(rows[np.isin(segment.table.hashes_of(rows), twice)])
+        ids += segment.table.doc_ids(rows[np.isin(segment.table.hashes_of(rows), duplicates)])
     repeated = sorted({i for i in ids if ids.count(i) > 1})
     if repeated:
         raise InvalidInput(f"document id {repeated[0]!r} was used twice ({len(repeated)} such ids); ids are unique")

@@ -1,4 +1,4 @@
-"""Family `dense`: one vector a document, exact inner-product search over all of them."""
+"""Family `dense`: one vector per document, exact inner-product search over all of them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class DenseRetriever(Retriever[DenseVectors], Expandable[DenseVectors]):
         return len(self._rows)
 
     def search(self, queries: DenseVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k largest inner products a query; scores are float64 sums rounded to float32."""
+        """The k largest inner products per query; scores are float64 sums rounded to float32."""
         check_depth(k)
         vectors = np.asarray(queries.values, dtype=np.float32)
         if not np.isfinite(vectors).all():
@@ -88,7 +88,7 @@ class DenseRetriever(Retriever[DenseVectors], Expandable[DenseVectors]):
         return as_candidates(ranked, k)
 
     def vectors(self, rows: I64) -> DenseVectors:
-        """Stored vectors f32 [K, D] of rows: what feedback needs instead of encoding again."""
+        """Stored vectors f32 [K, D] of rows, so that feedback need not encode the documents again."""
         return DenseVectors(self._rows.vectors(rows, self._values[0].shape[1] if self._values else 0))
 
     def stored_form(self, queries: DenseVectors) -> DenseVectors:
@@ -109,7 +109,8 @@ class DenseRetriever(Retriever[DenseVectors], Expandable[DenseVectors]):
     ) -> tuple[I64, F32]:
         """(rows i64 [n_scored], ascending; their inner products f32 [Q, n_scored] summed in any order).
 
-        Of each part those in `few` are scored; where that is None all are, and those outside the mask get -inf.
+        A part scores the rows listed in `few`; where that is None it scores all rows, and those outside the mask get
+        -inf.
         """
         numbers = np.empty(n_scored, dtype=np.int64)
         scores = np.empty((len(queries), n_scored), dtype=np.float32)
@@ -121,8 +122,8 @@ class DenseRetriever(Retriever[DenseVectors], Expandable[DenseVectors]):
             if rows is not None:
                 step = max(1, _BLOCK_BYTES // max(1, values.itemsize * values.shape[1]))
                 for at in range(0, len(rows), step):
-                    some = rows[at : at + step]
-                    scores[:, start + at : start + at + len(some)] = products(values[some], queries)
+                    block = rows[at : at + step]
+                    scores[:, start + at : start + at + len(block)] = products(values[block], queries)
                 continue
             scores[:, start:end] = products(values, queries)
             if mask is not None:
@@ -130,7 +131,7 @@ class DenseRetriever(Retriever[DenseVectors], Expandable[DenseVectors]):
         return numbers, scores
 
     def _decide(self, query: F32, rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
-        """The k best of rows i64 [n], ascending, with approximate scores f32 [n]."""
+        """(the k best rows, their exact scores) of rows i64 [n], ascending, with approximate scores f32 [n]."""
         slack = margin(len(query), float(np.linalg.norm(query.astype(np.float64))), self._largest_norm)
         near = rows[near_best(scores, k, slack)]
         exact = dot_rows(self.vectors(near).values, query)
@@ -144,5 +145,5 @@ class DenseRetriever(Retriever[DenseVectors], Expandable[DenseVectors]):
 
 
 def largest_norm(parts: Sequence[SegmentPart]) -> float:
-    """No vector of the parts is longer."""
+    """An upper bound on the Euclidean norm of every vector of the parts."""
     return max((float(part.arrays["largest_norm"][0]) for part in parts), default=0.0)

@@ -1,6 +1,6 @@
 """The protocol of an index family: how one channel's part of a segment is packed, merged and opened.
 
-A family handles named arrays and no files. In a segment, its array `values` is the file `CHANNEL.values.npy`.
+A family handles named arrays, not files. A segment stores its array `values` as the file `CHANNEL.values.npy`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Family(Protocol):
     """One index family; configured by its own frozen dataclass, stored in the collection's configuration."""
 
     name: ClassVar[str]
-    kind: ClassVar[VectorKind | None]  # the vectors that it needs from the encoder; None: it reads the text alone
+    kind: ClassVar[VectorKind | None]  # the vectors that it needs from the encoder; None if it reads only the text
 
     @property
     def config(self) -> Any: ...
@@ -42,7 +42,7 @@ class Family(Protocol):
         ...
 
     def on_device(self, device: str) -> Self:
-        """The family that learns and packs on this device ("cpu", "cuda"); itself if it runs on the CPU alone.
+        """The family that learns and packs on this device ("cpu", "cuda"); itself if it runs only on the CPU.
 
         A collection can be opened anywhere, whatever device built it.
         """
@@ -57,16 +57,16 @@ class Family(Protocol):
         ...
 
     def open(self, parts: Sequence[SegmentPart]) -> Retriever[Any]:
-        """A retriever over all parts; its row numbers run through the parts in order, deleted rows included.
+        """A retriever over all parts; its row numbers continue through the parts in order, deleted rows included.
 
         Deleted rows are never returned. Statistics behind scores count the live documents of all parts, so that
-        scores do not depend on how documents are spread over segments.
+        scores do not depend on the division of documents into segments.
         """
         ...
 
 
 class OnCpu:
-    """The `on_device` of a family that learns and packs on the CPU alone."""
+    """The `on_device` of a family that learns and packs only on the CPU."""
 
     def on_device(self, device: str) -> Self:
         del device
@@ -74,7 +74,7 @@ class OnCpu:
 
 
 class WithoutCodec(OnCpu):
-    """The codec methods of a family that has none."""
+    """The codec methods of a family without a codec."""
 
     learns: ClassVar[bool] = False
 
@@ -84,29 +84,32 @@ class WithoutCodec(OnCpu):
 
     def with_codec(self, codec: Codec) -> Self:
         if codec:
-            raise Incompatible(f"{type(self).__name__} has no codec, the collection has one of {sorted(codec)}")
+            raise Incompatible(f"{type(self).__name__} has no codec, but the collection has one with {sorted(codec)}")
         return self
 
 
-def check_finite(tokens: Array, whose: str) -> None:
-    """Raises InvalidInput for the first of a text's token vectors [T, D] that holds NaN or infinity."""
+def check_finite(tokens: Array, text_kind: str) -> None:
+    """Raises InvalidInput if a token vector of tokens [T, D] contains NaN or infinity.
+
+    text_kind: "document" or "query", for the message.
+    """
     if not (finite := np.isfinite(tokens).all(axis=-1)).all():
         raise InvalidInput(
-            f"token vector {int(np.argmin(finite))} is not finite, of {len(tokens)} of a {whose}; the encoder gave it "
-            "(models.encoder, models.device)"
+            f"token vector {int(np.argmin(finite))} of {len(tokens)} of a {text_kind} is not finite; the encoder "
+            "produced it (models.encoder, models.device)"
         )
 
 
-def check_tokens(tokens: Array, dim: int, channel: str, whose: str) -> None:
+def check_tokens(tokens: Array, dim: int, channel: str, text_kind: str) -> None:
     """Raises InvalidInput unless token vectors [T, D] are finite, at most LARGEST_VALUE and of `dim` dimensions."""
     if tokens.shape[1] != dim:
         raise InvalidInput(
-            f"token vectors of a {whose} have {tokens.shape[1]} dimensions, the {channel} channel reads {dim}; use the "
-            "encoder that the collection was built with (models.encoder), or build it again"
+            f"token vectors of a {text_kind} have {tokens.shape[1]} dimensions, the {channel} channel reads {dim}; use "
+            "the encoder that the collection was built with (models.encoder), or build it again"
         )
-    check_finite(tokens, whose)
+    check_finite(tokens, text_kind)
     if (largest := float(np.abs(tokens).max(initial=0))) > LARGEST_VALUE:
         raise InvalidInput(
-            f"a token vector of a {whose} holds {largest:.3g}, expected at most {LARGEST_VALUE:g}, or scores would "
+            f"a token vector of a {text_kind} holds {largest:.3g}, expected at most {LARGEST_VALUE:g}, or scores would "
             "overflow; use an encoder that gives vectors of unit length (models.encoder)"
         )

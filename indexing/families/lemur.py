@@ -1,7 +1,7 @@
-"""Family `lemur`: one vector a document, learnt for the corpus (LEMUR, chamfer.indexing.kernels.lemur).
+"""Family `lemur`: one vector per document, learnt for the corpus (LEMUR, chamfer.indexing.kernels.lemur).
 
 Like `fde` it gives a single vector for late interaction. It needs fewer dimensions, but has to be trained and does not
-transfer to another corpus. As with `fde`, let `multivector` score its candidates exactly.
+transfer to another corpus. As with `fde`, let `multivector` score the candidates exactly.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LemurConfig:
     epochs               0 leaves the map random, which needs two to four times the candidates [100]
     fit_tokens           tokens on which every document's vector is fitted [16,384]; they dominate the cost of packing
     seed                 of all random draws
-    storage              int8: a byte a dimension and one scale a document; float16: two bytes
+    storage              int8: one byte per dimension and one scale per document; float16: two bytes
     """
 
     dim: int = 1024
@@ -114,7 +114,7 @@ class LemurFamily:
         if self._fit is None:
             if len(encoding.tokens.values):
                 raise InvalidInput(
-                    "the lemur channel has no codec: the sample from which the collection learnt had no token; "
+                    "the lemur channel has no codec: the sample from which the collection learnt had no tokens; "
                     "build it again with documents that have some"
                 )
             return self._storage.pack(np.zeros((len(documents), self.config.dim), dtype=np.float32), {})
@@ -146,7 +146,7 @@ class LemurRetriever(Retriever[TokenVectors]):
         return len(self._rows)
 
     def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k best rows a query."""
+        """The k best rows per query."""
         return self._rows.search(len(queries), self._encoded(queries), k, allowed)
 
     def with_params(self, **params: Any) -> Self:

@@ -32,40 +32,40 @@ FAMILIES: dict[str, tuple[Callable[[Any], Family], type[Any]]] = {
 
 
 def make_family(name: str, params: Mapping[str, Any] | None = None) -> Family:
-    """The family of this name with these parameters. InvalidInput names the nearest known name."""
+    """The family of this name with these parameters. InvalidInput suggests the most similar name."""
     if name not in FAMILIES:
         raise InvalidInput(f"unknown index family {name!r}{_nearest(name, FAMILIES)}")
     family, config = FAMILIES[name]
     return family(_config(config, params or {}, name))
 
 
-def _config(cls: type[Any], params: Mapping[str, Any], place: str) -> Any:
+def _config(cls: type[Any], params: Mapping[str, Any], path: str) -> Any:
     hints = get_type_hints(cls)
-    known = {f.name for f in fields(cls)}
+    names = {f.name for f in fields(cls)}
     values: dict[str, Any] = {}
     for key, value in params.items():
-        if key not in known:
-            raise InvalidInput(f"unknown parameter {place}.{key}{_nearest(key, known)}")
+        if key not in names:
+            raise InvalidInput(f"unknown parameter {path}.{key}{_nearest(key, names)}")
         hint = hints[key]
         inner = isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping)
-        values[key] = _config(hint, value, f"{place}.{key}") if inner else _checked(hint, value, f"{place}.{key}")
+        values[key] = _config(hint, value, f"{path}.{key}") if inner else _checked(hint, value, f"{path}.{key}")
     return cls(**values)
 
 
-def _checked(hint: Any, value: Any, place: str) -> Any:
+def _checked(hint: Any, value: Any, path: str) -> Any:
     if isinstance(hint, UnionType):  # X | None
         inner = next(each for each in hint.__args__ if each is not NoneType)
-        return None if value is None else _checked(inner, value, place)
+        return None if value is None else _checked(inner, value, path)
     choices = getattr(hint, "__args__", None)
     if choices and value not in choices:
-        raise InvalidInput(f"{place} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+        raise InvalidInput(f"{path} is {value!r}, expected one of {', '.join(map(repr, choices))}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or isinstance(value, bool) is not (hint is bool)):
-        raise InvalidInput(f"{place} is {value!r}, expected {hint.__name__}")
+        raise InvalidInput(f"{path} is {value!r}, expected {hint.__name__}")
     return value
 
 
-def _nearest(name: str, known: Any) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+def _nearest(name: str, names: Any) -> str:
+    near = get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(names))}"

@@ -1,1 +1,1 @@
-"""Functions of arrays. They use no files, logs, clocks, threads or sockets."""
+"""Numerical functions of arrays; they use no files, logs, clocks, threads or sockets."""

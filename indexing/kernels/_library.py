@@ -1,4 +1,4 @@
-"""Loads the compiled C library once, and says which of its loops this processor can run."""
+"""Loads the compiled C library once, and reports which of its functions this processor can run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _loaded() -> Any | None:
         return None
     loaded = ctypes.CDLL(spec.origin)
     try:
-        if not loaded.chamfer_has_avx512():  # the loops themselves may not be in it
+        if not loaded.chamfer_has_avx512():  # then it may lack the functions themselves
             return None
         for name, arguments in _ARGUMENTS.items():
             function = getattr(loaded, name)

@@ -1,4 +1,4 @@
-"""The loops of fast.c, half.c and fast_fde.c behind arrays; None where they cannot be had."""
+"""Calls the functions of fast.c, half.c and fast_fde.c with numpy arrays; None if they are unavailable."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def maxsim_half(query: F32, values: Array, offsets: I64, rows: I64) -> F32 | Non
     packed = pack_query(query)
     longest = int((offsets[rows + 1] - offsets[rows]).max(initial=0))
     scratch = np.empty(max(longest, 1) * values.shape[1] // 2, dtype=np.uint32)
-    out = np.empty(len(rows), dtype=np.float32)
-    arrays = [packed, values, offsets, rows, scratch, out]
+    scores = np.empty(len(rows), dtype=np.float32)
+    arrays = [packed, values, offsets, rows, scratch, scores]
     at = [array.ctypes.data for array in arrays]
     fast.chamfer_maxsim_half(at[0], len(query), values.shape[1], at[1], at[2], at[3], len(rows), at[4], at[5])
-    return out
+    return scores
 
 
 def products_half(values: Array, queries: F32) -> F32 | None:
@@ -41,36 +41,36 @@ def products_half(values: Array, queries: F32) -> F32 | None:
     if fast is None or not values.flags.c_contiguous:
         return None
     queries = np.ascontiguousarray(queries)
-    out = np.empty((len(queries), len(values)), dtype=np.float32)
+    products = np.empty((len(queries), len(values)), dtype=np.float32)
     fast.chamfer_products_half(
-        values.ctypes.data, queries.ctypes.data, len(queries), len(values), values.shape[1], out.ctypes.data
+        values.ctypes.data, queries.ctypes.data, len(queries), len(values), values.shape[1], products.ctypes.data
     )
-    return out
+    return products
 
 
 def scan_int8(codes: Array, scales: F32, query: Array) -> F32 | None:
-    """f32 [N], the same bits as _numba.scan_int8; None if unavailable, or D is no multiple of 32."""
+    """f32 [N], bit for bit as _numba.scan_int8; None if unavailable, or D is no multiple of 32."""
     fast = library()
     if fast is None or codes.shape[1] % 32 or not codes.flags.c_contiguous:
         return None
-    out = np.empty(len(codes), dtype=np.float32)
+    scores = np.empty(len(codes), dtype=np.float32)
     scales, query = np.ascontiguousarray(scales), np.ascontiguousarray(query)
     fast.chamfer_scan_int8(
-        codes.ctypes.data, scales.ctypes.data, query.ctypes.data, len(codes), codes.shape[1], out.ctypes.data
+        codes.ctypes.data, scales.ctypes.data, query.ctypes.data, len(codes), codes.shape[1], scores.ctypes.data
     )
-    return out
+    return scores
 
 
 def pack_query(query: F32) -> Array:
     """Query tokens f32 [Tq, D] as bf16 pairs u32 [D / 2, 32 ceil(Tq / 32)], rounded to even, padded with zeros."""
     rounded = _bf16(query)
-    out = np.zeros((query.shape[1] // 2, -(-len(query) // 32) * 32), dtype=np.uint32)
-    out[:, : len(query)] = (rounded[:, 0::2] | (rounded[:, 1::2] << 16)).T
-    return out
+    packed = np.zeros((query.shape[1] // 2, -(-len(query) // 32) * 32), dtype=np.uint32)
+    packed[:, : len(query)] = (rounded[:, 0::2] | (rounded[:, 1::2] << 16)).T
+    return packed
 
 
 class FdeTables(ctypes.Structure):
-    """The matrices of an encoding as fast_fde.c reads them; keeps the arrays that it points into."""
+    """The matrices of an encoding as fast_fde.c reads them; holds the arrays that its pointers refer to."""
 
     _fields_: ClassVar = [
         *((name, COUNT) for name in ("dim", "repetitions", "k", "p", "columns")),
@@ -84,12 +84,12 @@ class FdeTables(ctypes.Structure):
         real = planes.shape[1]
         columns = -(-real // 32) * 32
         rows = np.ascontiguousarray(planes.T)
-        twins = as_bf16(rows)
+        halves = as_bf16(rows)
         sizes = np.zeros((2, columns), dtype=np.float32)
         lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
         # A float32 sum of d products, in any order, is within d 2^-24 |x| |g| of the exact one; doubled for safety.
         sizes[0, :real] = 1.001 * lengths + 1e-30
-        sizes[1, :real] = 1.001 * np.linalg.norm(rows.astype(np.float64) - twins, axis=1) + dim * 2.0**-23 * lengths
+        sizes[1, :real] = 1.001 * np.linalg.norm(rows.astype(np.float64) - halves, axis=1) + dim * 2.0**-23 * lengths
         padded = np.zeros((columns, dim), dtype=np.float32)
         padded[:real] = rows
         self._kept = [pack_query(padded), rows, sizes[0], sizes[1], *_slots(projections)]
@@ -98,7 +98,7 @@ class FdeTables(ctypes.Structure):
 
 
 def _slots(projections: F32) -> list[Array]:
-    """[projections f32 [R, d, p], slot ends i32 [R p], dimensions i32 [R d], signs f32 [R d]], unused ones empty.
+    """[projections f32 [R, d, p], slot ends i32 [R p], dimensions i32 [R d], signs f32 [R d]]; unused arrays are empty.
 
     A count-sketch, in which every dimension goes to one slot with a sign, uses the last three, sorted by slot; the
     identity uses none, and every other projection the first.
@@ -119,17 +119,17 @@ def _slots(projections: F32) -> list[Array]:
 def encode_fde(tables: FdeTables, values: F32, offsets: I64, *, is_query: bool, fill: bool) -> F32 | None:
     """Encodings f32 [N, R, 2^k, p] of token vectors f32 [T, d]; None if unavailable, or d is no multiple of 32.
 
-    All NaN if a token is not finite: checking the tokens beforehand would add a twentieth to the time.
+    All NaN if a token is not finite: checking the tokens beforehand would take 5 % longer.
     """
     fast = library()
     if fast is None or tables.dim % 32:
         return None
     n, tokens, ends = len(offsets) - 1, values.ctypes.data, offsets.ctypes.data
-    out = np.empty((n, tables.repetitions, 1 << tables.k, tables.p), dtype=np.float32)
-    finite = fast.chamfer_fde(ctypes.byref(tables), tokens, ends, n, is_query, fill, out.ctypes.data)
+    encodings = np.empty((n, tables.repetitions, 1 << tables.k, tables.p), dtype=np.float32)
+    finite = fast.chamfer_fde(ctypes.byref(tables), tokens, ends, n, is_query, fill, encodings.ctypes.data)
     if finite < 0:
         raise MemoryError("working memory of a fixed dimensional encoding cannot be allocated")
-    return out if finite or np.isfinite(values).all() else np.full_like(out, np.nan)
+    return encodings if finite or np.isfinite(values).all() else np.full_like(encodings, np.nan)
 
 
 def as_bf16(values: F32) -> F32:

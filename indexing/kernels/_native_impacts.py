@@ -48,7 +48,7 @@ def library() -> Any | None:
 def search(
     segments: Sequence[SegmentIndex], scratch: Scratch, queries: Queries, k: int, allowed: Bool | None
 ) -> tuple[I64, F32, I64] | None:
-    """See chamfer.indexing.kernels.impacts.search; None where the library cannot be had."""
+    """See chamfer.indexing.kernels.impacts.search; None if the library is unavailable."""
     fast = library()
     if fast is None:
         return None
@@ -80,7 +80,7 @@ def _count_allowed(segments: Sequence[SegmentIndex], allowed: Bool) -> I64:
 def _structures(segments: Sequence[SegmentIndex], scratch: Scratch) -> tuple[Any, Any, int]:
     """(the segments and the working memory as the library reads them, the size of the vocabulary).
 
-    The first two hold addresses alone, and do not keep the arrays alive.
+    The first two hold only addresses, and do not keep the arrays alive.
     """
     each = (_SegmentIndex(_impacts(segment), segment.local.ctypes.data, segment.first) for segment in segments)
     structures = (_SegmentIndex * len(segments))(*each)

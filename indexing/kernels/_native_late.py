@@ -1,4 +1,4 @@
-"""The loops of late.c behind arrays; False or None if they are unavailable (see _native.library)."""
+"""Calls the functions of late.c with numpy arrays; False or None if unavailable (see _native.library)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BYTES = 16  # bytes of codes that are decoded at a time
 
 
 def scan_centroids(table: Array, ids: Array, offsets: I64, out: Array) -> bool:
-    """As _numba_late.scan_centroids, with the same bits."""
+    """As _numba_late.scan_centroids, bit for bit."""
     fast = _native.library()
     if fast is None or table.shape[1] != 32 or not (ids.flags.c_contiguous and table.flags.c_contiguous):
         return False
@@ -23,18 +23,18 @@ def scan_centroids(table: Array, ids: Array, offsets: I64, out: Array) -> bool:
 def decode(
     arrays: tuple[Array, Array, Array], lowest: F32, step: F32, bits: int, offsets: I64, rows: I64
 ) -> Array | None:
-    """Token vectors f16 of documents `rows`, one after another, from (codes, ids, scales); see kernels.codes."""
+    """Token vectors f16 of documents `rows`, concatenated, from (codes, ids, scales); see kernels.codes."""
     codes, ids, scales = arrays
     fast = _native.library()
     if fast is None or not _fits(codes, len(step), bits, _BYTES):
         return None
     if not all(array.flags.c_contiguous for array in (codes, ids, scales, lowest, step, offsets, rows)):
         return None
-    out = np.empty((int((offsets[rows + 1] - offsets[rows]).sum()), len(step)), dtype=np.float16)
-    at = [array.ctypes.data for array in (codes, ids, scales, lowest, step, offsets, rows, out)]
+    decoded = np.empty((int((offsets[rows + 1] - offsets[rows]).sum()), len(step)), dtype=np.float16)
+    at = [array.ctypes.data for array in (codes, ids, scales, lowest, step, offsets, rows, decoded)]
     ids_at = at[1] if len(ids) else None
     fast.chamfer_decode(at[0], ids_at, *at[2:5], len(step), bits, at[5], at[6], len(rows), at[7])
-    return out
+    return decoded
 
 
 def maxsim_codes(
@@ -50,17 +50,17 @@ def maxsim_codes(
         return None
     longest = int((offsets[rows + 1] - offsets[rows]).max(initial=0))
     scratch = np.empty(max(longest, 1) * dim, dtype=np.uint8)
-    out = np.empty(len(rows), dtype=np.float32)
+    scores = np.empty(len(rows), dtype=np.float32)
     packed, units, table = (array.ctypes.data for array in query)
     codes_at, ids_at, scales_at = codes.ctypes.data, ids.ctypes.data if len(ids) else None, scales.ctypes.data
     head = packed, units, table, len(query[0]), codes_at, ids_at, scales_at, dim, bits
-    tail = offsets.ctypes.data, rows.ctypes.data, len(rows), scratch.ctypes.data, out.ctypes.data
+    tail = offsets.ctypes.data, rows.ctypes.data, len(rows), scratch.ctypes.data, scores.ctypes.data
     fast.chamfer_maxsim_codes(*head, *tail)
-    return out
+    return scores
 
 
 def whole_bits(bits: int) -> int:
-    """How many of a code's bits are stored together in a byte."""
+    """The bits of a code that are packed together in a byte; of 3 bits, the third is stored in a bitmap."""
     return 2 if bits == 3 else bits
 
 

@@ -1,6 +1,6 @@
-"""Compiled loops, imported by kernels alone. Operations are in a fixed order: equal input gives equal bits.
+"""Compiled loops, imported only by other kernels. Operations are in a fixed order: equal input gives equal bits.
 
-Only `dots` and `scan_half` let the compiler reorder a sum, in one way on one processor.
+Only `dots` and `scan_half` let the compiler reorder a sum, in the same way every time on one processor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _REORDERED = frozenset({"reassoc", "contract", "nsz"})  # sums may be reordered 
 @compiled()
 def dot_rows(values: Any, query: Any) -> Any:
     """f32 [K]: inner products of values f32 [K, D] with query f64 [D], summed in float64 in eight lanes."""
-    out = np.empty(len(values), np.float32)
+    products = np.empty(len(values), np.float32)
     dim = values.shape[1]
     whole = dim - dim % 8
     lanes = np.empty(8, np.float64)
@@ -31,20 +31,20 @@ def dot_rows(values: Any, query: Any) -> Any:
             total += lanes[lane]
         for d in range(whole, dim):
             total += np.float64(values[row, d]) * query[d]
-        out[row] = total
-    return out
+        products[row] = total
+    return products
 
 
 @compiled(fastmath=_REORDERED)
 def dots(values: Any, query: Any) -> Any:
     """f32 [N]: inner products of values f32 [N, D] with query f32 [D], summed in any order."""
-    out = np.empty(len(values), np.float32)
+    products = np.empty(len(values), np.float32)
     for row in range(len(values)):
         total = np.float32(0.0)
         for d in range(values.shape[1]):
             total += values[row, d] * query[d]
-        out[row] = total
-    return out
+        products[row] = total
+    return products
 
 
 @compiled()
@@ -62,18 +62,18 @@ def half_to_float(halves: Any, out: Any) -> None:
 
 @compiled()
 def maxsim_float(columns: Any, values: Any, offsets: Any, rows: Any) -> Any:
-    """f32 [K]: MaxSim of a query, given by columns f32 [D, Tq], with token matrices values[offsets[r]:offsets[r+1]]."""
-    out = np.empty(len(rows), np.float32)
+    """f32 [K]: MaxSim of a query, as columns f32 [D, Tq], with token matrices values[offsets[r]:offsets[r+1]]."""
+    scores = np.empty(len(rows), np.float32)
     for i in range(len(rows)):
         start, stop = offsets[rows[i]], offsets[rows[i] + 1]
-        out[i] = 0.0 if stop == start else _sum_of_best(np.dot(values[start:stop], columns))
-    return out
+        scores[i] = 0.0 if stop == start else _sum_of_best(np.dot(values[start:stop], columns))
+    return scores
 
 
 @compiled()
 def maxsim_half(columns: Any, halves: Any, offsets: Any, rows: Any) -> Any:
     """As maxsim_float over float16 values given by their bit patterns u16 [T, D]."""
-    out = np.empty(len(rows), np.float32)
+    scores = np.empty(len(rows), np.float32)
     longest = 0
     for i in range(len(rows)):
         longest = max(longest, offsets[rows[i] + 1] - offsets[rows[i]])
@@ -82,12 +82,12 @@ def maxsim_half(columns: Any, halves: Any, offsets: Any, rows: Any) -> Any:
     for i in range(len(rows)):
         start, stop = offsets[rows[i]], offsets[rows[i] + 1]
         if stop == start:
-            out[i] = 0.0
+            scores[i] = 0.0
             continue
         flat = scratch[: (stop - start) * dim]
         half_to_float(halves[start:stop].reshape(-1), flat)
-        out[i] = _sum_of_best(np.dot(flat.reshape((stop - start, dim)), columns))
-    return out
+        scores[i] = _sum_of_best(np.dot(flat.reshape((stop - start, dim)), columns))
+    return scores
 
 
 @compiled()
@@ -97,7 +97,7 @@ def _sum_of_best(products: Any) -> float:
     for t in range(1, products.shape[0]):
         for s in range(len(best)):
             value = products[t, s]
-            best[s] = value if value > best[s] else best[s]  # a select vectorises, max() does not
+            best[s] = value if value > best[s] else best[s]  # a conditional vectorises, max() does not
     total = 0.0
     for s in range(len(best)):
         total += best[s]
@@ -107,13 +107,13 @@ def _sum_of_best(products: Any) -> float:
 @compiled()
 def scan_int8(codes: Any, scales: Any, query: Any) -> Any:
     """f32 [N]: scales f32 [N] times the integer inner products of codes i8 [N, D] with query i16 [D]."""
-    out = np.empty(len(codes), np.float32)
+    scores = np.empty(len(codes), np.float32)
     for row in range(len(codes)):
         total = np.int32(0)
         for d in range(codes.shape[1]):
             total += np.int32(codes[row, d]) * np.int32(query[d])
-        out[row] = np.float32(total) * scales[row]
-    return out
+        scores[row] = np.float32(total) * scales[row]
+    return scores
 
 
 @compiled(fastmath=_REORDERED)
@@ -127,12 +127,12 @@ def _dot(a: Any, b: Any) -> Any:
 @compiled()
 def scan_half(halves: Any, query: Any) -> Any:
     """f32 [N]: inner products of float16 rows, bit patterns u16 [N, D], with query f32 [D]."""
-    out = np.empty(len(halves), np.float32)
+    products = np.empty(len(halves), np.float32)
     wide = np.empty(halves.shape[1], np.float32)
     for row in range(len(halves)):
         half_to_float(halves[row], wide)
-        out[row] = _dot(wide, query)
-    return out
+        products[row] = _dot(wide, query)
+    return products
 
 
 @compiled()
@@ -157,7 +157,7 @@ def assign_codes(values: Any, columns: Any, codes: Any) -> None:
 @compiled()
 def scan_tables(codes: Any, tables: Any) -> Any:
     """f32 [n]: sums of tables f32 [M, 256] at codes u8 [n, M], in four lanes."""
-    out = np.empty(len(codes), np.float32)
+    scores = np.empty(len(codes), np.float32)
     whole = codes.shape[1] - codes.shape[1] % 4
     for row in range(len(codes)):
         a = b = c = d = np.float32(0.0)
@@ -168,5 +168,5 @@ def scan_tables(codes: Any, tables: Any) -> Any:
             d += tables[m + 3, codes[row, m + 3]]
         for m in range(whole, codes.shape[1]):
             a += tables[m, codes[row, m]]
-        out[row] = (a + b) + (c + d)
-    return out
+        scores[row] = (a + b) + (c + d)
+    return scores

@@ -1,4 +1,4 @@
-"""Compiled twins of fast_fde.c. Each document has a matrix product of its own, so that its bits depend on it alone."""
+"""Compiled twins of fast_fde.c. Each document has its own matrix product, so that its bits depend on it alone."""
 
 from __future__ import annotations
 
@@ -66,23 +66,23 @@ def encode_queries(values: Any, offsets: Any, planes: Any, margins: Any, project
 
 @compiled()
 def _longest(offsets: Any) -> Any:
-    out = 0
+    longest = 0
     for n in range(len(offsets) - 1):
-        out = max(out, offsets[n + 1] - offsets[n])
-    return out
+        longest = max(longest, offsets[n + 1] - offsets[n])
+    return longest
 
 
 @compiled()
-def cells_of(tokens: Any, rows: Any, margins: Any, k: int, cells: Any) -> None:
-    """The cell of every token in every repetition, into cells i64 [R, >= L]; rows f32 [R k, d] are the planes.
+def cells_of(tokens: Any, planes: Any, margins: Any, k: int, cells: Any) -> None:
+    """The cell of every token in every repetition, into cells i64 [R, >= L]; planes f32 [R k, d].
 
-    A product decides if it is farther from 0 than its error bound margins f32 [R k] times |x|; otherwise `side` does.
-    Hence the cells do not depend on how the products are computed.
+    The sign of a product decides if its magnitude exceeds its error bound, margins f32 [R k] times |x|; otherwise
+    `side` decides. Hence the cells do not depend on how the products are computed.
     """
     if k == 0:
         cells[:] = 0
         return
-    products = np.dot(tokens, rows.T)
+    products = np.dot(tokens, planes.T)
     for t in range(len(tokens)):
         square = np.float32(0.0)
         for d in range(tokens.shape[1]):
@@ -94,7 +94,7 @@ def cells_of(tokens: Any, rows: Any, margins: Any, k: int, cells: Any) -> None:
                 product = products[t, r * k + bit]
                 above = product > 0.0
                 if not abs(product) > margins[r * k + bit] * length:
-                    above = side(tokens[t], rows[r * k + bit]) > 0.0
+                    above = side(tokens[t], planes[r * k + bit]) > 0.0
                 cell |= np.int64(above) << bit
             cells[r, t] = cell
 
@@ -136,7 +136,7 @@ def _add_up(tokens: Any, cells: Any, rows: Any, counts: Any, first: Any) -> None
 
 @compiled()
 def _add_up_used(tokens: Any, cells: Any, rows: Any, row_of: Any, used: Any) -> Any:
-    """Sums of the occupied cells alone, one after another in `rows`; `used` lists these cells. Returns their number."""
+    """Sums of only the occupied cells, stored consecutively in `rows`; `used` lists the cells. Returns their number."""
     row_of[:] = -1
     n_used = 0
     for t in range(len(tokens)):
@@ -154,7 +154,7 @@ def _add_up_used(tokens: Any, cells: Any, rows: Any, row_of: Any, used: Any) -> 
 
 @compiled()
 def _divide(rows: Any, counts: Any) -> None:
-    """Sums to means."""
+    """Divides the sum of every cell by its number of tokens, in place."""
     for cell in range(len(counts)):
         if counts[cell] > 1:
             scale = np.float32(1.0) / np.float32(counts[cell])
@@ -166,7 +166,7 @@ def _divide(rows: Any, counts: Any) -> None:
 def nearest_tokens(counts: Any, first: Any, keys: Any) -> None:
     """For every cell the lowest token among those in the nearest occupied cells, into first i64 [2^k].
 
-    A (min, +) convolution over the k-cube, one bit after another, of keys distance << 40 | token. `first` holds the
+    A (min, +) convolution over the k-cube, bit by bit, of keys distance << 40 | token. `first` holds the
     lowest token of each occupied cell (counts > 0), of which there must be at least one.
     """
     step, far = np.int64(1), np.int64(1) << 40

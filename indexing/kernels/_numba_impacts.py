@@ -1,5 +1,7 @@
-"""Compiled twin of sparse.c, imported by chamfer.indexing.kernels.impacts alone. It gives the same results, but always
-reads every list of a query.
+"""Compiled twin of sparse.c, imported only by chamfer.indexing.kernels.impacts. It returns the same results.
+
+One difference in cost: where a filter leaves few rows, sparse.c scores these rows directly, while an exact search here
+always reads all postings lists of the query.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ def search(by_term: Any, by_row: Any, mode: Any, query: Any, terms: Any, k: int,
     """(rows i64 [n], ascending; scores f32 [n]) of one query: the rows that may be among the k best.
 
     by_term (offsets, documents, codes), by_row (row_offsets, row_terms, row_values, norms), mode (saturating,
-    row_values are float32), query f32 [V] (zero before and after), terms (numbers, weights), bounds (allowed, empty
-    for all; the least score): as in chamfer.indexing.kernels.impacts.
+    row_values are float32), query f32 [V] (all zeros before and after), terms (numbers, weights), bounds (allowed,
+    empty for all; the least score): as in chamfer.indexing.kernels.impacts.
     """
     saturating, float_values = mode
     norms = by_row[3]
@@ -41,15 +43,15 @@ def sums(by_term: Any, norms: Any, saturating: bool, terms: Any) -> Any:
     """f32 [N]: the contributions of the lists of `terms` to each row, by its codes, summed as sparse.c does."""
     offsets, documents, codes = by_term
     numbers, weights = terms
-    out = np.zeros(len(norms), np.float32)
+    accumulated = np.zeros(len(norms), np.float32)
     for i in range(len(numbers)):
         for p in range(offsets[numbers[i]], offsets[numbers[i] + 1]):
             d = documents[p]
             code = np.float32(codes[p])
-            out[d] += weights[i] * (code / (code + norms[d]) if saturating else code)
+            accumulated[d] += weights[i] * (code / (code + norms[d]) if saturating else code)
     if not saturating:
-        out *= norms
-    return out
+        accumulated *= norms
+    return accumulated
 
 
 @compiled(error_model="numpy")
@@ -59,18 +61,18 @@ def score_rows(by_row: Any, mode: Any, query: Any, terms: Any, rows: Any) -> Any
     numbers, weights = terms
     for i in range(len(numbers)):
         query[numbers[i]] = weights[i]
-    out = np.empty(len(rows), np.float32)
+    scores = np.empty(len(rows), np.float32)
     for i in range(len(rows)):
         start, stop = row_offsets[rows[i]], row_offsets[rows[i] + 1]
-        out[i] = _score(row_terms[start:stop], row_values[start:stop], norms[rows[i]], mode, query)
+        scores[i] = _score(row_terms[start:stop], row_values[start:stop], norms[rows[i]], mode, query)
     for i in range(len(numbers)):
         query[numbers[i]] = _ZERO
-    return out
+    return scores
 
 
 @compiled(error_model="numpy")
 def _select(accumulated: Any, norms: Any, half_steps: Any, k: int, bounds: Any) -> Any:
-    """Rows whose score may be among the k best by sums whose error is at most half_steps steps of their codes."""
+    """Rows whose score may be among the k best; sums err by at most half_steps steps of the row's codes."""
     allowed, floor = bounds
     lowers = np.full(len(norms), -np.inf, np.float32)
     uppers = np.full(len(norms), -np.inf, np.float32)

@@ -31,7 +31,7 @@ def decode(codes: Any, ids: Any, scales: Any, lowest: Any, step: Any, bits: Any,
     whole = 2 if bits == 3 else bits
     width = (len(step) * whole + 7) // 8
     mask = (1 << whole) - 1
-    out = np.empty((len(tokens), len(step)), np.float32)
+    decoded = np.empty((len(tokens), len(step)), np.float32)
     for i in range(len(tokens)):
         token = tokens[i]
         start = lowest[ids[token]] if len(ids) else lowest[0]
@@ -39,5 +39,5 @@ def decode(codes: Any, ids: Any, scales: Any, lowest: Any, step: Any, bits: Any,
             code = (codes[token, d % width] >> (whole * (d // width))) & mask
             if bits == 3:
                 code |= ((codes[token, width + d // 8] >> (d % 8)) & 1) << 2
-            out[i, d] = scales[i] * (start[d] + np.float32(code) * step[d])
-    return out
+            decoded[i, d] = scales[i] * (start[d] + np.float32(code) * step[d])
+    return decoded

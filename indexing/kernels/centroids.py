@@ -2,7 +2,7 @@
 
 A document's centroid score is its MaxSim with every token replaced by its centroid (PLAID's centroid interaction,
 arXiv 2205.09707, section 4.2), here over all documents and in 8 bits: one small matrix product, then one byte
-maximum a token. It only ranks candidates for exact MaxSim.
+maximum per token. It only ranks candidates for exact MaxSim.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from chamfer.core.types import F32, I64, Array
 from chamfer.indexing.kernels import _native_late, _numba_late
 
 MOST_CENTROIDS = 65_536
-_TOKENS_PER_CENTROID = 8  # a centroid of fewer tokens does not generalise
+_TOKENS_PER_CENTROID = 8  # centroids of fewer tokens generalise badly
 _ENOUGH_PER_CENTROID = 32
 _ITERATIONS = 8
 _BLOCK_BYTES = 16 << 20
@@ -24,7 +24,7 @@ _GROUP = 32
 def train(tokens: F32, k: int, seed: int) -> F32:
     """At most k, and at most T/8, centroids f32 [K, D] of tokens f32 [T, D], by Lloyd's iterations from random tokens.
 
-    A centroid that loses all its tokens stays where it is. At most 32 K randomly drawn tokens are used, so that an
+    A centroid that loses all its tokens does not move. At most 32 K randomly drawn tokens are used, so that an
     iteration costs at most 32 K^2 D.
     """
     if not 1 <= k <= MOST_CENTROIDS:
@@ -52,20 +52,20 @@ def assign(tokens: Array, centroids: F32) -> I64:
     """The nearest centroid of every token (f32 or f16 [T, D]) by Euclidean distance, i64 [T]. Cost T K D."""
     half_norms = (centroids * centroids).sum(axis=1) / 2
     columns = np.ascontiguousarray(centroids.T)
-    out = np.empty(len(tokens), dtype=np.int64)
+    ids = np.empty(len(tokens), dtype=np.int64)
     step = max(1, _BLOCK_BYTES // (4 * len(centroids)))
     for start in range(0, len(tokens), step):
         scores = tokens[start : start + step].astype(np.float32) @ columns
         scores -= half_norms
-        out[start : start + step] = scores.argmax(axis=1)
-    return out
+        ids[start : start + step] = scores.argmax(axis=1)
+    return ids
 
 
 def score_table(query: F32, centroids: F32) -> Array:
     """Inner products of query f32 [Tq, D] with the centroids, in 8 bits: u8 [groups of 32 query tokens, K, 32].
 
-    All query tokens share one step, and each counts from its own lowest product, which shifts the scores of all
-    documents with tokens alike. Padding columns beyond the query's tokens are 0 and add nothing.
+    All query tokens share one step. Each is offset by its own lowest product, which shifts the scores of all documents
+    with tokens by the same amount. Padding columns beyond the query's tokens are 0 and add nothing.
     """
     products = np.ascontiguousarray(query, dtype=np.float32) @ centroids.T
     lowest = products.min(axis=1, keepdims=True)
@@ -74,17 +74,17 @@ def score_table(query: F32, centroids: F32) -> Array:
     products += 0.5
     bytes_ = products.astype(np.uint8).T
     groups = -(-len(query) // _GROUP)
-    out = np.zeros((groups, len(centroids), _GROUP), dtype=np.uint8)
+    table = np.zeros((groups, len(centroids), _GROUP), dtype=np.uint8)
     for group in range(groups):
         columns = bytes_[:, group * _GROUP : (group + 1) * _GROUP]
-        out[group, :, : columns.shape[1]] = columns
-    return out
+        table[group, :, : columns.shape[1]] = columns
+    return table
 
 
 def scan(table: Array, ids: Array, offsets: I64) -> Array:
     """Centroid scores i32 [N] of documents with centroid ids u16 [T], offsets i64 [N+1], from `score_table`."""
-    out = np.zeros(len(offsets) - 1, dtype=np.int32)
+    scores = np.zeros(len(offsets) - 1, dtype=np.int32)
     for part in table:
-        if not _native_late.scan_centroids(part, ids, offsets, out):
-            _numba_late.scan_centroids(part, ids, offsets, out)
-    return out
+        if not _native_late.scan_centroids(part, ids, offsets, scores):
+            _numba_late.scan_centroids(part, ids, offsets, scores)
+    return scores

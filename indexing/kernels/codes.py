@@ -1,11 +1,11 @@
-"""Token vectors in 2, 3, 4 or 8 bits a dimension: the residual of a token after its centroid, rounded in even steps.
+"""Token vectors in 2, 3, 4 or 8 bits per dimension: the residual of a token after its centroid, in uniform steps.
 
-    decoded = scale * (centroid + step * (code - (2^bits - 1) / 2)),   code = clip(floor(left / step) + 2^(bits - 1))
+    decoded = scale * (centroid + step * (code - (2^bits - 1) / 2)),  code = clip(floor(residual / step) + 2^(bits - 1))
 
-left is the token minus its centroid. step is learnt for each dimension (least squared error over a grid, on a sample).
-scale gives the decoded vector the length of the original, which recovers a third of the loss of 2 bits on unit vectors
-(docs/experiments.md). Residual codes follow ColBERTv2 (arXiv 2112.01488, section 3.3), which has quantiles instead of
-even steps, and no scale.
+residual is the token minus its centroid. step is learnt for each dimension (least squared error over a grid, on a
+sample). scale gives the decoded vector the length of the original, which recovers a third of the loss of 2 bits on unit
+vectors (docs/experiments.md). Residual codes follow ColBERTv2 (arXiv 2112.01488, section 3.3), which uses quantiles
+instead of uniform steps, and no scale.
 
 A token's bytes: byte j of the first W = D bits / 8 holds the codes of dimensions j, j + W, ... from its lowest bits up.
 Codes of 3 bits store the lower two in that way, followed by a bitmap of the third bits, dimension 0 in the lowest bit
@@ -23,7 +23,7 @@ from chamfer.indexing.kernels import _native_late, _numba_late
 from chamfer.indexing.kernels._native_late import whole_bits
 from chamfer.indexing.kernels.centroids import assign
 
-# The best even step for a normal variable, in its standard deviations, by bits.
+# The best uniform step for a normal variable, in units of its standard deviation, by bits.
 _GAUSSIAN_STEP = {2: 0.996, 3: 0.586, 4: 0.335, 8: 0.031}
 _GRID = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
 _BLOCK_TOKENS = 1 << 15
@@ -50,18 +50,18 @@ class TokenCodec:
     @property
     def lowest(self) -> F32:
         """The centroids minus the middle of the codes, f32 [K, D]: the vectors to which step times code is added."""
-        out: F32 = self.centroids - np.float32((2**self.bits - 1) / 2) * self.step
-        return out
+        lowest: F32 = self.centroids - np.float32((2**self.bits - 1) / 2) * self.step
+        return lowest
 
 
 def learn_step(tokens: F32, centroids: F32, bits: int) -> F32:
     """The step of each dimension f32 [D] with the least squared rounding error on tokens f32 [T, D]; never 0."""
-    left = tokens - centroids[assign(tokens, centroids)]
-    spread = np.maximum(left.std(axis=0), 1e-6).astype(np.float32) * np.float32(_GAUSSIAN_STEP[bits])
+    residuals = tokens - centroids[assign(tokens, centroids)]
+    spread = np.maximum(residuals.std(axis=0), 1e-6).astype(np.float32) * np.float32(_GAUSSIAN_STEP[bits])
     steps = np.array(_GRID, dtype=np.float32)[:, None] * spread
-    errors = [np.square(left - _middles(_round(left, step, bits), step, bits)).sum(axis=0) for step in steps]
-    out: F32 = steps[np.argmin(errors, axis=0), np.arange(len(spread))]
-    return out
+    errors = [np.square(residuals - _middles(_round(residuals, step, bits), step, bits)).sum(axis=0) for step in steps]
+    best: F32 = steps[np.argmin(errors, axis=0), np.arange(len(spread))]
+    return best
 
 
 def encode(tokens: Array, codec: TokenCodec) -> tuple[Array, Array, Array]:
@@ -82,15 +82,15 @@ def encode(tokens: Array, codec: TokenCodec) -> tuple[Array, Array, Array]:
 
 
 def decode(arrays: tuple[Array, Array, Array], codec: TokenCodec, lowest: F32, offsets: I64, rows: I64) -> Array:
-    """Token vectors f16 [., D] of documents `rows` of (codes, ids, scales), consecutively; `lowest` is the codec's."""
+    """Token vectors f16 [., D] of documents `rows` from (codes, ids, scales), concatenated; `lowest` is the codec's."""
     decoded = _native_late.decode(arrays, lowest, codec.step, codec.bits, offsets, np.ascontiguousarray(rows))
     if decoded is not None:
         return decoded
     codes, ids, scales = arrays
     tokens, _ = ragged_index(offsets, rows)
     wide = _numba_late.decode(codes, ids, scales[tokens].astype(np.float32), lowest, codec.step, codec.bits, tokens)
-    out: Array = wide.astype(np.float16)
-    return out
+    halves: Array = wide.astype(np.float16)
+    return halves
 
 
 def maxsim_codes(
@@ -99,9 +99,9 @@ def maxsim_codes(
     """MaxSim f32 [K] of query f32 [Tq, D] with coded documents `rows`, without decoding; None if the C loop is
     unavailable.
 
-    A query token times the steps is rounded to 8 bits, so that products are of bytes:
+    A query token times the steps is rounded to 8 bits, so that the products are products of bytes:
         <q, decoded> ~ scale * (<q, centroid> + unit * sum over d of bytes_d (code_d - middle)),
-    within `maxsim_codes_error`. The bits are the same in any batch on one machine. Cost Tq D byte products a token.
+    within `maxsim_codes_error`. The bits are the same in any batch on one machine. Cost Tq D byte products per token.
     """
     if query.shape[1] % 4 or not len(query):
         return None
@@ -139,20 +139,20 @@ def _packed(rounded: Array, codec: TokenCodec) -> Array:
     codes = np.zeros((len(rounded), codec.width), dtype=np.uint8)
     bits, width = whole_bits(codec.bits), codec.planes_width
     lower = rounded & np.uint8(2**bits - 1)
-    for place in range(8 // bits):  # of a value within a byte
-        values = lower[:, place * width : (place + 1) * width]
-        codes[:, : values.shape[1]] |= values << np.uint8(place * bits)
+    for slot in range(8 // bits):  # position of a value within a byte
+        values = lower[:, slot * width : (slot + 1) * width]
+        codes[:, : values.shape[1]] |= values << np.uint8(slot * bits)
     if codec.bits == 3:
         codes[:, width:] = np.packbits(rounded >> 2, axis=1, bitorder="little")
     return codes
 
 
-def _round(left: F32, step: F32, bits: int) -> Array:
+def _round(residuals: F32, step: F32, bits: int) -> Array:
     levels = 2**bits
-    out: Array = np.clip(np.floor(left / step) + levels // 2, 0, levels - 1).astype(np.uint8)
-    return out
+    codes: Array = np.clip(np.floor(residuals / step) + levels // 2, 0, levels - 1).astype(np.uint8)
+    return codes
 
 
 def _middles(codes: Array, step: F32, bits: int) -> F32:
-    out: F32 = (codes.astype(np.float32) - np.float32((2**bits - 1) / 2)) * step
-    return out
+    values: F32 = (codes.astype(np.float32) - np.float32((2**bits - 1) / 2)) * step
+    return values

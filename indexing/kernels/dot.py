@@ -1,4 +1,4 @@
-"""Exact inner-product search: a fast product selects rows with a margin, a sum in a fixed order decides among them."""
+"""Exact inner-product search: a fast product selects rows with a margin, and sums in a fixed order rank them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _BUFFER_VALUES = 1 << 17  # 512 KiB of float32: still in the second-level cache 
 def products(values: Array, queries: F32) -> F32:
     """Inner products f32 [Q, n] of queries f32 [Q, D] with finite values f32 or f16 [n, D], summed in any order.
 
-    For selection: the bits depend on the processor and on the batch. Cost Q n D.
+    Used to select rows: the bits depend on the processor and on the batch. Cost Q n D.
     """
     if values.dtype == np.float16:
         native = _native.products_half(values, queries)
         if native is not None:
             return native
-    if len(queries) == 1:  # BLAS reads memory at a third of its rate for a single query
+    if len(queries) == 1:  # for a single query, BLAS reaches a third of the memory bandwidth
         return dots(values, queries[0])[None]
-    out = np.empty((len(queries), len(values)), dtype=np.float32)
+    scores = np.empty((len(queries), len(values)), dtype=np.float32)
     for start, block in _float_blocks(values):
-        out[:, start : start + len(block)] = queries @ block.T
-    return out
+        scores[:, start : start + len(block)] = queries @ block.T
+    return scores
 
 
 def dots(values: Array, query: F32) -> F32:
@@ -36,10 +36,10 @@ def dots(values: Array, query: F32) -> F32:
     A row's bits depend on the processor, but not on the other rows. Cost n D.
     """
     query = np.ascontiguousarray(query)
-    out = np.empty(len(values), dtype=np.float32)
+    scores = np.empty(len(values), dtype=np.float32)
     for start, block in _float_blocks(values):
-        out[start : start + len(block)] = _numba.dots(np.ascontiguousarray(block), query)
-    return out
+        scores[start : start + len(block)] = _numba.dots(np.ascontiguousarray(block), query)
+    return scores
 
 
 def margin(dim: int, query_norm: float, largest_norm: float) -> float:
@@ -53,14 +53,14 @@ def margin(dim: int, query_norm: float, largest_norm: float) -> float:
 def dot_rows(values: F32, query: F32) -> F32:
     """Inner products f32 [K] of the rows of values f32 [K, D] with query f32 [D].
 
-    Summed in float64 in one fixed order: a (query, row) pair has one result, whatever else is computed. Cost K D.
+    Summed in float64 in a fixed order, so that the result of a (query, row) pair depends on nothing else. Cost K D.
     """
-    out: F32 = _numba.dot_rows(np.ascontiguousarray(values), query.astype(np.float64))
-    return out
+    scores: F32 = _numba.dot_rows(np.ascontiguousarray(values), query.astype(np.float64))
+    return scores
 
 
 def _float_blocks(values: Array) -> Iterator[tuple[int, F32]]:
-    """(first row, rows f32 [n, D]) of blocks of rows: float32 as one block, float16 through one buffer, used again."""
+    """(first row, rows f32 [n, D]) of blocks of rows: float32 as one block, float16 through one reused buffer."""
     if values.dtype != np.float16:
         yield 0, np.asarray(values, dtype=np.float32)
         return

@@ -30,7 +30,7 @@ BF16 static void half_to_bf16(const uint16_t *in, uint32_t *out, int64_t n) {
 
 /* Raises `best` to the largest products of 16 * `vectors` query tokens with `block` document tokens from `first`.
  *
- * Document tokens are rows of bf16 pairs; beyond the last token it is read again, which does not change a maximum. The
+ * Document tokens are rows of bf16 pairs; the last token repeats beyond the end, which does not change a maximum. The
  * query is stored pair by pair, `stride` words apart. Prefetches the same tokens of the next document from `ahead`. */
 INLINE void best_of_block(const uint32_t *query, int64_t stride, const uint32_t *tokens, int64_t pairs, int64_t first,
                           int64_t count, const char *ahead, __m512 best[2], const int block, const int vectors) {

@@ -1,6 +1,6 @@
 /* Fixed dimensional encodings (fde.py) with AVX-512. bf16 products decide on which side of a plane a token lies; where
- * their rounding leaves that open, the float64 sum that defines the side does. A count-sketch is a series of signed
- * additions with one token in each lane. Empty cells are filled by a distance transform of the k-cube. The twin in
+ * their rounding leaves that undecided, the float64 sum that defines the side decides. A count-sketch is a series of
+ * signed additions, one token per lane. Empty cells are filled by a distance transform of the k-cube. The twin in
  * _numba_fde.py finds exactly the same cells; values are equal up to rounding. */
 #include <stdint.h>
 
@@ -50,9 +50,9 @@ typedef struct {
 
 /* Reserves `bytes` at *at, in whole cache lines. */
 static void *take(char **at, int64_t bytes) {
-    char *out = *at;
+    char *start = *at;
     *at += (bytes + 63) & ~(int64_t)63;
-    return out;
+    return start;
 }
 
 /* Lays out the arrays for texts of at most `longest` tokens. Returns the bytes needed; memory may be NULL to count. */
@@ -77,9 +77,10 @@ static int64_t divide(char *memory, int64_t longest, const tables *f, space *s) 
 }
 
 static int64_t longest_text(const int64_t *offsets, int64_t n) {
-    int64_t out = 0;
-    for (int64_t i = 0; i < n; i++) out = offsets[i + 1] - offsets[i] > out ? offsets[i + 1] - offsets[i] : out;
-    return out;
+    int64_t longest = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (offsets[i + 1] - offsets[i] > longest) longest = offsets[i + 1] - offsets[i];
+    return longest;
 }
 
 /* Converts tokens to bf16 pairs; bounds their lengths and rounding errors. Returns false if a length is not finite. */
@@ -120,7 +121,7 @@ BF16 static int exact_side(const float *token, const float *plane, int64_t dim) 
     return two[0] + two[1] > 0;
 }
 
-/* The sides of one token and 16 planes. A product decides if it is farther from 0 than its error bound. */
+/* The sides of one token and 16 planes. A product decides if its magnitude exceeds its error bound. */
 INLINE uint16_t decide(__m512 product, const tables *f, const float *tokens, const space *s, int64_t t, int64_t column) {
     __m512 length = _mm512_loadu_ps(f->lengths + column), rounding = _mm512_loadu_ps(f->roundings + column);
     __m512 error = _mm512_fmadd_ps(_mm512_set1_ps(s->sizes[2 * t]), rounding,
@@ -137,7 +138,7 @@ INLINE uint16_t decide(__m512 product, const tables *f, const float *tokens, con
     return (uint16_t)bits;
 }
 
-/* Sides of `block` tokens from `first` (beyond the end, the last one again) and 16 * `vectors` planes from `column`. */
+/* Sides of `block` tokens from `first` (the last one repeats) and 16 * `vectors` planes from `column`. */
 INLINE void sides(const tables *f, const float *tokens, const space *s, int64_t first, int64_t count, int64_t column,
                   const int block, const int vectors) {
     int64_t pairs = f->dim / 2;
@@ -208,7 +209,7 @@ BF16 static void transpose(const float *in, int64_t from, float *out, int64_t to
     }
 }
 
-/* Transposes tokens from `first` into the tile; beyond the end, the last one again. Returns the groups of 16 tokens. */
+/* Transposes tokens from `first` into the tile; the last one repeats. Returns the number of groups of 16 tokens. */
 BF16 static int64_t transpose_tokens(const float *tokens, int64_t dim, const space *s, int64_t first, int64_t count) {
     int64_t left = count - first, vectors = left >= TILE ? TILE / 16 : (left + 15) / 16;
     float last[16 * 16];
@@ -279,7 +280,7 @@ BF16 static void find_cells(const tables *f, const space *s, int64_t repetition,
     }
 }
 
-/* sums[cell] = the sum of the cell's rows, of rows [count, width]. The cell's lowest row overwrites what was there. */
+/* sums[cell] = the sum of the cell's rows, of rows [count, width]. The cell's first row overwrites the old sum. */
 INLINE void add_rows(const space *s, const float *rows, int64_t count, const int64_t width) {
     for (int64_t t = 0; t < count; t++) {
         int32_t cell = s->cells[t];
@@ -292,7 +293,7 @@ INLINE void add_rows(const space *s, const float *rows, int64_t count, const int
     }
 }
 
-/* For every cell the lowest token at the least Hamming distance: a (min, +) convolution, one bit after another. */
+/* For every cell the lowest token at the least Hamming distance: a (min, +) convolution, bit by bit. */
 BF16 static void nearest(uint32_t *keys, int64_t n_cells) {
     for (int64_t step = 1; step < n_cells; step <<= 1)
         for (int64_t at = 0; at < n_cells; at += 2 * step)
@@ -305,7 +306,7 @@ BF16 static void nearest(uint32_t *keys, int64_t n_cells) {
 
 INLINE __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xFFFF : (__mmask16)((1u << n) - 1); }
 
-/* targets[i] = scales[i] * projection of rows[i], for `block` rows from `first`, outputs `from` to `from` + 16. */
+/* targets[i] = scales[i] * projection of rows[i], for `block` rows from `first`, outputs `from` to `from` + 15. */
 INLINE void project(const space *s, const float *matrix, int64_t dim, int64_t p, int64_t first, int64_t count,
                     int64_t from, const int block) {
     __mmask16 mask = first_lanes(p - from);

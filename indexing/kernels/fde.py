@@ -1,14 +1,15 @@
 """MUVERA's fixed dimensional encodings (Dhulipala et al., 2024, arXiv 2405.19504): token vectors to one vector.
 
 Each of R repetitions cuts the space into B = 2^k cells: bit i of token x is <g_i, x> > 0 for k Gaussian vectors g.
-A cell of a query holds the SUM of its query tokens, a cell of a document the MEAN of its document tokens. An empty
-document cell takes the document's token whose bits are nearest in Hamming distance, lowest token number on ties
-(`fill`); a query's stays zero. Each cell is projected to p dimensions by psi, one for each repetition, the same for
-queries and documents. Laid end to end, D = R B p dimensions, whose inner product estimates R times
+A cell of a query holds the SUM of its query tokens, a cell of a document the MEAN of its document tokens. With `fill`,
+an empty cell of a document takes the document's token whose bits are nearest in Hamming distance, the lowest token
+number on ties; empty cells of queries stay zero. Each cell is projected to p dimensions by psi, which differs between
+repetitions and is the same for queries and documents. The concatenation has D = R B p dimensions, and the inner product
+of two encodings estimates R times
 
     Chamfer(Q, P) = sum over q in Q of max over p in P of <q, p>.
 
-Cell c is the number whose bit i is bit i of the token: natural binary order, no Gray code. Tokens are hashed before any
+Bit i of a cell's number is bit i of its tokens: natural binary order, no Gray code. Tokens are hashed before any
 projection. A bit is the sign of a float64 sum in a fixed order; a float32 or bf16 product replaces the sum if it is
 farther from 0 than its error bound, so that a token has the same cells on every processor and in every batch.
 Cost of a document of L tokens: L d R k + R B d p multiplications and R L d additions.
@@ -34,10 +35,10 @@ Projection = Literal["dense", "count_sketch"]
 
 @dataclass(frozen=True, slots=True)
 class FdeShape:
-    """The size of an encoding: R repetitions of 2^k_sim cells of d_proj dimensions, projected to final_dim at last.
+    """The size of an encoding: R repetitions of 2^k_sim cells of d_proj dimensions, then projected to final_dim.
 
     `dense` is the paper's +-1 / sqrt(d_proj) projection; `count_sketch` sends every coordinate, with a random sign, to
-    one output: the same mean and variance, other bits. final_dim 0 leaves the last projection (a count-sketch) out.
+    one output: the same mean and variance, other bits. final_dim 0 omits the last projection (a count-sketch).
     """
 
     repetitions: int = 20
@@ -77,7 +78,7 @@ class FdeShape:
 
 @dataclass(frozen=True, eq=False)
 class FdeMatrices:
-    """Every random draw of an encoding, as arrays. They are stored, so that no generator has to stay the same for ever.
+    """Every random draw of an encoding, as arrays. They are stored, since random generators may change.
 
     planes f32 [d, R k], projections f32 [R, d, p] (p = d where the projection is the identity), final_slots i32 and
     final_signs f32 [R B p], both empty without a last projection.
@@ -94,12 +95,12 @@ class FdeMatrices:
 
     @cached_property
     def native(self) -> _native.FdeTables:
-        """What the C loops read."""
+        """The matrices in the form that the C code reads."""
         return _native.FdeTables(self.planes, self.projections)
 
     @cached_property
     def rows(self) -> F32:
-        """The planes, one a row: f32 [R k, d]."""
+        """The planes, one per row: f32 [R k, d]."""
         return np.ascontiguousarray(self.planes.T)
 
     @cached_property
@@ -109,15 +110,15 @@ class FdeMatrices:
         d 2^-24 |g| to first order, in any order of summation (Higham, Accuracy and Stability, sec. 3.1).
         """
         lengths = np.linalg.norm(self.rows.astype(np.float64), axis=1)
-        out: F32 = ((self.token_dim + 1) * 2.0**-23 * lengths + 1e-30).astype(np.float32)
-        return out
+        bounds: F32 = ((self.token_dim + 1) * 2.0**-23 * lengths + 1e-30).astype(np.float32)
+        return bounds
 
 
 def draw_matrices(shape: FdeShape, token_dim: int, seed: int) -> FdeMatrices:
     """The draws for tokens of token_dim dimensions. Repetitions have independent seeds, children of `seed`.
 
-    d_proj = token_dim takes the identity. Planes are Gaussian numbers rounded to bfloat16: the directions stay
-    random, and bf16 products leave half as many signs open. Equal arguments give equal bits.
+    d_proj = token_dim uses the identity. Planes are Gaussian numbers rounded to bfloat16: the directions stay
+    random, and bf16 products leave half as many signs undecided. Equal arguments give equal bits.
     """
     if shape.d_proj > token_dim:
         raise InvalidInput(f"fde d_proj {shape.d_proj} is above the {token_dim} dimensions of a token vector")
@@ -136,9 +137,9 @@ def draw_matrices(shape: FdeShape, token_dim: int, seed: int) -> FdeMatrices:
 
 
 def encode_queries(values: F32, offsets: I64, matrices: FdeMatrices, shape: FdeShape) -> F32:
-    """f32 [N, D] of N queries of token vectors f32 [T, d], offsets i64 [N+1]. Linear in the tokens; an empty one is 0.
+    """f32 [N, D] of N queries of token vectors f32 [T, d], offsets i64 [N+1]. Linear in the tokens; no tokens give 0.
 
-    A query's bits depend on the query alone. Raises InvalidInput for tokens of other dimensions, or not finite ones.
+    A query's bits depend on the query alone. Raises InvalidInput for tokens that are not finite or not of d dimensions.
     """
     return _encode(values, offsets, matrices, shape, is_query=True, fill=False)
 
@@ -158,18 +159,18 @@ def _encode(values: F32, offsets: I64, matrices: FdeMatrices, shape: FdeShape, *
     offsets = np.ascontiguousarray(offsets, dtype=np.int64)
     if offsets[0] != 0 or offsets[-1] != len(tokens):
         raise InvalidInput(f"offsets run from {offsets[0]} to {offsets[-1]}, expected 0 to {len(tokens)}")
-    out = _native.encode_fde(matrices.native, tokens, offsets, is_query=is_query, fill=fill)
-    if out is None:
+    encodings = _native.encode_fde(matrices.native, tokens, offsets, is_query=is_query, fill=fill)
+    if encodings is None:
         _check_finite(tokens)
-        out = np.zeros((len(offsets) - 1, shape.repetitions, shape.n_cells, shape.d_proj), dtype=np.float32)
+        encodings = np.zeros((len(offsets) - 1, shape.repetitions, shape.n_cells, shape.d_proj), dtype=np.float32)
         draws = matrices.rows, matrices.margins, matrices.projections
         if is_query:
-            _numba_fde.encode_queries(tokens, offsets, *draws, out)
+            _numba_fde.encode_queries(tokens, offsets, *draws, encodings)
         else:
-            _numba_fde.encode_documents(tokens, offsets, *draws, fill, out)
-    elif out.size and np.isnan(out.item(0)):
+            _numba_fde.encode_documents(tokens, offsets, *draws, fill, encodings)
+    elif encodings.size and np.isnan(encodings.item(0)):
         _check_finite(tokens)
-    return _last(out, matrices, shape)
+    return _last(encodings, matrices, shape)
 
 
 def _projection(draw: np.random.Generator, token_dim: int, shape: FdeShape) -> F32:
@@ -178,10 +179,10 @@ def _projection(draw: np.random.Generator, token_dim: int, shape: FdeShape) -> F
         return np.eye(token_dim, dtype=np.float32)
     if shape.projection == "dense":
         return _signs(draw, (token_dim, shape.d_proj)) / np.float32(np.sqrt(shape.d_proj))
-    out = np.zeros((token_dim, shape.d_proj), dtype=np.float32)
+    psi = np.zeros((token_dim, shape.d_proj), dtype=np.float32)
     slots = draw.integers(0, shape.d_proj, token_dim)
-    out[np.arange(token_dim), slots] = _signs(draw, (token_dim,))
-    return out
+    psi[np.arange(token_dim), slots] = _signs(draw, (token_dim,))
+    return psi
 
 
 def _signs(draw: np.random.Generator, shape: tuple[int, ...]) -> F32:
@@ -198,6 +199,6 @@ def _last(blocks: F32, matrices: FdeMatrices, shape: FdeShape) -> F32:
     raw = blocks.reshape(len(blocks), shape.raw_dim)
     if not shape.final_dim:
         return raw
-    out = np.zeros((len(raw), shape.final_dim), dtype=np.float32)
-    _numba_fde.sketch_rows(raw, matrices.final_slots, matrices.final_signs, out)
-    return out
+    sketches = np.zeros((len(raw), shape.final_dim), dtype=np.float32)
+    _numba_fde.sketch_rows(raw, matrices.final_slots, matrices.final_signs, sketches)
+    return sketches

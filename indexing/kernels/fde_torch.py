@@ -1,8 +1,8 @@
 """Fixed dimensional encodings and MaxSim in torch, on the device of their input; used on CUDA.
 
-The same functions of the same matrices as chamfer.indexing.kernels.fde and .maxsim, in chunks of a byte budget. Cells
-are the same (a sign that a product leaves open is decided in float64), values are equal up to rounding. Cells are
-summed by sorting, never by atomic additions, so that equal calls give equal bits on CUDA as well.
+Computes the same functions of the same matrices as chamfer.indexing.kernels.fde and .maxsim, in chunks that fit a byte
+budget. Cells are the same (a sign that a product leaves undecided is computed in float64); values are equal up to
+rounding. Cells are summed by sorting, never by atomic additions, so that equal calls give equal bits on CUDA as well.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ _EMPTY = 64 << 40  # key of a cell without tokens: distance << 40 | token
 def encode_queries(
     values: Tensor, offsets: Tensor, matrices: FdeMatrices, shape: FdeShape, *, budget: int = BUDGET
 ) -> Tensor:
-    """f32 [N, D] of N queries of tokens f32, f16 or bf16 [T, d], offsets i64 [N+1], as chamfer.indexing.kernels.fde
-    has it.
+    """f32 [N, D] of N queries of tokens f32, f16 or bf16 [T, d], offsets i64 [N+1].
+
+    As chamfer.indexing.kernels.fde.encode_queries; `budget` bytes of intermediates.
     """
     return _encode(values, offsets, matrices, shape, is_query=True, fill=False, budget=budget)
 
@@ -39,7 +40,7 @@ def encode_documents(
 ) -> Tensor:
     """f32 [N, D] of N documents of tokens f32, f16 or bf16 [T, d], offsets i64 [N+1]; `budget` bytes of intermediates.
 
-    Cost a document of L tokens: L d R (k + p) multiplications; L R p floats between, and the output.
+    Cost per document of L tokens: L d R (k + p) multiplications, and L R p floats of intermediates.
     """
     return _encode(values, offsets, matrices, shape, is_query=False, fill=fill, budget=budget)
 
@@ -55,7 +56,7 @@ def maxsim(
 ) -> Tensor:
     """MaxSim f32 [Q, K] of Q queries of tokens [Tq, d] with documents `rows` i64 [K] (all if None) of values [T, d].
 
-    Products have the dtype of `values` (bf16 and f16 on the tensor cores). Empty texts score 0. Cost Tq d a token read.
+    Products have the dtype of `values` (bf16 and f16 on the tensor cores). Empty texts score 0. Costs Tq d per token.
     """
     if queries.ndim != 2 or queries.shape[1] != values.shape[1]:
         raise InvalidInput(f"query tokens have shape {list(queries.shape)}, expected [Tq, {values.shape[1]}]")
@@ -63,14 +64,16 @@ def maxsim(
     lengths = offsets[rows + 1] - offsets[rows]
     query_lengths = query_offsets.diff()
     columns = queries.to(values.dtype).T
-    out = torch.zeros(len(query_lengths), len(rows), device=values.device)
+    scores = torch.zeros(len(query_lengths), len(rows), device=values.device)
     for first, last in _chunks(lengths, len(queries) * 8 + values.shape[1] * values.element_size(), budget):
         chunk = lengths[first:last]
         products = (values[_tokens(offsets[rows[first:last]], chunk)] @ columns).float()
         best = torch.segment_reduce(products, "max", lengths=chunk, axis=0)
         best[chunk == 0] = 0.0
-        out[:, first:last] = torch.segment_reduce(best.T.contiguous(), "sum", lengths=query_lengths, axis=0, initial=0)
-    return out
+        scores[:, first:last] = torch.segment_reduce(
+            best.T.contiguous(), "sum", lengths=query_lengths, axis=0, initial=0
+        )
+    return scores
 
 
 def inner_products(values: Tensor, scales: Tensor | None, queries: Tensor, *, budget: int = BUDGET) -> Tensor:
@@ -78,11 +81,11 @@ def inner_products(values: Tensor, scales: Tensor | None, queries: Tensor, *, bu
 
     Converts one block of rows to float32 at a time. Cost Q N D.
     """
-    out = torch.empty(len(queries), len(values), device=values.device)
+    products = torch.empty(len(queries), len(values), device=values.device)
     step = max(1, budget // (4 * values.shape[1]))
     for at in range(0, len(values), step):
-        out[:, at : at + step] = queries @ values[at : at + step].float().T
-    return out if scales is None else out * scales
+        products[:, at : at + step] = queries @ values[at : at + step].float().T
+    return products if scales is None else products * scales
 
 
 def _encode(
@@ -92,14 +95,14 @@ def _encode(
         raise InvalidInput(f"token vectors are {list(values.shape)}, the encoding reads [T, {matrices.token_dim}]")
     if not bool(torch.isfinite(values).all()):
         raise InvalidInput("a token vector is not finite")
-    out = torch.zeros(len(offsets) - 1, shape.dim, device=values.device)
+    encodings = torch.zeros(len(offsets) - 1, shape.dim, device=values.device)
     draws = _Draws(matrices, shape, values.device)
     per_token = 4 * shape.repetitions * (3 * shape.d_proj + shape.k_sim + 8)
     for first, last in _chunks(offsets.diff(), per_token, budget, 8 * shape.raw_dim):
         tokens = values[offsets[first] : offsets[last]]
         raw = draws.blocks(tokens, offsets[first : last + 1] - offsets[first], is_query=is_query, fill=fill)
-        out[first:last] = draws.last(raw.reshape(last - first, shape.raw_dim))
-    return out
+        encodings[first:last] = draws.last(raw.reshape(last - first, shape.raw_dim))
+    return encodings
 
 
 class _Draws:
@@ -115,25 +118,25 @@ class _Draws:
         self.final_signs = torch.from_numpy(matrices.final_signs).to(device)
 
     def blocks(self, tokens: Tensor, offsets: Tensor, *, is_query: bool, fill: bool) -> Tensor:
-        """f32 [N, R, B, p] of some texts."""
+        """The projected cells f32 [N, R, B, p] of N texts; offsets start at 0."""
         n, (reps, n_cells, p) = len(offsets) - 1, (self.shape.repetitions, self.shape.n_cells, self.shape.d_proj)
-        owner = torch.repeat_interleave(torch.arange(n, device=tokens.device), offsets.diff())
+        text = torch.repeat_interleave(torch.arange(n, device=tokens.device), offsets.diff())
         repetition = torch.arange(reps, device=tokens.device)
-        place = ((owner[:, None] * reps + repetition) * n_cells + self.cells(tokens)).ravel()  # token by token
+        cell = ((text[:, None] * reps + repetition) * n_cells + self.cells(tokens)).ravel()  # token by token
         projected = (tokens.float() @ self.projection).reshape(-1, p)
-        counts = torch.bincount(place, minlength=n * reps * n_cells)
-        order = torch.argsort(place, stable=True)
-        out = torch.segment_reduce(projected[order], "sum", lengths=counts, axis=0, initial=0)
+        counts = torch.bincount(cell, minlength=n * reps * n_cells)
+        order = torch.argsort(cell, stable=True)
+        sums = torch.segment_reduce(projected[order], "sum", lengths=counts, axis=0, initial=0)
         if not is_query:
-            out /= counts.clamp(min=1)[:, None]
+            sums /= counts.clamp(min=1)[:, None]
         if fill:
             keys = torch.full((n * reps * n_cells,), _EMPTY, dtype=torch.int64, device=tokens.device)
             token = torch.arange(len(tokens), device=tokens.device).repeat_interleave(reps)
-            keys.scatter_reduce_(0, place, token, "amin")
+            keys.scatter_reduce_(0, cell, token, "amin")
             empty = torch.nonzero((counts == 0) & (offsets.diff() > 0).repeat_interleave(reps * n_cells)).ravel()
             nearest = _nearest(keys.view(n * reps, n_cells)).ravel()[empty]
-            out[empty] = projected[nearest * reps + empty // n_cells % reps]
-        return out.view(n, reps, n_cells, p)
+            sums[empty] = projected[nearest * reps + empty // n_cells % reps]
+        return sums.view(n, reps, n_cells, p)
 
     def cells(self, tokens: Tensor) -> Tensor:
         """The cell of every token in every repetition: i64 [T, R]."""
@@ -163,7 +166,7 @@ class _Draws:
 
 
 def _nearest(keys: Tensor) -> Tensor:
-    """Lowest token at the least Hamming distance of every cell: i64 [M, B] of keys [M, B], one bit after the other."""
+    """The lowest token at the least Hamming distance of every cell: i64 [M, B] from keys [M, B], bit by bit."""
     step = 1
     while step < keys.shape[1]:
         pairs = keys.view(len(keys), -1, 2, step)
@@ -186,7 +189,7 @@ def _chunks(lengths: Tensor, token_bytes: int, budget: int, text_bytes: int = 0)
 
 
 def _tokens(starts: Tensor, lengths: Tensor) -> Tensor:
-    """Flat positions of texts of the given starts and lengths, laid end to end."""
+    """Flat positions of the tokens of texts with these starts and lengths, concatenated."""
     ends = lengths.cumsum(0)
     shift = torch.repeat_interleave(starts - ends + lengths, lengths)
     return shift + torch.arange(len(shift), device=starts.device)

@@ -1,14 +1,14 @@
-/* Inner products of float32 queries with float16 rows, to choose rows that are then scored again (see dot.py).
+/* Inner products of float32 queries with float16 rows, to select rows that are then scored again (see dot.py).
  *
- * Rows are converted in registers, four at a time, and meet four queries before the next four rows are read: numpy
- * converts them at a tenth of the rate at which memory delivers them. Used where the processor has AVX-512.
+ * Rows are converted in registers, four at a time, and multiplied with four queries at a time; numpy would convert them
+ * at a tenth of the memory bandwidth. Used if the processor has AVX-512.
  */
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,f16c")))
-#define ROWS 4    /* ROWS * QUERIES sums and the values that go into them fill the vector registers */
+#define ROWS 4    /* ROWS * QUERIES sums and their factors fill the vector registers */
 #define QUERIES 4
 
 /* Adds to sum[row][query] the products of sixteen dimensions from d, of which `mask` selects those that exist. */

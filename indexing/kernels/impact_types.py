@@ -10,7 +10,7 @@ import numpy as np
 
 from chamfer.core.types import F32, I32, I64, Array
 
-_SPARE_ROWS = 1040  # sparse.c stores whole vectors, also beyond the last row
+_SPARE_ROWS = 1040  # sparse.c stores whole vectors, which may extend beyond the last row
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class SegmentIndex:
 
     local   i32 [vocabulary+1]: the segment's number of each term of the vocabulary, -1 if it has no such term; the last
             entry stands for all terms outside the vocabulary
-    first   the collection's number of the segment's first row
+    first   the row number in the collection of the segment's first row
     """
 
     impacts: Impacts
@@ -82,20 +82,19 @@ class Queries:
 
 
 class Scratch:
-    """Working memory of one search at a time over the same segments. `scores` and `query` are zero between
-    searches."""
+    """Working memory for searches of the same segments, one at a time; `scores` and `query` are zero between them."""
 
     def __init__(self, segments: Sequence[SegmentIndex], rescored: int) -> None:
-        room = max((segment.impacts.n_documents for segment in segments), default=0) + _SPARE_ROWS
+        n_rows = max((segment.impacts.n_documents for segment in segments), default=0) + _SPARE_ROWS
         terms = max((segment.impacts.n_terms for segment in segments), default=0) + 1
-        self.scores = np.zeros(room, dtype=np.float32)
+        self.scores = np.zeros(n_rows, dtype=np.float32)
         self.query = np.zeros(terms, dtype=np.float32)
-        self.uppers = np.empty(room, dtype=np.float32)
-        self.lowers = np.empty(room, dtype=np.float32)
-        self.rows = np.empty(room, dtype=np.int32)
-        self.hits = np.empty((room, 2), dtype=np.int64)
+        self.uppers = np.empty(n_rows, dtype=np.float32)
+        self.lowers = np.empty(n_rows, dtype=np.float32)
+        self.rows = np.empty(n_rows, dtype=np.int32)
+        self.hits = np.empty((n_rows, 2), dtype=np.int64)
         self.query_terms = np.empty((terms, 2), dtype=np.int64)
-        self.best_sums = np.empty(room + rescored, dtype=np.float32)
-        self.best_rows = np.empty(room + rescored, dtype=np.int64)
+        self.best_sums = np.empty(n_rows + rescored, dtype=np.float32)
+        self.best_rows = np.empty(n_rows + rescored, dtype=np.int64)
         self.rescored = rescored
-        self.native: Any = None  # the structures of sparse.c that point into these arrays, made once
+        self.native: Any = None  # the structures of sparse.c that point into these arrays, created once

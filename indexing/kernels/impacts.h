@@ -1,5 +1,5 @@
-/* An inverted index of impacts: accumulates postings lists, selects the rows that may be among the best, scores them.
- * sparse.c searches with it.
+/* An inverted index of impacts: accumulates postings lists, selects the rows that may be among the best, and scores
+ * them. sparse.c builds the search from these functions.
  *
  * Scores are summed in a fixed order without fused operations, so that the numba twins return the same bits.
  */
@@ -23,7 +23,7 @@ typedef struct {
 /* One segment of a collection. */
 typedef struct {
     Impacts index;
-    const int32_t *local; /* [vocabulary + 1]: the segment's number of each term, -1 for a term it lacks */
+    const int32_t *local; /* [vocabulary + 1]: the segment's number of each term, -1 for terms it lacks */
     int64_t first_row;    /* the collection's number of the segment's first row */
 } SegmentIndex;
 
@@ -35,7 +35,7 @@ typedef struct {
     const int64_t *offsets, *reads;
 } Queries;
 
-/* One query, how many results it wants and which rows they may be. */
+/* One query, the number of results and the allowed rows. */
 typedef struct {
     int64_t vocabulary;
     const int32_t *terms;
@@ -72,7 +72,7 @@ typedef struct {
 #define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 #define REL_SUM_ERROR 2e-5f /* bounds the relative error of a sum of float32 products in any order */
 
-/* BoundedSums unsigned 16-bit or (wide) 32-bit numbers from values[at], those outside the mask 0. */
+/* Sixteen unsigned 16-bit or (wide) 32-bit numbers from values[at]; those outside the mask are 0. */
 WIDE static inline __m512i load_numbers(const void *values, int64_t at, int wide, __mmask16 mask) {
     if (wide) return _mm512_maskz_loadu_epi32(mask, (const int32_t *)values + at);
     return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)values + at));
@@ -132,9 +132,9 @@ WIDE static float kth_largest(const float *values, int64_t n, int64_t k) {
         }
         if (reach >= k) kth |= bit;
     }
-    float out;
-    __builtin_memcpy(&out, &kth, 4);
-    return out;
+    float value;
+    __builtin_memcpy(&value, &kth, 4);
+    return value;
 }
 
 /* Error bound on an accumulated score, and the filter: a row's score differs from its sum by at most `half_steps` steps

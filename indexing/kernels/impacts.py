@@ -2,8 +2,8 @@
 
 A segment stores its postings twice. By term, as small codes whose sums select the rows that may be among the k best;
 the error of a sum is bounded, so that the true k best are always selected. By row, with the values from which the
-scores of the selected rows are added up in a fixed order. Hence results depend neither on how documents are spread over
-segments nor on which of the compiled twins searched (ADR 2, ADR 8).
+scores of the selected rows are added up in a fixed order. Hence results depend neither on the division of documents
+into segments nor on which of the compiled twins ran (ADR 2, ADR 8).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def search(
     """(rows i64 [Q, k], scores f32 [Q, k], counts i64 [Q]): the k best rows of each query, ties by smaller row.
 
     `allowed` bool covers the rows of all segments. Rows that share no term with a query are not returned. Segments are
-    searched one after another, and the k-th best score so far is a floor for the next; where a filter leaves few rows,
-    they are scored directly. Cost: the postings of the query's terms; for a pruned search those of the lists that it
-    reads and of the rows that it scores.
+    searched one after another, and the k-th best score so far is a floor for the next. Cost: the postings of the
+    query's terms; for a pruned search those of the lists that it reads and of the rows that it scores. If a filter
+    leaves few rows, the C code scores them directly, whereas the numba twin still reads every list of an exact search.
     """
-    answer = _native_impacts.search(segments, scratch, queries, k, allowed)
-    if answer is not None:
-        return answer
+    native = _native_impacts.search(segments, scratch, queries, k, allowed)
+    if native is not None:
+        return native
     rows = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float32)
     counts = np.zeros(len(queries), dtype=np.int64)
@@ -82,9 +82,9 @@ def _search_pruned(
         impacts = segment.impacts
         each = _numba_impacts.sums(_by_term(segment), impacts.norms, impacts.saturating, _local_terms(segment, read))
         sums.append(each if allowed is None else each * _mask(segment, allowed))
-    every = np.concatenate(sums)
-    reached = np.flatnonzero(every > 0)
-    chosen = np.sort(_best(reached, every[reached], queries.rescored)[0])
+    all_sums = np.concatenate(sums)
+    matching = np.flatnonzero(all_sums > 0)
+    chosen = np.sort(_best(matching, all_sums[matching], queries.rescored)[0])
     scores = []
     for segment in segments:
         low, high = np.searchsorted(chosen, [segment.first, segment.first + segment.impacts.n_documents])
@@ -114,7 +114,7 @@ def _local_terms(segment: SegmentIndex, query: tuple[I32, F32]) -> tuple[I32, F3
 
 
 def _mask(segment: SegmentIndex, allowed: Bool) -> Bool:
-    """The segment's share of `allowed`."""
+    """The slice of `allowed` that covers the segment."""
     return np.ascontiguousarray(allowed[segment.first : segment.first + segment.impacts.n_documents])
 
 

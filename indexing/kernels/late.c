@@ -1,8 +1,8 @@
 /* Late interaction over codes: centroid scores, which choose candidates, and decoding of residuals. The twins are in
  * _numba_late.py.
  *
- * The scan adds integers and has its twin's bits. Decoding fuses a multiplication and an addition, so that a value may
- * differ from the twin's by one float16 step. Called only where chamfer_has_bf16() is true, which includes AVX512-VNNI.
+ * The scan adds integers and returns the same bits as its twin. Decoding fuses a multiplication and an addition, so that
+ * a value may differ from the twin's by one float16 step. Called only where chamfer_has_bf16() is true, which includes AVX512-VNNI.
  */
 #include <stdint.h>
 #include <string.h>
@@ -36,7 +36,7 @@ WIDE void chamfer_scan_centroids(const uint8_t *table, const uint16_t *ids, cons
     }
 }
 
-/* Decodes documents `rows`, one after another, to f16 [., dim]: scale * (base[id] + step * code), where base is the
+/* Decodes documents `rows`, concatenated, to f16 [., dim]: scale * (base[id] + step * code), where base is the
  * centroid minus the middle of the codes times the step.
  *
  * codes u8 [T, dim bits / 8]: byte j holds dimensions j, j + dim bits / 8, ... from its lowest bits up; codes of 3 bits
@@ -75,7 +75,7 @@ WIDE void chamfer_decode(const uint8_t *codes, const uint16_t *ids, const uint16
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c")))
 #define TOKENS 12 /* document tokens whose products with 16 query tokens are summed in registers at a time */
 
-/* Unpacks the codes of `count` tokens to a byte a dimension. A token's bytes before the bitmap are a multiple of 32. */
+/* Unpacks the codes of `count` tokens to one byte per dimension. A token's bytes before the bitmap are a multiple of 32. */
 VNNI static void unpack(const uint8_t *codes, int64_t count, int64_t dim, int64_t bits, uint8_t *out) {
     int64_t whole = bits == 3 ? 2 : bits, width = dim * whole / 8;
     __m256i mask = _mm256_set1_epi8((char)((1 << whole) - 1));
@@ -122,7 +122,7 @@ VNNI void chamfer_maxsim_codes(const int8_t *query, const float *units, const fl
                 const int32_t *token[TOKENS];
                 __m512i sum[TOKENS];
 #pragma GCC unroll 12
-                for (int t = 0; t < TOKENS; t++) { /* beyond the end, the last token again */
+                for (int t = 0; t < TOKENS; t++) { /* the last token repeats */
                     token[t] = (const int32_t *)(bytes + (first + t < count ? first + t : count - 1) * dim);
                     sum[t] = _mm512_setzero_si512();
                 }

@@ -1,14 +1,15 @@
-"""LEMUR (Jaasaari et al., 2026, arXiv 2601.21853): one learnt vector a text whose inner product estimates MaxSim.
+"""LEMUR (Jaasaari et al., 2026, arXiv 2601.21853): one learnt vector per text, whose inner products estimate MaxSim.
 
 MaxSim is a sum over query tokens x of g_l(x) = max over the tokens p of document l of <x, p>. One feature map for all
+documents
 
     psi(x) = GELU(LayerNorm(W x + b)),  f32 [h]
 
 is trained to predict g of some documents with a linear layer on top, squared error on targets standardised by one
-global mean and deviation. Afterwards a document's vector is the least-squares fit of its own g_l on psi over a fixed
-set of tokens, w_l = pinv(Psi) g_l, and a query's vector is the sum of psi over its tokens, divided by 32.
+global mean and deviation. Afterwards a document's vector is the least-squares fit of its g_l on psi over a fixed set of
+tokens, w_l = pinv(Psi) g_l, and a query's vector is the sum of psi over its tokens, divided by 32.
 
-Training and fitting run in torch on the device of their tensors; a query is a matter of numpy.
+Training and fitting run in torch on the device of their tensors; queries are encoded with numpy.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ BATCH_TOKENS = 512
 CLIP_NORM = 0.5
 QUERY_DIVISOR = np.float32(32)
 _LAYER_NORM_EPS = 1e-5
-_DOCUMENTS_A_PRODUCT = 16
-_ROWS_A_PRODUCT = 4096
+_DOCUMENTS_PER_PRODUCT = 16
+_ROWS_PER_PRODUCT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,18 @@ class FeatureMap:
         z -= z.mean(axis=1, keepdims=True)
         z /= np.sqrt(np.mean(np.square(z), axis=1, keepdims=True) + np.float32(_LAYER_NORM_EPS))
         z = z * self.gain + self.shift
-        out: F32 = np.float32(0.5) * z * (1 + erf(z * np.float32(1 / np.sqrt(2))))
-        return out
+        features: F32 = np.float32(0.5) * z * (1 + erf(z * np.float32(1 / np.sqrt(2))))
+        return features
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What fits a document: tokens f32 [n, d], the map, `inverse` f32 [h, r], and the targets' mean and deviation.
+    """The inputs of a document's least-squares fit; mean and deviation are those of the targets.
 
-    With Psi [n, h] the features of the tokens, inverse inverse^T Psi^T is pinv(Psi) cut off at
-    eps max(n, h) sigma_max, eps that of f32.
+    tokens f32 [n, d], inverse f32 [h, r].
+
+    With Psi [n, h] the features of the tokens, inverse inverse^T Psi^T is pinv(Psi), without singular values below
+    eps max(n, h) sigma_max, where eps is that of f32.
     """
 
     features: FeatureMap
@@ -71,12 +74,15 @@ class Fit:
 
 
 def encode_queries(values: F32, offsets: I64, features: FeatureMap) -> F32:
-    """f32 [N, h]: the sum of psi over each query's tokens, by 32; one product a query, so that its bits are its own."""
-    out = np.zeros((len(offsets) - 1, len(features.bias)), dtype=np.float32)
+    """f32 [N, h]: the sum of psi over each query's tokens, divided by 32.
+
+    One product per query, so that its bits do not depend on the other queries.
+    """
+    encodings = np.zeros((len(offsets) - 1, len(features.bias)), dtype=np.float32)
     for row, (start, stop) in enumerate(pairwise(offsets)):
         if stop > start:
-            out[row] = features(values[start:stop]).sum(axis=0) / QUERY_DIVISOR
-    return out
+            encodings[row] = features(values[start:stop]).sum(axis=0) / QUERY_DIVISOR
+    return encodings
 
 
 def largest_products(
@@ -84,22 +90,23 @@ def largest_products(
 ) -> torch.Tensor:
     """g f32 [n, K]: for each of n tokens f32 [n, d] the largest inner product with a token of each document in rows.
 
-    values f32 [T, d] with offsets i64 [N+1]; a document without tokens gives 0. One product a document.
+    values f32 [T, d] with offsets i64 [N+1]; a document without tokens gives 0. One product per document; the result is
+    written to `out` if given, which then holds zeros.
     """
     import torch
 
-    found = torch.zeros((len(tokens), len(rows)), device=tokens.device) if out is None else out
-    for place, row in enumerate(rows):
+    products = torch.zeros((len(tokens), len(rows)), device=tokens.device) if out is None else out
+    for column, row in enumerate(rows):
         start, stop = int(offsets[row]), int(offsets[row + 1])
         if stop > start:
-            found[:, place] = (tokens @ values[start:stop].T).amax(dim=1)
-    return found
+            products[:, column] = (tokens @ values[start:stop].T).amax(dim=1)
+    return products
 
 
 def train_features(
     inputs: torch.Tensor, targets: torch.Tensor, dim: int, epochs: int, seed: int
 ) -> Iterator[tuple[FeatureMap, float]]:
-    """After each epoch (and at 0, untrained) the map and the mean squared error of the epoch.
+    """Yields the untrained map (error NaN) and, after each epoch, the map and the mean squared error of the epoch.
 
     inputs f32 [n, d]; targets f32 [n, m], standardised, on the same device. Adam 3e-3, batches of 512 tokens, gradient
     norm clipped at 0.5. Draws come from `seed` on the CPU, so that every device starts from the same weights.
@@ -132,15 +139,15 @@ def train_features(
 def inverse_of(psi: torch.Tensor) -> F32:
     """B f32 [h, r] with B B^T psi^T = pinv(psi) for psi f32 [n, h]; singular values below the cut-off count as 0.
 
-    From the eigenvectors of psi^T psi (psi psi^T where that is smaller) in f64: squares of kept singular values lie
-    above 1e-15 of the largest.
+    Computed in f64 from the eigenvectors of psi^T psi (psi psi^T where that is smaller): squares of kept singular
+    values lie above 1e-15 of the largest.
     """
     import torch
 
     wide = len(psi) < psi.shape[1]
     side = min(psi.shape)
     gram = torch.zeros((side, side), dtype=torch.float64, device=psi.device)
-    for part in torch.split(psi.T if wide else psi, _ROWS_A_PRODUCT):
+    for part in torch.split(psi.T if wide else psi, _ROWS_PER_PRODUCT):
         double = part.double()
         gram += double.T @ double
     squares, vectors = torch.linalg.eigh(gram)
@@ -148,12 +155,12 @@ def inverse_of(psi: torch.Tensor) -> F32:
     kept = squares > torch.clamp(cut, min=1e-300)
     squares, vectors = squares[kept], vectors[:, kept]
     factor = psi.double().T @ (vectors / squares) if wide else vectors / squares.sqrt()
-    out: F32 = factor.float().cpu().numpy()
-    return out
+    inverse: F32 = factor.float().cpu().numpy()
+    return inverse
 
 
 class DocumentFit:
-    """w_l of documents. Holds pinv(Psi) f32 [h, n] on its device."""
+    """Computes the vectors w_l of documents. Holds pinv(Psi) f32 [h, n] on its device."""
 
     def __init__(self, fit: Fit, device: str) -> None:
         import torch
@@ -162,27 +169,28 @@ class DocumentFit:
         self._tokens = torch.from_numpy(fit.tokens).to(device)
         psi = torch.from_numpy(fit.features(fit.tokens)).to(device)
         inverse = torch.from_numpy(fit.inverse).to(device).double()
-        parts = [(inverse @ (inverse.T @ rows.double().T)).float() for rows in torch.split(psi, _ROWS_A_PRODUCT)]
+        parts = [(inverse @ (inverse.T @ rows.double().T)).float() for rows in torch.split(psi, _ROWS_PER_PRODUCT)]
         self._pseudo_inverse = torch.cat(parts, dim=1)
 
     def __call__(self, values: Array, offsets: I64) -> F32:
         """f32 [N, h] of N documents of token vectors [T, d], offsets i64 [N+1].
 
-        Documents go through in groups of a fixed size, the last one padded: a column's bits are then its own.
+        Documents are fitted in groups of a fixed size, the last one padded, so that a document's bits do not depend on
+        the others.
         """
         import torch
 
         device = self._tokens.device
         tokens = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
-        out = np.empty((len(offsets) - 1, len(self._pseudo_inverse)), dtype=np.float32)
-        targets = torch.empty((len(self._tokens), _DOCUMENTS_A_PRODUCT), device=device)
-        for start in range(0, len(out), _DOCUMENTS_A_PRODUCT):
-            rows = np.arange(start, min(start + _DOCUMENTS_A_PRODUCT, len(out)), dtype=np.int64)
+        fitted = np.empty((len(offsets) - 1, len(self._pseudo_inverse)), dtype=np.float32)
+        targets = torch.empty((len(self._tokens), _DOCUMENTS_PER_PRODUCT), device=device)
+        for start in range(0, len(fitted), _DOCUMENTS_PER_PRODUCT):
+            rows = np.arange(start, min(start + _DOCUMENTS_PER_PRODUCT, len(fitted)), dtype=np.int64)
             targets.zero_()
             largest_products(self._tokens, tokens, offsets, rows, targets)
             weights = self._pseudo_inverse @ ((targets - self._fit.mean) / self._fit.deviation)
-            out[rows] = weights[:, : len(rows)].T.cpu().numpy()
-        return out
+            fitted[rows] = weights[:, : len(rows)].T.cpu().numpy()
+        return fitted
 
 
 def _as_map(hidden: torch.nn.Linear, norm: torch.nn.LayerNorm) -> FeatureMap:

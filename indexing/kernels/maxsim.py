@@ -31,7 +31,7 @@ def maxsim_fast(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
 def fast_error(query: F32, largest_norm: float) -> float:
     """How far `maxsim_fast` may be from `maxsim_rows` if no token vector of a document is longer than largest_norm.
 
-    Eight standard deviations of the sum of one rounding error a query token, as if each vector had a single non-zero
+    Eight standard deviations of the sum of one rounding error per query token, as if each vector had a single non-zero
     coordinate (the worst case; the error for text embeddings, which are spread out, is about ten times smaller).
     """
     return float(8 * _BF16_ERROR * np.sqrt(np.sum(np.square(query, dtype=np.float64))) * largest_norm)
@@ -40,28 +40,28 @@ def fast_error(query: F32, largest_norm: float) -> float:
 def maxsim_rows(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
     """Scores f32 [K] of query f32 [Tq, D] for rows i64 [K] of values f32 or f16 [T, D], offsets i64 [N+1].
 
-    One matrix product a document, so that a pair's bits depend on the pair alone. Cost Tq D times the tokens read.
+    One matrix product per document, so that a pair's bits depend on the pair alone. Cost Tq D per token read.
     """
     _check(query, values)
     if len(query) == 0 or len(rows) == 0:
         return np.zeros(len(rows), dtype=np.float32)
     columns = np.ascontiguousarray(query.T, dtype=np.float32)
     if values.dtype == np.float16:
-        out: F32 = _numba.maxsim_half(columns, values.view(np.uint16), offsets, rows)
-        return out
-    out = _numba.maxsim_float(columns, np.asarray(values, dtype=np.float32), offsets, rows)
-    return out
+        scores: F32 = _numba.maxsim_half(columns, values.view(np.uint16), offsets, rows)
+        return scores
+    scores = _numba.maxsim_float(columns, np.asarray(values, dtype=np.float32), offsets, rows)
+    return scores
 
 
 def maxsim_plain(query: F32, values: Array, offsets: I64, rows: I64) -> F32:
-    """The same from the definition, without compilation: the reference for readers and for tests."""
+    """As `maxsim_rows`, from the definition and without compilation: the reference for readers and tests."""
     _check(query, values)
-    out = np.zeros(len(rows), dtype=np.float32)
+    scores = np.zeros(len(rows), dtype=np.float32)
     for i, row in enumerate(rows):
         document = np.asarray(values[offsets[row] : offsets[row + 1]], dtype=np.float32)
         if len(document) and len(query):
-            out[i] = (query @ document.T).max(axis=1).sum(dtype=np.float64)
-    return out
+            scores[i] = (query @ document.T).max(axis=1).sum(dtype=np.float64)
+    return scores
 
 
 def _check(query: F32, values: Array) -> None:

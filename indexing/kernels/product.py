@@ -1,4 +1,4 @@
-"""Product quantisation to one byte for 8 consecutive dimensions (Jegou et al., TPAMI 2011; PQ-256-8 of MUVERA, sec. 3).
+"""Product quantisation to one byte per 8 consecutive dimensions (Jegou et al., TPAMI 2011; PQ-256-8 of MUVERA, sec. 3).
 
 Group m of a vector is replaced by the nearest of 256 centroids. Each of C codebooks serves an equal run of the D / 8
 groups; the paper has C = D / 8. Queries are not quantised; a score is the inner product with the reconstruction.
@@ -19,7 +19,7 @@ CENTROIDS = 256
 def train_codebooks(values: F32, codebooks: int, seed: int) -> F32:
     """Centroids f32 [C, 256, 8] of values f32 [n, D], n >= 1, by k-means over the groups of each codebook.
 
-    Exact where a codebook's groups have at most 256 distinct values.
+    Exact if a codebook's groups have at most 256 distinct values.
     """
     import faiss
 
@@ -27,19 +27,19 @@ def train_codebooks(values: F32, codebooks: int, seed: int) -> F32:
         raise InvalidInput(
             f"{list(values.shape)} values for {codebooks} codebooks; expected D a multiple of 8 C, n >= 1"
         )
-    out = np.zeros((codebooks, CENTROIDS, WIDTH), dtype=np.float32)
+    codebook_centroids = np.zeros((codebooks, CENTROIDS, WIDTH), dtype=np.float32)
     run = values.shape[1] // codebooks
     for number in range(codebooks):
         points = np.ascontiguousarray(values[:, number * run : (number + 1) * run]).reshape(-1, WIDTH)
         distinct = np.unique(points, axis=0)
         if len(distinct) <= CENTROIDS:
-            out[number] = distinct[np.minimum(np.arange(CENTROIDS), len(distinct) - 1)]
+            codebook_centroids[number] = distinct[np.minimum(np.arange(CENTROIDS), len(distinct) - 1)]
             continue
         # Distinct points, since cells that many documents leave empty would otherwise attract centroids.
         means = faiss.Kmeans(WIDTH, CENTROIDS, niter=15, seed=seed, min_points_per_centroid=1)
         means.train(distinct)
-        out[number] = means.centroids
-    return out
+        codebook_centroids[number] = means.centroids
+    return codebook_centroids
 
 
 def quantise(values: F32, centroids: F32) -> Array:
@@ -53,13 +53,13 @@ def quantise(values: F32, centroids: F32) -> Array:
 def reconstruct(codes: Array, centroids: F32) -> F32:
     """The vectors f32 [n, D] that codes u8 [n, D / 8] represent."""
     book = np.arange(codes.shape[1]) * len(centroids) // codes.shape[1]
-    out: F32 = centroids[book, codes].reshape(len(codes), -1)
-    return out
+    vectors: F32 = centroids[book, codes].reshape(len(codes), -1)
+    return vectors
 
 
 def scan_codes(codes: Array, centroids: F32, query: F32) -> F32:
     """f32 [n]: inner products of query f32 [D] with the vectors of codes u8 [n, D / 8]. Cost 256 D + n D / 8."""
     groups = query.reshape(len(centroids), -1, WIDTH)
     tables = np.einsum("cgw,cvw->cgv", groups, centroids).reshape(codes.shape[1], CENTROIDS)
-    out: F32 = _numba.scan_tables(codes, np.ascontiguousarray(tables, dtype=np.float32))
-    return out
+    scores: F32 = _numba.scan_tables(codes, np.ascontiguousarray(tables, dtype=np.float32))
+    return scores

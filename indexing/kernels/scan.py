@@ -37,5 +37,5 @@ def scan_int8(codes: Array, scales: F32, query: F32) -> F32:
 
 def scan_half(halves: Array, query: F32) -> F32:
     """f32 [N]: inner products of query f32 [D] with rows f16 [N, D]. Cost N D."""
-    out: F32 = _numba.scan_half(halves.view(np.uint16), np.ascontiguousarray(query, dtype=np.float32))
-    return out
+    scores: F32 = _numba.scan_half(halves.view(np.uint16), np.ascontiguousarray(query, dtype=np.float32))
+    return scores

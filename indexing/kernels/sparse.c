@@ -12,8 +12,8 @@ int chamfer_has_avx512(void) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
-/* Nanoseconds on a Zen 4 core for one posting (of a saturating index), for one row passed over in selection, and for
- * one term of a scored row and the row itself. They decide between accumulating lists and scoring the allowed rows
+/* Nanoseconds on a Zen 4 core for one posting, one posting of a saturating index, one row that selection skips, one term
+ * of a scored row, and the scored row itself. They decide between accumulating lists and scoring the allowed rows
  * directly; results do not depend on that choice. */
 #define POSTING_NS 0.7
 #define SATURATED_NS 1.2

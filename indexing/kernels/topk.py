@@ -1,4 +1,4 @@
-"""The k best of many scores, ties by smaller row, whatever blocks the scores were computed in."""
+"""The k best of many scores, ties by smaller row, however the scores were divided into blocks."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _LOWEST = np.float32(-np.inf)
 
 
 def check_depth(k: int) -> None:
-    """InvalidInput unless k is a whole number and at least 1."""
+    """Raises InvalidInput unless k is a whole number and at least 1."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InvalidInput(f"k is {k!r}, expected a whole number, at least 1")
 
 
 def best(scores: F32, k: int) -> I64:
-    """Places i64 [<=k] of the k highest scores f32 [N], highest first, ties by smaller place.
+    """Positions i64 [<=k] of the k highest scores f32 [N], highest first, ties by smaller position.
 
     Scores of -inf are never returned. Cost O(N + k log k).
     """
     if k >= len(scores):
-        places = np.flatnonzero(scores > _LOWEST)
+        positions = np.flatnonzero(scores > _LOWEST)
     else:
         kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-        places = np.flatnonzero((scores >= kth) & (scores > _LOWEST))
-    order = np.argsort(-scores[places], kind="stable")
-    return places[order[:k]].astype(np.int64, copy=False)
+        positions = np.flatnonzero((scores >= kth) & (scores > _LOWEST))
+    order = np.argsort(-scores[positions], kind="stable")
+    return positions[order[:k]].astype(np.int64, copy=False)
 
 
 def near_best(scores: F32, k: int, margin: float) -> I64:
-    """Places whose true score may be among the k best if the error of every score f32 [N] is at most `margin`.
+    """Positions whose true score may be among the k best if the error of every score f32 [N] is at most `margin`.
 
     If the k-th best approximate score is s, at least k true scores are >= s - margin, and a row whose approximate
     score is below s - 2 margin has a true score below that.
@@ -66,6 +66,6 @@ def merge(parts: Sequence[Candidates], k: int) -> Candidates:
         rows = np.concatenate([part.of(q)[0] for part in parts])
         scores = np.concatenate([part.of(q)[1] for part in parts])
         by_row = np.argsort(rows, kind="stable")
-        places = by_row[best(scores[by_row], k)]
-        ranked.append((rows[places], scores[places]))
+        positions = by_row[best(scores[by_row], k)]
+        ranked.append((rows[positions], scores[positions]))
     return as_candidates(ranked, k)

@@ -1,4 +1,4 @@
-"""How much of the exact top k is among a source's candidates, and how that changes as a collection grows.
+"""The share of the exact top k among a source's candidates, and its change as a collection grows.
 
 Everything is computed from one table: the rank that a source gives to each of the exact top k. Ranks within a part of
 the collection need no further search, since no score depends on the other documents.
@@ -20,7 +20,7 @@ _DRAWS = 4
 _EXACT_DEPTH = 100
 
 Ranks = Callable[[Bool | None], I64]
-"""Gives the ranks i64 [Q, k] within a part of the collection (bool [N], None for all); see `ranks_of_best`."""
+"""Returns the ranks i64 [Q, k] within a part of the collection (bool [N], None for all); see `ranks_of_best`."""
 
 
 class ExactScorer(Protocol):
@@ -45,28 +45,28 @@ def rank_by_maxsim(scorer: ExactScorer, queries: TokenVectors) -> Candidates:
     return Candidates(order, np.tile(-np.arange(n, dtype=np.float32), (len(queries), 1)))
 
 
-def ranks_of_best(found: Candidates, exact: Candidates, k: int, members: Bool | None = None) -> I64:
-    """i64 [Q, k]: the rank from 1 in `found` of each of the exact top k rows, ABSENT where it is not found.
+def ranks_of_best(candidates: Candidates, exact: Candidates, k: int, members: Bool | None = None) -> I64:
+    """i64 [Q, k]: the rank in `candidates`, from 1, of each of the exact top k rows; ABSENT for rows that are missing.
 
     `exact` ranks every row. `members` bool [N] restricts both rankings to a part of the collection. k is lowered to the
     number of rows.
     """
     n = exact.depth if members is None else int(np.count_nonzero(members))
-    out = np.full((len(exact), min(k, n)), ABSENT, dtype=np.int64)
+    ranks = np.full((len(exact), min(k, n)), ABSENT, dtype=np.int64)
     for query in range(len(exact)):
-        best, rows = exact.of(query)[0], found.of(query)[0]
+        best, rows = exact.of(query)[0], candidates.of(query)[0]
         if members is not None:
             best, rows = best[members[best]], rows[members[rows]]
         rank = np.full(exact.depth, ABSENT, dtype=np.int64)
         rank[rows] = np.arange(1, len(rows) + 1)
-        out[query] = rank[best[:k]]
-    return out
+        ranks[query] = rank[best[:k]]
+    return ranks
 
 
 def ranks_of_union(parts: Sequence[I64]) -> I64:
-    """Ranks in a union to which each of S sources gives the same number of candidates: S times the least rank.
+    """Ranks in a union to which each of S sources contributes equally many candidates: S times the smallest rank.
 
-    At a total depth d, each gives d / S. Documents given by several sources make the union smaller than d.
+    At a total depth d, each contributes d / S. Documents from several sources make the union smaller than d.
     """
     least = np.minimum.reduce(list(parts))
     return np.where(least == ABSENT, ABSENT, np.minimum(least, ABSENT // len(parts)) * len(parts))
@@ -89,9 +89,9 @@ def needed(ranks: I64, target: float) -> int | None:
 def growth(ranks: Ranks, n: int, seed: int = 1) -> float:
     """The exponent g with which the depth needed for a recall grows: needed(N) = needed(n) (N / n)^g, 0 <= g <= 1.
 
-    Least squares of log needed on log size, one intercept a target, over nested random halves of the n documents down
-    to 100, four times. g = 0: the depth does not grow. g = 1: wrong documents grow in proportion to the collection,
-    the worst case for documents like the sample's; also returned if the sample is too small to tell.
+    Fitted by least squares of log needed on log size, with one intercept per target, over nested random halves of the n
+    documents down to 100, four times. g = 0: the depth does not grow. g = 1: wrong documents grow in proportion to the
+    collection, the worst case for documents like the sample's; also returned if the sample is too small to tell.
     """
     whole = ranks(None)
     points: list[tuple[int, float, float]] = []
@@ -106,14 +106,14 @@ def growth(ranks: Ranks, n: int, seed: int = 1) -> float:
     if not points:
         return 1.0
     points += _needs(whole, n) * _DRAWS
-    above = below = 0.0
+    covariance = variance = 0.0
     for number in range(len(TARGETS)):
         selected = np.array([(x, y) for target, x, y in points if target == number])
         if len(selected):
             x, y = (selected - selected.mean(axis=0)).T
-            above += float(x @ y)
-            below += float(x @ x)
-    return min(1.0, max(0.0, above / below)) if below > 0 else 1.0
+            covariance += float(x @ y)
+            variance += float(x @ x)
+    return min(1.0, max(0.0, covariance / variance)) if variance > 0 else 1.0
 
 
 def _needs(ranks: I64, size: int) -> list[tuple[int, float, float]]:

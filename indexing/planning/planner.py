@@ -1,8 +1,8 @@
 """Measures first stages for late interaction on a sample of a corpus; the module `recommendation` chooses among them.
 
-Late interaction is searched in two steps: a source gives candidates, exact MaxSim orders them. A source is good if few
-candidates contain the exact top 10. How few depends on the encoder and the corpus, so it is measured: every source
-packs, opens and searches the sample with the code that serves it later.
+Late interaction is searched in two steps: a source proposes candidates, and exact MaxSim ranks them. A source is good
+if few candidates contain the exact top 10. How few depends on the encoder and the corpus, so it is measured: every
+source packs, opens and searches the sample with the code that later serves it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from chamfer.indexing.rows.segment_part import SegmentPart
 
 Pool = Callable[[TokenVectors, str], TokenVectors]
 Search = Callable[[Any, int], Candidates]
-Say = Callable[[str, int, int], None]
+ReportSource = Callable[[str, int, int], None]
 """Called with (name of the source, number of sources done, number of sources) as the measurement proceeds."""
 
 K = 10
@@ -103,17 +103,17 @@ class Costs:
 class Measured:
     """How one source, or a union of several, performs on the sample.
 
-    found                all documents in each source's order
+    rankings             all documents in each source's order
     ranks_10, ranks_100  i64 [Q, k]: rank of each of the exact top k (chamfer.indexing.planning.candidate_recall)
     exponent             growth of the candidates needed with the collection (see candidate_recall.growth)
-    final                the final order of all documents, where it is not that of exact MaxSim; None: it is
+    final                the final order of all documents; None if it is that of exact MaxSim
     kept                 share of the exact top 10 in the first 10 of `final`
-    rescore_ms           CPU milliseconds of the final order for 1,000 documents; None: the sample's rescore_ms
+    rescore_ms           CPU milliseconds of the final order for 1,000 documents; None: that of the sample
     """
 
     name: str
     sources: tuple[Source, ...]
-    found: tuple[Candidates, ...]
+    rankings: tuple[Candidates, ...]
     ranks_10: I64
     ranks_100: I64
     exponent: float
@@ -135,26 +135,26 @@ EXACT = Source("exact MaxSim", "multivector")
 
 
 def sources(kinds: Collection[VectorKind]) -> list[Source]:
-    """The sources to measure with an encoder that gives these kinds of vectors."""
-    out = [Source("lexical", "lexical")]
+    """The sources to measure with an encoder that produces these kinds of vectors."""
+    listed = [Source("lexical", "lexical")]
     if VectorKind.DENSE in kinds:
-        out.append(Source("dense", "dense", {"storage": "float16"}))
+        listed.append(Source("dense", "dense", {"storage": "float16"}))
     if VectorKind.SPARSE in kinds:
-        # The kind belongs to the family that make_family makes; a class may not have it.
-        out += [Source(name, name) for name in sorted(FAMILIES) if make_family(name).kind == VectorKind.SPARSE]
-    out += [Source(f"multivector {code}", "multivector", {"storage": code}) for code in _CODES]
-    out += [Source(f"multivector {name}", "multivector", pooling=name) for name in ("w0x8", "w0x32", "w0x64")]
-    out.append(Source("multivector int4 w0x75p", "multivector", {"storage": "int4"}, pooling="w0x75p"))
-    out.append(Source(f"centroids {_CENTROIDS}", "multivector", {"centroids": _CENTROIDS}))
+        # Read from an instance: FAMILIES holds callables, which need not have the attribute `kind`.
+        listed += [Source(name, name) for name in sorted(FAMILIES) if make_family(name).kind == VectorKind.SPARSE]
+    listed += [Source(f"multivector {code}", "multivector", {"storage": code}) for code in _CODES]
+    listed += [Source(f"multivector {name}", "multivector", pooling=name) for name in ("w0x8", "w0x32", "w0x64")]
+    listed.append(Source("multivector int4 w0x75p", "multivector", {"storage": "int4"}, pooling="w0x75p"))
+    listed.append(Source(f"centroids {_CENTROIDS}", "multivector", {"centroids": _CENTROIDS}))
     for k_sim, d_proj in _FDE_SIZES:
         name, size = f"fde {20 * 2**k_sim * d_proj}", {"k_sim": k_sim, "d_proj": d_proj}
-        out += [Source(name, "fde", size), Source(f"{name} centred", "fde", {**size, "centred": True})]
+        listed += [Source(name, "fde", size), Source(f"{name} centred", "fde", {**size, "centred": True})]
     small = {"k_sim": 4, "d_proj": 8}
-    out.append(Source("fde 2560 unfilled", "fde", {**small, "fill": False}))
+    listed.append(Source("fde 2560 unfilled", "fde", {**small, "fill": False}))
     for storage in get_args(get_type_hints(FdeConfig)["storage"]):
         if storage != FdeConfig.storage:
-            out.append(Source(f"fde 2560 {storage}", "fde", {**small, "storage": storage}))
-    return [*out, *(Source(f"lemur {dim}", "lemur", {"dim": dim}) for dim in _LEMUR_DIMS)]
+            listed.append(Source(f"fde 2560 {storage}", "fde", {**small, "storage": storage}))
+    return [*listed, *(Source(f"lemur {dim}", "lemur", {"dim": dim}) for dim in _LEMUR_DIMS)]
 
 
 def make_sample(
@@ -167,7 +167,7 @@ def make_sample(
     if not len(documents) or not len(queries):
         raise InvalidInput(f"the planner got {len(documents)} documents and {len(queries)} queries; it needs both")
     if encoding.tokens is None or encoded_queries.tokens is None:
-        raise InvalidInput("the planner needs token vectors; choose an encoder that gives them (--encoder)")
+        raise InvalidInput("the planner needs token vectors; choose an encoder that produces them (--encoder)")
     retriever, opened = _open(EXACT, documents, encoding)
     if not isinstance(retriever, MultivectorRetriever):
         raise InvalidInput(f"{EXACT.name} is not searched by the multivector family")
@@ -182,24 +182,24 @@ def make_sample(
     return Sample(documents, queries, encoding, encoded_queries, exact, cost, opened.bytes_per_document)
 
 
-def measure_all(sample: Sample, pool: Pool, say: Say) -> list[Measured]:
+def measure_all(sample: Sample, pool: Pool, report: ReportSource) -> list[Measured]:
     """Every source that the sample's vectors allow, and unions with the dense one."""
     kinds = [kind for kind in VectorKind if getattr(sample.encoding, kind.value) is not None]
     wanted = sources(kinds)
-    out = [exact_itself(sample)]
+    results = [measure_exact(sample)]
     for number, source in enumerate(wanted):
-        say(source.name, number, len(wanted))
-        out.append(measure(source, sample, pool))
-    say("done", len(wanted), len(wanted))
-    named = {each.name: each for each in out}
+        report(source.name, number, len(wanted))
+        results.append(measure(source, sample, pool))
+    report("done", len(wanted), len(wanted))
+    named = {each.name: each for each in results}
     by_centroids = named[f"centroids {_CENTROIDS}"]
-    out += [in_form(by_centroids, named[f"multivector {code}"], sample) for code in _CODES]
+    results += [in_form(by_centroids, named[f"multivector {code}"], sample) for code in _CODES]
     if "dense" in named:
-        out += [union([named["dense"], named[name]], sample) for name in _UNIONS if name in named]
-    return out
+        results += [union([named["dense"], named[name]], sample) for name in _UNIONS if name in named]
+    return results
 
 
-def exact_itself(sample: Sample) -> Measured:
+def measure_exact(sample: Sample) -> Measured:
     """MaxSim over all documents: exact, and the most expensive."""
     whole = sample.rescore_ms * len(sample.documents) / 1000
     return _measured("exact MaxSim", (EXACT,), (sample.exact,), sample, Costs(sample.token_bytes, query_ms=whole))
@@ -227,14 +227,14 @@ def measure(source: Source, sample: Sample, pool: Pool) -> Measured:
     seconds = time.process_time() - begin
     costs = opened + Costs(0.0, 0.0, pooled * 1e3 / n, seconds * 1e3 / len(timed))
     if isinstance(retriever, MultivectorRetriever) and isinstance(queries, TokenVectors) and source.direct:
-        found = rank_by_maxsim(retriever, queries)
+        ranking = rank_by_maxsim(retriever, queries)
     else:
-        found = search(queries, n)
-    return _measured(source.name, (source,), (found,), sample, costs)
+        ranking = search(queries, n)
+    return _measured(source.name, (source,), (ranking,), sample, costs)
 
 
 def in_form(by_centroids: Measured, form: Measured, sample: Sample) -> Measured:
-    """The candidates of centroids, scored by token vectors in another form that a direct source has measured.
+    """The candidates of centroids, scored by token vectors in the form of a direct source that was measured.
 
     A document is missed if either misses it; the misses are assumed to be independent.
     """
@@ -246,46 +246,46 @@ def in_form(by_centroids: Measured, form: Measured, sample: Sample) -> Measured:
         name=name,
         sources=(Source(name, "multivector", {**by_centroids.sources[0].parameters, **code}),),
         costs=replace(by_centroids.costs, bytes_per_document=size),
-        final=form.found[0],
+        final=form.rankings[0],
         kept=recall(form.ranks_10, K),
         rescore_ms=form.costs.query_ms * 1000 / len(sample.documents),
     )
 
 
 def union(parts: Sequence[Measured], sample: Sample) -> Measured:
-    """Several sources, each of which gives the same number of candidates."""
+    """Several sources, each of which contributes the same number of candidates."""
     total = reduce(operator.add, (part.costs for part in parts))
     names = " + ".join(part.name for part in parts)
-    found = tuple(each for part in parts for each in part.found)
-    return _measured(names, tuple(source for part in parts for source in part.sources), found, sample, total)
+    rankings = tuple(ranking for part in parts for ranking in part.rankings)
+    return _measured(names, tuple(source for part in parts for source in part.sources), rankings, sample, total)
 
 
 def candidates_at(measured: Measured, query: int, depth: int) -> I64:
-    """Rows i64 that enter the second step at this depth, without repeats; a single source's in its order."""
-    rows = np.concatenate([found.of(query)[0][: depth // len(measured.found)] for found in measured.found])
+    """Rows i64 that enter the second step at this depth, without duplicates; those of a single source in its order."""
+    rows = np.concatenate([ranking.of(query)[0][: depth // len(measured.rankings)] for ranking in measured.rankings])
     return rows[np.sort(np.unique(rows, return_index=True)[1])]
 
 
 def final_order(measured: Measured, sample: Sample, query: int, depth: int) -> I64:
     """The rows that a search returns: in a direct source's order, otherwise the candidates in the order of MaxSim."""
     if measured.direct:
-        return measured.found[0].of(query)[0][:depth]
+        return measured.rankings[0].of(query)[0][:depth]
     order = (sample.exact if measured.final is None else measured.final).of(query)[0]
     return order[np.isin(order, candidates_at(measured, query, depth))]
 
 
 def _measured(
-    name: str, measured: tuple[Source, ...], found: tuple[Candidates, ...], sample: Sample, costs: Costs
+    name: str, measured: tuple[Source, ...], rankings: tuple[Candidates, ...], sample: Sample, costs: Costs
 ) -> Measured:
     def ranks(k: int, members: Bool | None) -> I64:
-        return ranks_of_union([ranks_of_best(each, sample.exact, k, members) for each in found])
+        return ranks_of_union([ranks_of_best(each, sample.exact, k, members) for each in rankings])
 
     exponent = growth(partial(ranks, K), len(sample.documents))
-    return Measured(name, measured, found, ranks(K, None), ranks(100, None), exponent, costs)
+    return Measured(name, measured, rankings, ranks(K, None), ranks(100, None), exponent, costs)
 
 
 def _open(source: Source, documents: Sequence[Document], encoding: Encoding) -> tuple[Retriever[Any], Costs]:
-    """(retriever over one segment of the documents, what learning and packing cost)."""
+    """(retriever over one segment of the documents, the costs of learning and packing)."""
     family = make_family(source.family, source.parameters)
     n = len(documents)
     begin = time.process_time()
@@ -299,7 +299,7 @@ def _open(source: Source, documents: Sequence[Document], encoding: Encoding) -> 
 
 
 def _queries(source: Source, retriever: Retriever[Any], sample: Sample) -> Vectors:
-    """The sample's queries as this source reads them; pooling applies to documents alone."""
+    """The sample's queries as this source reads them; pooling applies only to documents."""
     if isinstance(retriever, LexicalRetriever):
         return retriever.encode_queries([query.text for query in sample.queries])
     kind = make_family(source.family).kind

@@ -15,7 +15,7 @@ from chamfer.indexing.planning.planner import K, Measured, Sample, Source
 DEPTHS = (50, 100, 200, 500, 1000)
 _NEAR = 1.1  # options within this factor of the least time count as equally fast; the smallest of them wins
 _NOTICEABLE = 0.01
-_SHOWN = 100  # documents that a channel returns if it has scored its candidates itself
+_SHOWN = 100  # documents requested from a channel that has already scored its candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """The least share of the exact top 10, and the most milliseconds a query and bytes a document; None: no limit."""
+    """The lowest recall of the exact top 10, the most milliseconds per query and bytes per document; None: no limit."""
 
     floor: float = 0.99
     ms: float | None = None
@@ -68,7 +68,7 @@ def advise(sample: Sample, measured: Sequence[Measured], n_documents: int, budge
 def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> list[Option]:
     """Every source at every depth below the size of the corpus, and the direct sources."""
     n = len(sample.documents)
-    out = []
+    choices = []
     for each in measured:
         scan = each.costs.query_ms * n_documents / n
         for depth in (K,) if each.direct else DEPTHS:
@@ -79,13 +79,13 @@ def options(measured: Sequence[Measured], sample: Sample, n_documents: int) -> l
                 for g in (each.exponent, 1.0)
             )
             if each.direct:
-                # Its order is final. Exact MaxSim stays exact, and pooling loses the same at any size.
+                # Its order is final: exact MaxSim stays exact, and pooling loses the same share at any size.
                 expected = worst = recall(each.ranks_10, K)
             rescore_ms = sample.rescore_ms if each.rescore_ms is None else each.rescore_ms
             ms = scan if each.direct else scan + rescore_ms * depth / 1000
             size = each.costs.bytes_per_document + (0 if each.holds_tokens else sample.token_bytes)
-            out.append(Option(each, depth, expected, worst, ms, size))
-    return out
+            choices.append(Option(each, depth, expected, worst, ms, size))
+    return choices
 
 
 def recommend(choices: Sequence[Option], budgets: Budgets) -> tuple[Option | None, str]:
@@ -110,53 +110,53 @@ def recommend(choices: Sequence[Option], budgets: Budgets) -> tuple[Option | Non
     smallest = min((o.bytes_per_document for o in choices), default=0.0)
     fastest = min((o.query_ms for o in choices), default=0.0)
     return None, (
-        f"nothing is within the budgets: the smallest takes {smallest:,.0f} bytes a document (--budget-bytes), the "
-        f"fastest {fastest:.3g} ms a query (--budget-ms)"
+        f"nothing is within the budgets: the smallest takes {smallest:,.0f} bytes per document (--budget-bytes), the "
+        f"fastest {fastest:.3g} ms per query (--budget-ms)"
     )
 
 
 def pareto(choices: Sequence[Option]) -> list[Option]:
     """The options that no other option beats in both recall and time, fastest first."""
-    out: list[Option] = []
+    front: list[Option] = []
     for option in sorted(choices, key=lambda o: (o.query_ms, -o.recall)):
-        if not out or option.recall > out[-1].recall:
-            out.append(option)
-    return out
+        if not front or option.recall > front[-1].recall:
+            front.append(option)
+    return front
 
 
 def needed_at(measured: Measured, sample: Sample, n_documents: int) -> dict[float, int | None]:
     """How many candidates contain 90, 95 and 99 % of the exact top 10 in the whole corpus; None: no number does."""
     scale = max(1.0, n_documents / len(sample.documents)) ** measured.exponent
-    found = {target: needed(measured.ranks_10, target) for target in TARGETS}
-    return {target: None if depth is None else int(np.ceil(depth * scale)) for target, depth in found.items()}
+    depths = {target: needed(measured.ranks_10, target) for target in TARGETS}
+    return {target: None if depth is None else int(np.ceil(depth * scale)) for target, depth in depths.items()}
 
 
 def remarks(measured: Sequence[Measured]) -> list[str]:
     """Warnings about FDEs with this encoder, before a collection is built with them."""
     at_100 = {each.name: recall(each.ranks_10, 100) for each in measured}
     size = {each.name: each.costs.bytes_per_document for each in measured}
-    out = []
+    sentences = []
     for name in ("fde 2560", "fde 10240"):
         if at_100.get(name, 1.0) < 0.9:
-            out.append(
+            sentences.append(
                 f"{name} with MUVERA's settings holds only {at_100[name]:.1%} of the exact top 10 in 100 candidates: "
                 "this encoder's token vectors do not suit it"
             )
         centred = at_100.get(f"{name} centred", at_100.get(name, 0.0)) - at_100.get(name, 0.0)
         if abs(centred) >= _NOTICEABLE:
-            out.append(f"centring moves {name} by {centred:+.1%} at 100 candidates")
+            sentences.append(f"centring moves {name} by {centred:+.1%} at 100 candidates")
     unfilled = at_100.get("fde 2560 unfilled", 0.0) - at_100.get("fde 2560", 0.0)
     if "fde 2560 unfilled" in at_100 and abs(unfilled) >= _NOTICEABLE:
-        out.append(f"leaving empty cells empty moves fde 2560 by {unfilled:+.1%} at 100 candidates")
+        sentences.append(f"leaving empty cells empty moves fde 2560 by {unfilled:+.1%} at 100 candidates")
     encodings = [name for name in at_100 if name.startswith("fde ")]
     if "dense" in at_100 and encodings:
         best = max(encodings, key=lambda name: at_100[name])
         if at_100["dense"] >= at_100[best]:
-            out.append(
+            sentences.append(
                 f"the dense vector of the same forward pass ({size['dense']:,.0f} bytes) holds {at_100['dense']:.1%}, "
-                f"no encoding more ({best}: {at_100[best]:.1%}, {size[best]:,.0f} bytes)"
+                f"no encoding holds more ({best}: {at_100[best]:.1%}, {size[best]:,.0f} bytes)"
             )
-    return out
+    return sentences
 
 
 def settings_of(option: Option, encoder: str) -> dict[str, Any]:

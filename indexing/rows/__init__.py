@@ -1,1 +1,1 @@
-"""Indexes of one vector a document: how rows are stored, merged, scanned and found by neighbour search."""
+"""Indexes of one vector per document: storage, merging, scans and approximate neighbour search of rows."""

@@ -23,7 +23,7 @@ _KINDS: dict[str, ModuleType] = {"hnsw": hnsw, "ivf": ivf}
 
 
 def build_index(kind: IndexName, blocks: Iterable[F32], sample: F32, seed: int) -> Array:
-    """The bytes u8 of an index over the rows of `blocks` f32 [n, D], kept as float16, trained on `sample`."""
+    """The bytes u8 of an index over the rows of `blocks` f32 [n, D], stored as float16, trained on `sample`."""
     faiss = faiss_library()
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)

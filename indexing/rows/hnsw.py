@@ -21,6 +21,6 @@ def empty_index(sample: F32, seed: int) -> Any:
 
 
 def search_parameters(effort: int, depth: int, selector: Any) -> Any:
-    """effort: how many rows a search keeps in view (ef_search), at least the `depth` that it returns."""
+    """effort: size of the candidate list of a search (ef_search), raised to `depth` if that is larger."""
     faiss = faiss_library()
     return faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, depth))

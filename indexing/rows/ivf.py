@@ -9,7 +9,7 @@ import numpy as np
 from chamfer.core.types import F32
 from chamfer.indexing.rows.faiss_library import faiss_library
 
-_ROWS_PER_LIST = 39  # faiss warns below
+_ROWS_PER_LIST = 39  # faiss warns about fewer training rows per list
 
 
 def empty_index(sample: F32, seed: int) -> Any:
@@ -23,6 +23,6 @@ def empty_index(sample: F32, seed: int) -> Any:
 
 
 def search_parameters(effort: int, depth: int, selector: Any) -> Any:
-    """effort: how many lists a search reads (n_probe)."""
+    """effort: number of lists that a search reads (n_probe)."""
     faiss = faiss_library()
     return faiss.SearchParametersIVF(sel=selector, nprobe=effort)

@@ -1,4 +1,4 @@
-"""Merges arrays that hold one entry a row, for every family that has some."""
+"""Merges arrays with one entry per row, for all families."""
 
 from __future__ import annotations
 

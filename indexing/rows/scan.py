@@ -1,4 +1,4 @@
-"""Brute-force search over one stored vector a document: all rows are scored, or the allowed ones where they are few."""
+"""Brute-force search over one stored vector per document: scores all rows, or only the allowed ones if they are few."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from chamfer.indexing.kernels.topk import as_candidates, best, check_depth
 from chamfer.indexing.rows.segment_part import Codec, SegmentPart, allowed_rows, locate, part_of_mask, starts_of
 from chamfer.indexing.rows.storage.protocol import Scan, Storage
 
-GATHER_SHARE = 0.25  # of a segment's rows: up to here copying the allowed rows costs less than scoring the others
+GATHER_SHARE = 0.25  # share of a segment's rows up to which copying the allowed ones costs less than scoring all
 _COPIED_BYTES = 64 << 20
 
 
 def few_rows(usable: Bool | None) -> I64 | None:
-    """The usable rows of a segment i64 [n], ascending, if they are few enough to be copied; None if not."""
+    """The usable rows of a segment i64 [n], ascending, if they are few enough to copy; otherwise None."""
     if usable is None or np.count_nonzero(usable) > GATHER_SHARE * len(usable):
         return None
     return np.flatnonzero(usable).astype(np.int64, copy=False)
@@ -26,7 +26,7 @@ class RowScan:
     """The stored rows of several segments, opened."""
 
     def __init__(self, parts: Sequence[SegmentPart], storage: Storage, codec: Codec, names: Sequence[str]) -> None:
-        """names: the arrays of the storage. Nothing can be searched if a storage's codec is missing."""
+        """names: the arrays of the storage. `search` needs the storage's codec, if it has one."""
         self._parts = parts
         self._storage = storage
         self._codec = codec
@@ -39,18 +39,18 @@ class RowScan:
         return int(self.starts[-1])
 
     def usable(self, allowed: Bool | None) -> Bool | None:
-        """See allowed_rows."""
+        """The live and allowed rows; see allowed_rows."""
         return allowed_rows(self._parts, allowed)
 
     def search(self, n_queries: int, encoded: F32 | None, k: int, allowed: Bool | None) -> Candidates:
-        """The k best rows for queries f32 [Q, D]; nothing where `encoded` is None.
+        """The k best rows for queries f32 [Q, D]; no candidates if `encoded` is None.
 
         A query's result does not depend on the other queries, and a row's score not on the filter.
         """
         check_depth(k)
         usable = self.usable(allowed)
         if encoded is None or not len(self):
-            return nothing_found(n_queries, k)
+            return no_candidates(n_queries, k)
         scans = [self.usable_scan(number, usable) for number in range(len(self.arrays))]
         return as_candidates([rank([(rows, scan(query)) for rows, scan in scans], k) for query in encoded], k)
 
@@ -65,7 +65,7 @@ class RowScan:
         return first + rows, lambda query: whole(query)[rows]
 
     def scan_of(self, number: int, rows: I64) -> Scan:
-        """The scan of some rows of one part; it reads no others.
+        """The scan of the given rows of one part; it reads no others.
 
         They are copied: once if they are small together, otherwise block by block for every query.
         """
@@ -105,8 +105,8 @@ def rank(scored: Sequence[tuple[I64, F32]], k: int) -> tuple[I64, F32]:
     return rows[chosen], scores[chosen]
 
 
-def nothing_found(n_queries: int, k: int) -> Candidates:
-    """Candidates of queries that have no result."""
+def no_candidates(n_queries: int, k: int) -> Candidates:
+    """Empty candidates for every query."""
     return as_candidates([(np.empty(0, np.int64), np.empty(0, np.float32))] * n_queries, k)
 
 

@@ -1,4 +1,4 @@
-"""One channel's part of a segment, and the row numbers that run through the parts of a collection in order."""
+"""One channel's part of a segment, and the row numbers that continue through the parts of a collection in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chamfer.core.types import I64, Array, Bool
 
 Codec = Mapping[str, Array]
 """What the scores of a channel depend on beyond its configuration: drawn matrices, means, codebooks. It belongs to the
-collection and is kept in its snapshots, so that the scores of all segments compare. Empty for most families."""
+collection and is stored in its snapshots, so that scores of all segments are comparable. Empty for most families."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class SegmentPart:
         return np.arange(self.n_documents, dtype=np.int64) if self.live is None else np.flatnonzero(self.live)
 
     def live_blocks(self, bytes_per_row: int, budget: int) -> Iterator[I64]:
-        """The live rows in blocks whose values take at most `budget` bytes (at least one row a block)."""
+        """The live rows in blocks whose values take at most `budget` bytes (at least one row per block)."""
         rows = self.live_rows()
         step = max(1, budget // max(bytes_per_row, 1))
         for start in range(0, len(rows), step):
@@ -69,5 +69,5 @@ def allowed_rows(parts: Sequence[SegmentPart], allowed: Bool | None) -> Bool | N
 
 
 def part_of_mask(starts: I64, number: int, mask: Bool | None) -> Bool | None:
-    """The share of part `number` in a mask bool [N] over all rows; None stays None."""
+    """The slice of a mask bool [N] over all rows that belongs to part `number`; None stays None."""
     return None if mask is None else mask[starts[number] : starts[number + 1]]

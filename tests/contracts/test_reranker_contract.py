@@ -1,4 +1,4 @@
-"""What every reranker promises, over every implementation: aligned, unsorted, independent of company."""
+"""What every reranker promises, over every implementation: aligned, unsorted, independent of the other pairs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def reranker(request: pytest.FixtureRequest, makers: dict[str, Callable[[], Any]
 
 
 @pytest.mark.parametrize("reranker", EVERY, indirect=True)
-def test_scores_are_finite_float32_aligned_and_none_for_none(reranker: Any) -> None:
+def test_scores_are_finite_float32_aligned_and_empty_for_no_documents(reranker: Any) -> None:
     scores = reranker.score(QUERY, DOCUMENTS)
     assert scores.shape == (len(DOCUMENTS),)
     assert scores.dtype == np.float32
@@ -69,7 +69,7 @@ def test_scores_are_finite_float32_aligned_and_none_for_none(reranker: Any) -> N
 
 
 @pytest.mark.parametrize("reranker", EVERY, indirect=True)
-def test_what_it_says_of_itself_is_complete(reranker: Any) -> None:
+def test_its_attributes_are_complete(reranker: Any) -> None:
     assert reranker.name
     assert len(reranker.fingerprint) == 64
     assert reranker.score_kind in ("logit", "probability", "similarity", "list")
@@ -78,7 +78,7 @@ def test_what_it_says_of_itself_is_complete(reranker: Any) -> None:
 
 
 @pytest.mark.parametrize("reranker", PAIRWISE, indirect=True)
-def test_a_pairs_score_does_not_depend_on_its_company(reranker: Any) -> None:
+def test_a_pairs_score_does_not_depend_on_the_other_pairs(reranker: Any) -> None:
     together = reranker.score(QUERY, DOCUMENTS)
     turned = reranker.score(QUERY, DOCUMENTS[::-1])[::-1]
     mixed = reranker.score_pairs([pair for d in DOCUMENTS for pair in ((OTHER, d), (QUERY, d))])
@@ -87,7 +87,7 @@ def test_a_pairs_score_does_not_depend_on_its_company(reranker: Any) -> None:
     np.testing.assert_allclose(mixed[::2], reranker.score(OTHER, DOCUMENTS), atol=2e-4)
 
 
-def test_fingerprints_tell_all_of_them_apart_and_a_cache_changes_none(makers: dict[str, Callable[[], Any]]) -> None:
-    found = {name: make().fingerprint for name, make in makers.items()}
-    assert found["cached"] == found.pop("cross_encoder")
-    assert len(set(found.values())) == len(found)
+def test_fingerprints_are_distinct_and_unchanged_by_a_cache(makers: dict[str, Callable[[], Any]]) -> None:
+    fingerprints = {name: make().fingerprint for name, make in makers.items()}
+    assert fingerprints["cached"] == fingerprints.pop("cross_encoder")
+    assert len(set(fingerprints.values())) == len(fingerprints)

@@ -74,8 +74,8 @@ def pack(family: Family, documents: Sequence[Document], live: Any = None) -> Seg
     return as_part(dict(family.pack(documents, encoding)), live, len(documents))
 
 
-def cut(documents: Sequence[Document], places: Sequence[int]) -> list[Sequence[Document]]:
-    edges = [0, *places, len(documents)]
+def cut(documents: Sequence[Document], boundaries: Sequence[int]) -> list[Sequence[Document]]:
+    edges = [0, *boundaries, len(documents)]
     return [documents[a:b] for a, b in itertools.pairwise(edges)]
 
 
@@ -86,10 +86,10 @@ def profile(text: str) -> np.ndarray:
 
 def encode(family: Family, retriever: Any, texts: Sequence[str]) -> Any:
     if family.name == "cur":
-        known = retriever.columns(retriever.anchor_items)
-        if not len(known):
+        columns = retriever.columns(retriever.anchor_items)
+        if not len(columns):
             return DenseVectors(np.zeros((len(texts), 0), dtype=np.float32))
-        return DenseVectors(np.stack([(known * profile(t)).sum(axis=1) for t in texts]))
+        return DenseVectors(np.stack([(columns * profile(t)).sum(axis=1) for t in texts]))
     if family.kind is None:
         return retriever.encode_queries(texts)
     return ENCODER.encode_queries([Query("q", t) for t in texts], KINDS).vectors(family.kind)
@@ -112,7 +112,7 @@ def oracle(family: Family, documents: Sequence[Document], text: str) -> np.ndarr
         matrices = FdeMatrices(*(np.asarray(codec[name]) for name in MATRICES))
         tokens = ENCODER.encode_queries([Query("q", text)], KINDS).tokens
         query = encode_queries(tokens.values - codec["centre"], tokens.offsets, matrices, family.config.shape())[0]
-        if family.config.storage == "rabitq":  # an estimate of its own: faiss is the judge
+        if family.config.storage == "rabitq":  # an estimate: faiss is the reference
             return STORAGES["rabitq"].scanner(stored, codec)(query).astype(np.float64)
         return STORAGES[family.config.storage].unpack(stored, codec).astype(np.float64) @ query
     if family.name == "sparse":
@@ -135,13 +135,13 @@ def oracle(family: Family, documents: Sequence[Document], text: str) -> np.ndarr
 
 
 def as_matrix(vectors: SparseVectors, vocabulary: int) -> np.ndarray:
-    out = np.zeros((len(vectors), vocabulary))
-    out[np.repeat(np.arange(len(vectors)), np.diff(vectors.offsets)), vectors.terms] = vectors.weights
-    return out
+    matrix = np.zeros((len(vectors), vocabulary))
+    matrix[np.repeat(np.arange(len(vectors)), np.diff(vectors.offsets)), vectors.terms] = vectors.weights
+    return matrix
 
 
 def stored_tokens(family: Family, documents: Sequence[Document]) -> np.ndarray:
-    """Token vectors f64 [T, D] as the family keeps them, codes decoded from the formula."""
+    """Token vectors f64 [T, D] as the family stores them, codes decoded from the formula."""
     arrays = pack(family, documents).arrays
     if "scales" not in arrays:
         return np.asarray(arrays["values"], dtype=np.float64)
@@ -169,10 +169,10 @@ def bm25(documents: Sequence[Document], text: str, k1: float = 0.9, b: float = 0
 
 def test_results_equal_the_definition(family: Family) -> None:
     retriever = family.open([pack(family, DOCUMENTS)])
-    found = retriever.search(encode(family, retriever, QUERIES), len(DOCUMENTS))
+    hits = retriever.search(encode(family, retriever, QUERIES), len(DOCUMENTS))
     for i, text in enumerate(QUERIES):
         expected = oracle(family, DOCUMENTS, text)
-        rows, scores = found.of(i)
+        rows, scores = hits.of(i)
         assert len(rows) == np.count_nonzero(np.isfinite(expected))
         rounded = family.name in ("fde", "lemur") or getattr(
             family.config, "bits", None
@@ -182,7 +182,7 @@ def test_results_equal_the_definition(family: Family) -> None:
         assert np.all(np.diff(scores) <= 0)
 
 
-def test_ties_stand_by_smaller_row(family: Family) -> None:
+def test_ties_are_ordered_by_smaller_row(family: Family) -> None:
     retriever = family.open([pack(family, DOCUMENTS)])
     rows, scores = retriever.search(encode(family, retriever, ["w1 w2 w3"]), len(DOCUMENTS)).of(0)
     a, b = len(DOCUMENTS) - 3, len(DOCUMENTS) - 2
@@ -199,25 +199,25 @@ def test_a_query_has_the_same_bits_in_any_batch(family: Family) -> None:
         np.testing.assert_array_equal(together.of(i)[1], alone.of(0)[1])
 
 
-def test_scores_do_not_depend_on_how_documents_lie_in_segments(family: Family) -> None:
+def test_scores_do_not_depend_on_the_division_into_segments(family: Family) -> None:
     one = family.open([pack(family, DOCUMENTS)])
     many = family.open([pack(family, part) for part in cut(DOCUMENTS, [1, 8, 8, 30, 62])])
     expected = one.search(encode(family, one, QUERIES), 20)
-    found = many.search(encode(family, many, QUERIES), 20)
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    np.testing.assert_array_equal(found.scores, expected.scores)
+    hits = many.search(encode(family, many, QUERIES), 20)
+    np.testing.assert_array_equal(hits.rows, expected.rows)
+    np.testing.assert_array_equal(hits.scores, expected.scores)
 
 
-def test_deleted_documents_count_for_nothing(family: Family) -> None:
+def test_deleted_documents_do_not_influence_scores(family: Family) -> None:
     live = np.random.default_rng(5).random(len(DOCUMENTS)) < 0.6
     survivors = [d for d, alive in zip(DOCUMENTS, live, strict=True) if alive]
     clean = family.open([pack(family, survivors)])
     holed = family.open([pack(family, DOCUMENTS[:20], live[:20]), pack(family, DOCUMENTS[20:], live[20:])])
     expected = clean.search(encode(family, clean, QUERIES), 15)
-    found = holed.search(encode(family, holed, QUERIES), 15)
+    hits = holed.search(encode(family, holed, QUERIES), 15)
     renumbered = np.flatnonzero(live)
-    np.testing.assert_array_equal(found.rows, np.where(expected.rows >= 0, renumbered[expected.rows], -1))
-    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(hits.rows, np.where(expected.rows >= 0, renumbered[expected.rows], -1))
+    np.testing.assert_array_equal(hits.scores, expected.scores)
 
 
 def test_merging_parts_gives_the_arrays_of_packing_the_survivors(family: Family) -> None:
@@ -241,17 +241,17 @@ def test_only_allowed_rows_are_returned_and_none_is_lost(family: Family) -> None
     allowed = np.random.default_rng(7).random(len(DOCUMENTS)) < 0.3
     queries = encode(family, retriever, QUERIES)
     everything = retriever.search(queries, len(DOCUMENTS))
-    found = retriever.search(queries, len(DOCUMENTS), allowed)
+    hits = retriever.search(queries, len(DOCUMENTS), allowed)
     for i in range(len(QUERIES)):
         rows, scores = everything.of(i)
-        np.testing.assert_array_equal(found.of(i)[0], rows[allowed[rows]])
-        np.testing.assert_array_equal(found.of(i)[1], scores[allowed[rows]])
+        np.testing.assert_array_equal(hits.of(i)[0], rows[allowed[rows]])
+        np.testing.assert_array_equal(hits.of(i)[1], scores[allowed[rows]])
 
 
 def test_nothing_allowed_gives_nothing(family: Family) -> None:
     retriever = family.open([pack(family, DOCUMENTS)])
-    found = retriever.search(encode(family, retriever, QUERIES), 5, np.zeros(len(DOCUMENTS), dtype=bool))
-    assert all(len(found.of(i)[0]) == 0 for i in range(len(QUERIES)))
+    hits = retriever.search(encode(family, retriever, QUERIES), 5, np.zeros(len(DOCUMENTS), dtype=bool))
+    assert all(len(hits.of(i)[0]) == 0 for i in range(len(QUERIES)))
 
 
 def test_a_smaller_k_is_a_prefix(family: Family) -> None:
@@ -264,11 +264,11 @@ def test_a_smaller_k_is_a_prefix(family: Family) -> None:
             np.testing.assert_array_equal(shallow.of(i)[0], deep.of(i)[0][:k])
 
 
-def test_an_empty_collection_answers_with_nothing(family: Family) -> None:
+def test_an_empty_collection_returns_nothing(family: Family) -> None:
     for retriever in (family.open([]), family.open([pack(family, [])])):
-        found = retriever.search(encode(family, retriever, QUERIES), 5)
-        assert len(found) == len(QUERIES)
-        assert all(len(found.of(i)[0]) == 0 for i in range(len(QUERIES)))
+        hits = retriever.search(encode(family, retriever, QUERIES), 5)
+        assert len(hits) == len(QUERIES)
+        assert all(len(hits.of(i)[0]) == 0 for i in range(len(QUERIES)))
 
 
 def test_k_below_one_and_a_filter_of_another_length_are_refused(family: Family) -> None:
@@ -318,7 +318,7 @@ def test_stored_vectors_do_not_depend_on_segments_or_on_what_else_is_read(expand
     assert len(whole.vectors(rows[:0])) == 0
 
 
-def test_queries_in_their_stored_form_find_the_same(expandable: Family) -> None:
+def test_queries_in_their_stored_form_give_the_same_results(expandable: Family) -> None:
     retriever: Any = expandable.open([pack(expandable, DOCUMENTS)])
     queries = encode(expandable, retriever, QUERIES)
     plain, stored = retriever.search(queries, 20), retriever.search(retriever.stored_form(queries), 20)
@@ -337,9 +337,9 @@ def test_doubling_the_stored_form_of_a_query_doubles_its_scores(expandable: Fami
         VectorKind.TOKENS: lambda v: TokenVectors(v.values * np.float32(2), v.offsets),
         VectorKind.SPARSE: lambda v: SparseVectors(v.weights * np.float32(2), v.terms, v.offsets, v.vocabulary),
     }[retriever.stored_kind](stored)
-    once, found = retriever.search(stored, 60), retriever.search(twice, 60)
+    once, hits = retriever.search(stored, 60), retriever.search(twice, 60)
     for query in range(len(QUERIES)):
-        np.testing.assert_allclose(found.of(query)[1], 2 * once.of(query)[1], rtol=1e-5)
+        np.testing.assert_allclose(hits.of(query)[1], 2 * once.of(query)[1], rtol=1e-5)
 
 
 def test_a_vector_of_every_document_is_common_and_a_foreign_one_is_not() -> None:
@@ -371,6 +371,6 @@ def test_the_service_sees_exactly_the_capabilities_of_a_family(family: Family) -
     retriever = family.open([pack(family, DOCUMENTS)])
     view: Any = SimpleNamespace(channels={"c": SimpleNamespace(name="c", family=family, retriever=retriever)})
     channel = opened_channels(view)["c"]
-    found = {name for name in set().union(*CAPABILITIES.values()) if getattr(channel, name) is not None}
-    assert found == CAPABILITIES[family.name]
+    offered = {name for name in set().union(*CAPABILITIES.values()) if getattr(channel, name) is not None}
+    assert offered == CAPABILITIES[family.name]
     assert channel.kind is family.kind

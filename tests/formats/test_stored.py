@@ -1,4 +1,4 @@
-"""Collections that versions since the oldest one read wrote: kept here, one folder a format version."""
+"""Collections written by every format version that is still read, one folder per version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_format_version_that_is_read_is_kept() -> None:
     assert [int(path.name) for path in STORED] == list(range(OLDEST_FORMAT, FORMAT_VERSION + 1))
 
 
-def test_an_older_format_is_named_and_says_what_to_do(tmp_path: Path) -> None:
+def test_an_older_format_is_reported_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "c"
     shutil.copytree(STORED[0], path)
     manifest = path / "snapshots" / "snapshot-000002" / MANIFEST
@@ -31,15 +31,15 @@ def test_an_older_format_is_named_and_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stored", STORED, ids=lambda path: f"format {path.name}")
-def test_a_stored_collection_is_read_verified_and_written_on(stored: Path, tmp_path: Path) -> None:
+def test_a_stored_collection_is_read_verified_and_extended(stored: Path, tmp_path: Path) -> None:
     path = tmp_path / "c"
     shutil.copytree(stored, path)
     with Collection.open(path, verify=True) as opened:
         assert opened.snapshot == "snapshot-000002"
         assert (len(opened), opened.n_rows) == (2, 3)  # one was deleted
         retriever = opened.channels["lexical"].retriever
-        found = retriever.search(retriever.encode_queries(["cheese of the heron"]), 3)  # type: ignore[attr-defined]
-        [document] = opened.documents(found.of(0)[0])
+        hits = retriever.search(retriever.encode_queries(["cheese of the heron"]), 3)  # type: ignore[attr-defined]
+        [document] = opened.documents(hits.of(0)[0])
         assert document == Document(
             "crow", "A crow dropped a piece of cheese.", "The crow", {"lang": "en", "year": 1901}
         )

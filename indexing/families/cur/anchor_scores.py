@@ -11,7 +11,7 @@ import numpy as np
 
 from chamfer.core.artifact import digest_of, find_artifact, open_artifact, write_artifact
 from chamfer.core.errors import InvalidInput
-from chamfer.core.protocols import Reranker
+from chamfer.core.protocols import PairReranker, Reranker
 from chamfer.core.types import F32, AnchorScores, DenseVectors, Document, Query
 
 _KIND = "anchor scores"
@@ -42,7 +42,7 @@ class AnchorScorer:
     """Scores documents with the anchor queries. Finished pieces are stored in `folder` and reused.
 
     A piece holds as many documents as make about a thousand pairs. Its name is a digest of its documents, the queries
-    and the reranker, so that a changed corpus costs only what changed. Raises InvalidInput without queries.
+    and the reranker, so that only changed parts of a corpus are scored again. Raises InvalidInput without queries.
     """
 
     def __init__(
@@ -57,8 +57,9 @@ class AnchorScorer:
         if not queries:
             raise InvalidInput("there are no anchor queries, a score matrix needs at least one (anchor_queries)")
         self.queries = tuple(queries)
-        self._queries = [Query(f"anchor {place}", text) for place, text in enumerate(queries)]
+        self._queries = [Query(f"anchor {number}", text) for number, text in enumerate(queries)]
         self._reranker = reranker
+        self._pair_reranker = reranker if isinstance(reranker, PairReranker) else None
         self._folder = folder
         self._on_pairs = on_pairs
         self._clock = clock
@@ -71,19 +72,19 @@ class AnchorScorer:
 
     def score(self, documents: Sequence[Document]) -> AnchorScores:
         """The columns of these documents, f32 [N, k_q]."""
-        out = np.empty((len(documents), len(self.queries)), dtype=np.float32)
+        scores = np.empty((len(documents), len(self.queries)), dtype=np.float32)
         for start in range(0, len(documents), self._piece_documents):
             piece = documents[start : start + self._piece_documents]
-            out[start : start + len(piece)] = self._piece(piece)
+            scores[start : start + len(piece)] = self._piece(piece)
             if self._on_pairs is not None:
                 self._on_pairs(len(piece) * len(self.queries))
-        return AnchorScores(DenseVectors(out), self.queries, self._reranker.fingerprint)
+        return AnchorScores(DenseVectors(scores), self.queries, self._reranker.fingerprint)
 
     def estimate(self, documents: Sequence[Document], n_documents: int) -> CostEstimate:
         """Times a sample of the pairs of `documents`, after one uncounted call, for a corpus of n_documents.
 
-        The sample has all lengths in their proportions, since a pair's time depends on its length, and is scored in
-        calls of as many documents as a piece has.
+        The sample follows the distribution of document lengths, since a pair's time depends on its length, and is
+        scored in calls of as many documents as a piece has.
         """
         if not documents:
             return CostEstimate(0, 1.0)
@@ -106,12 +107,12 @@ class AnchorScorer:
         return np.asarray(open_artifact(path, _KIND).array("scores"), dtype=np.float32)
 
     def _scores(self, queries: Sequence[Query], documents: Sequence[Document]) -> F32:
-        """Scores f32 [documents, queries]; a reranker of pairs gets many at once, so that its batches are full."""
+        """Scores f32 [documents, queries]; a PairReranker scores many pairs per call, so that its batches are full."""
         shape = len(documents), len(queries)
-        if hasattr(self._reranker, "score_pairs"):
+        if self._pair_reranker is not None:
             pairs = [(query, document) for document in documents for query in queries]
             calls = [pairs[start : start + _CALL_PAIRS] for start in range(0, len(pairs), _CALL_PAIRS)]
-            scores = np.concatenate([np.asarray(self._reranker.score_pairs(c), dtype=np.float32) for c in calls])
+            scores = np.concatenate([np.asarray(self._pair_reranker.score_pairs(c), dtype=np.float32) for c in calls])
         else:
             columns = [np.asarray(self._reranker.score(query, documents), dtype=np.float32) for query in queries]
             scores = np.stack(columns, axis=1)

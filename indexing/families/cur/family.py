@@ -44,13 +44,14 @@ class CurConfig:
     """What is scored, how anchor items are chosen, and how queries are fitted.
 
     reranker        the name of the reranker whose scores are stored, as in models.rerankers
-    anchor_queries  number of queries with which it scores every document
-    anchor_items    number of documents with which a query is scored first, if no other channel seeds the search
-    selection       diverse: widest spread of score columns; kmeans: nearest to as many centres; random
+    anchor_queries  number of queries that every document is scored with
+    anchor_items    number of documents that a query is scored with first, if no other channel seeds the search
+    selection       of the anchor items; diverse: columns that span the largest volume; kmeans: those nearest to the
+                    centres; random
     cutoff          singular values below this share of the largest are dropped (ANNCUR, ADACUR)
     ridge           ridge penalty of a fit, as a share of the largest squared singular value (AXN)
-    storage         of the score columns; float16 moves a score of about 10 by less than 0.005
-    seed            of the choice of items
+    storage         of the score columns; float16 changes a score of about 10 by less than 0.005
+    seed            of the choice of anchor items
     """
 
     reranker: str = ""
@@ -71,8 +72,9 @@ class CurConfig:
 
 
 class CurFamily(OnCpu):
-    """See chamfer.indexing.families.family.Family. Arrays: values f32 or f16 [N, k_q], largest_norm f64 [1], keys u64
-    [N].
+    """See chamfer.indexing.families.family.Family.
+
+    Arrays: values f32 or f16 [N, k_q], largest_norm f64 [1], keys u64 [N].
     """
 
     name: ClassVar[str] = "cur"
@@ -132,9 +134,9 @@ class CurFamily(OnCpu):
 
 
 class CurRetriever(Retriever[DenseVectors]):
-    """Score columns of all documents, from which a query's few exact scores are extrapolated to all documents.
+    """Score columns of all documents, which extrapolate a query's few exact scores to all documents.
 
-    `search` is ANNCUR without its reranking: a query is given by its scores with `anchor_items`.
+    `search` is ANNCUR without its reranking; a query is represented by its scores with `anchor_items`.
     """
 
     def __init__(self, parts: Sequence[SegmentPart], family: CurFamily) -> None:
@@ -151,7 +153,7 @@ class CurRetriever(Retriever[DenseVectors]):
     def search(self, queries: DenseVectors, k: int, allowed: Bool | None = None) -> Candidates:
         """The k rows of highest estimate for queries f32 [Q, anchor items]; scores omit the query's constant bias."""
         check_depth(k)
-        allowed_rows(self._parts, allowed)  # raises for a filter of another length, even if nothing can be found
+        allowed_rows(self._parts, allowed)  # raises for a filter of the wrong length, even with nothing to search
         if not len(self.anchor_items):
             empty = np.full((len(queries), 0), -1, dtype=np.int64)
             return Candidates(empty, empty.astype(np.float32))
@@ -173,7 +175,7 @@ class CurRetriever(Retriever[DenseVectors]):
         return np.asarray(self._columns.vectors(rows).values, dtype=np.float32)
 
     def estimates(self, fit: QueryFit, guess: F32 | None = None) -> F32:
-        """f32 [N] for every row, deleted ones included, of a fit to known scores."""
+        """Estimated scores f32 [N] of every row, deleted ones included, from a fit to exact scores."""
         weights = fit.weights.astype(np.float32)
         scores = self._columns.inner_products(weights) + np.float32(fit.bias)
         return np.asarray(scores if guess is None else scores + np.float32(fit.slope) * guess, dtype=np.float32)
@@ -195,14 +197,16 @@ class CurRetriever(Retriever[DenseVectors]):
         if self.config.selection == "random":
             return rows[:n]
         table = self.columns(rows)
-        places = pick_diverse(table, n) if self.config.selection == "diverse" else _central(table, n, self.config.seed)
+        positions = (
+            pick_diverse(table, n) if self.config.selection == "diverse" else _central(table, n, self.config.seed)
+        )
         # Columns may span fewer dimensions than n; the remaining items are random.
-        rest = np.setdiff1d(np.arange(len(rows)), places)
-        return np.asarray(rows[np.concatenate([places, rest[: n - len(places)]])], dtype=np.int64)
+        rest = np.setdiff1d(np.arange(len(rows)), positions)
+        return np.asarray(rows[np.concatenate([positions, rest[: n - len(positions)]])], dtype=np.int64)
 
 
 def _central(table: F32, n: int, seed: int) -> I64:
-    """Places of the rows nearest to n k-means centres, without repeats."""
+    """Positions of the rows nearest to n k-means centres, without repeats."""
     import faiss
 
     clusters = faiss.Kmeans(table.shape[1], n, niter=10, seed=seed, min_points_per_centroid=1, verbose=False)

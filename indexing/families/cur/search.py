@@ -6,7 +6,7 @@
              penalty: with few scores the fit stays near the first stage (arXiv 2405.03651, there in the space of a
              dual encoder)
 
-Every exact score is part of the answer; no pair is scored twice.
+The result contains every exact score; no pair is scored twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chamfer.indexing.families.cur.family import CurRetriever
 from chamfer.indexing.kernels.cur import F64, QueryFit, fit_query
 from chamfer.indexing.kernels.topk import best
 
-Judge = Callable[[I64], F32]
+RowScorer = Callable[[I64], F32]
 """Exact scores f32 [n] of rows i64 [n] for the query at hand."""
 
 
@@ -61,7 +61,7 @@ class CurAnswer:
 
 def search(
     retriever: CurRetriever,
-    judge: Judge,
+    score_rows: RowScorer,
     options: CurSearch,
     *,
     seeds: Candidates | None = None,
@@ -70,12 +70,12 @@ def search(
 ) -> CurAnswer:
     """At most `budget` allowed rows with their exact scores, best first.
 
-    seeds     one query's first-stage ranking: the first round scores its head, and axn uses its scores as a guess
-    in_time   called before each round; once it returns False, the scores so far are the answer
+    seeds     one query's first-stage ranking: the first round scores its best rows, and axn uses its scores as a guess
+    in_time   called before each round; once it returns False, the search returns the scores so far
 
     Raises InvalidInput for a score that is not finite.
     """
-    state = _State(retriever, judge, retriever.usable(allowed))
+    state = _State(retriever, score_rows, retriever.usable(allowed))
     guess = None
     if seeds is not None and options.method == "axn":
         guess = _guess(seeds, len(retriever))
@@ -101,17 +101,17 @@ def search(
 class _State:
     """Rows scored so far for one query."""
 
-    def __init__(self, retriever: CurRetriever, judge: Judge, usable: Bool) -> None:
+    def __init__(self, retriever: CurRetriever, score_rows: RowScorer, usable: Bool) -> None:
         self.usable = usable
         self.rows = np.empty(0, dtype=np.int64)
         self.calls = 0
         self._scores = np.empty(0, dtype=np.float32)
         self._estimates = np.empty(0, dtype=np.float32)
         self._retriever = retriever
-        self._judge = judge
+        self._score_rows = score_rows
 
     def score(self, rows: I64, estimates: F32 | None) -> None:
-        scores = np.asarray(self._judge(rows), dtype=np.float32)
+        scores = np.asarray(self._score_rows(rows), dtype=np.float32)
         if scores.shape != rows.shape or not np.isfinite(scores).all():
             raise InvalidInput(f"the reranker gave {scores.shape} scores for {len(rows)} documents, or some not finite")
         before = np.full(len(rows), np.nan, dtype=np.float32) if estimates is None else estimates[rows]
@@ -138,14 +138,14 @@ class _State:
 
 
 def _first(retriever: CurRetriever, options: CurSearch, seeds: Candidates | None, usable: Bool) -> tuple[I64, int]:
-    """(the rows of the first round, how many rounds follow)."""
+    """(the rows of the first round, the number of rounds that follow)."""
     budget = options.budget
     if options.method == "anncur":
         return retriever.anchor_items[: max(1, int(budget * options.anchor_share))], 1
     size = max(1, budget // options.rounds)
     ranked = retriever.anchor_items if seeds is None else seeds.of(0)[0]
     first = ranked[usable[ranked]][:size]
-    if not len(first):  # the filter excludes them all: begin with any rows that it allows
+    if not len(first):  # the filter excludes all of them: begin with any allowed rows
         first = np.flatnonzero(usable)[:size].astype(np.int64)
     return first, options.rounds - 1
 

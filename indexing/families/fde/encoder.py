@@ -24,13 +24,13 @@ class FdeConfig:
     fill          an empty cell of a document takes the document's nearest token
     centred       the mean of the sample's token vectors is subtracted from every token
     seed          of all random draws
-    storage       int8: a byte a dimension and one scale a document; float16: two bytes; pq8: the paper's PQ-256-8, a
-                  byte for 8 dimensions; rabitq: a bit a dimension (chamfer.indexing.rows.storage)
+    storage       int8: one byte per dimension and one scale per document; float16: two bytes; pq8: the paper's
+                  PQ-256-8, one byte per 8 dimensions; rabitq: one bit per dimension (chamfer.indexing.rows.storage)
     search        flat: every row is scored; hnsw, ivf: in segments of at least 1,000 documents, faiss proposes
                   `depth_factor` times k candidates, which the storage scores. Both keep a float16 copy of the rows
     depth_factor  see search
-    ef_search     how many rows a search by hnsw keeps in view
-    n_probe       how many lists a search by ivf reads
+    ef_search     size of the candidate list of a search by hnsw
+    n_probe       number of lists that a search by ivf reads
     """
 
     repetitions: int = 20
@@ -48,10 +48,10 @@ class FdeConfig:
     n_probe: int = 16
 
     def __post_init__(self) -> None:
-        shape = self.shape()  # raises InvalidInput for sizes that are not possible
+        shape = self.shape()  # raises InvalidInput for impossible sizes
         if self.storage in ("pq8", "rabitq") and shape.dim % WIDTH:
             raise InvalidInput(
-                f"fde.storage {self.storage} needs a multiple of {WIDTH} dimensions, there are {shape.dim}"
+                f"fde.storage {self.storage} needs a multiple of {WIDTH} dimensions, but the encoding has {shape.dim}"
             )
         if min(self.depth_factor, self.ef_search, self.n_probe) < 1:
             raise InvalidInput(
@@ -71,7 +71,7 @@ class FdeConfig:
 
 @dataclass(frozen=True, eq=False)
 class FdeEncoder:
-    """Encodes token vectors with the matrices of one collection; documents on `device`, queries on the CPU."""
+    """Encodes token vectors with the matrices of one collection: documents on `device`, queries on the CPU."""
 
     matrices: FdeMatrices
     centre: F32
@@ -95,7 +95,7 @@ class FdeEncoder:
         """Encodings f32 [Q, D] of Q queries."""
         return encode_queries(self._centred(tokens, "query"), tokens.offsets, self.matrices, self.config.shape())
 
-    def _centred(self, tokens: TokenVectors, whose: str) -> F32:
-        check_tokens(tokens.values, len(self.centre), NAME, whose)
+    def _centred(self, tokens: TokenVectors, text_kind: str) -> F32:
+        check_tokens(tokens.values, len(self.centre), NAME, text_kind)
         values = np.asarray(tokens.values, dtype=np.float32)
         return values - self.centre if self.centre.any() else values

@@ -1,6 +1,6 @@
 """Family `fde`: MUVERA's fixed dimensional encoding of a document's token vectors, as a cheap first stage.
 
-Ask it for more candidates than are wanted and let `multivector` score those exactly. A collection's codec holds the
+Request more candidates than needed, and let `multivector` score them exactly. A collection's codec holds the
 matrices of the encoding, the mean that is subtracted from all token vectors if `centred`, and what the storage learns.
 """
 
@@ -26,14 +26,15 @@ from chamfer.indexing.rows.storage.registry import STORAGES
 
 _BLOCK_BYTES = 32 << 20
 _SAMPLE_BYTES = 512 << 20
-_SAMPLE_ROWS = 100_000  # the paper's
+_SAMPLE_ROWS = 100_000  # as in the paper
 _DRAWN = ("planes", "projections", "final_slots", "final_signs", "centre")
 _NOT_ZERO = np.ones(1, dtype=bool)
 
 
 class FdeFamily:
-    """See chamfer.indexing.families.family.Family. Arrays: those of the storage; with hnsw or ivf `index`, faiss'
-    bytes.
+    """See chamfer.indexing.families.family.Family.
+
+    Arrays: those of the storage; with hnsw or ivf also `index`, the serialised faiss index.
     """
 
     name: ClassVar[str] = NAME
@@ -61,10 +62,10 @@ class FdeFamily:
         if config.centred and len(tokens.values):
             centre = tokens.values.astype(np.float64).mean(axis=0).astype(np.float32)
         encoder = FdeEncoder(matrices, centre, config, self._device)
-        most = min(len(tokens), _SAMPLE_ROWS, max(1, _SAMPLE_BYTES // (4 * config.shape().dim)))
+        n_sample = min(len(tokens), _SAMPLE_ROWS, max(1, _SAMPLE_BYTES // (4 * config.shape().dim)))
         sample = np.zeros((1, config.shape().dim), dtype=np.float32)
         if len(tokens):
-            sample = encoder.documents(tokens.take(np.linspace(0, len(tokens) - 1, most).astype(np.int64)))
+            sample = encoder.documents(tokens.take(np.linspace(0, len(tokens) - 1, n_sample).astype(np.int64)))
         return {
             "planes": matrices.planes,
             "projections": matrices.projections,
@@ -113,7 +114,7 @@ class FdeFamily:
         return FdeRetriever(parts, self.config, self._codec, self._encoder)
 
     def _index(self, parts: Sequence[SegmentPart]) -> dict[str, Array]:
-        """The index over the live rows, if the configuration asks for one and there are enough of them."""
+        """The index over the live rows, if the configuration has one and there are enough rows."""
         n_rows = sum(part.n_live for part in parts)
         kind = self.config.search
         if kind == "flat" or n_rows < MIN_INDEXED_ROWS:

@@ -1,4 +1,4 @@
-"""Search of an FDE channel: a scan of all rows or, by HNSW or IVF, of the candidates that these propose."""
+"""Search of an FDE channel: scans all rows, or only the candidates that HNSW or IVF proposes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chamfer.core.types import F32, I64, Bool, Candidates, DenseVectors, TokenVe
 from chamfer.indexing.families.fde.encoder import FdeConfig, FdeEncoder
 from chamfer.indexing.kernels.topk import as_candidates, best, check_depth
 from chamfer.indexing.rows.ann_index import AnnIndex
-from chamfer.indexing.rows.scan import RowScan, nothing_found, rank
+from chamfer.indexing.rows.scan import RowScan, no_candidates, rank
 from chamfer.indexing.rows.segment_part import Codec, SegmentPart, part_of_mask
 from chamfer.indexing.rows.storage.protocol import Scan
 from chamfer.indexing.rows.storage.registry import STORAGES
@@ -48,15 +48,15 @@ class FdeRetriever(Retriever[TokenVectors], Expandable[TokenVectors]):
 
     @property
     def bytes_per_document(self) -> float:
-        """Of all arrays of all parts."""
+        """Bytes of all arrays of all parts, per document."""
         return sum(array.nbytes for part in self._parts for array in part.arrays.values()) / max(len(self), 1)
 
     def search(self, queries: TokenVectors | DenseVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k best rows a query, token vectors or in their stored form; as many as are allowed if those are fewer."""
+        """The k best rows per query, or all allowed rows if fewer; queries are token vectors or their stored form."""
         check_depth(k)
         usable = self._rows.usable(allowed)
         if self._encoder is None or not len(self):
-            return nothing_found(len(queries), k)
+            return no_candidates(len(queries), k)
         encoded = queries.values if isinstance(queries, DenseVectors) else self._encoder.queries(queries)
         if self._device_scan is not None:
             return _rank_all(self._device_scan(encoded), usable, k)
@@ -83,12 +83,12 @@ class FdeRetriever(Retriever[TokenVectors], Expandable[TokenVectors]):
         """The same rows with other search parameters: ef_search (hnsw), n_probe (ivf), depth_factor (both), device
         (flat).
 
-        device: "cuda", or another of torch's, to which float16 or int8 rows are copied and where all are scanned.
+        device: "cuda" or another torch device; float16 or int8 rows are copied to it, and all of them are scanned.
         """
-        known = _PARAMETERS[self._config.search]
-        if unknown := sorted(set(params) - set(known)):
+        names = _PARAMETERS[self._config.search]
+        if unknown := sorted(set(params) - set(names)):
             raise InvalidInput(
-                f"an fde search of kind {self._config.search} has no parameters {unknown}; known: {list(known)}"
+                f"an fde search of kind {self._config.search} has no parameters {unknown}; known: {list(names)}"
             )
         retriever = copy(self)
         if (device := params.pop("device", None)) is not None:
@@ -97,7 +97,7 @@ class FdeRetriever(Retriever[TokenVectors], Expandable[TokenVectors]):
         return retriever
 
     def _scan_on(self, device: str) -> Callable[[F32], F32]:
-        """Copies the rows to the device; gives the scores f32 [Q, N] of encoded queries f32 [Q, D]."""
+        """Copies the rows to the device; returns a function from queries f32 [Q, D] to scores f32 [Q, N]."""
         import torch
 
         from chamfer.indexing.kernels.fde_torch import inner_products

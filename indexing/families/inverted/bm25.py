@@ -1,7 +1,7 @@
 """Family `lexical`: BM25 over the documents' text, in an inverted index of impacts.
 
 A segment stores term frequencies and lengths. Document frequencies and the mean length are computed over the live
-documents of all segments at opening, so that scores do not depend on how documents are spread over them (ADR 3).
+documents of all segments at opening, so that scores do not depend on the division into segments (ADR 3).
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from chamfer.indexing.families.inverted.impact_index import (
     Postings,
     live_postings,
     pack_postings,
-    places_of,
+    positions_of,
     union,
 )
 from chamfer.indexing.families.inverted.list_pruning import check_pruning
 from chamfer.indexing.kernels.impact_types import Impacts
 from chamfer.indexing.rows.segment_part import SegmentPart
 
-_MOST = np.iinfo(np.uint8).max
+_LARGEST_TF = np.iinfo(np.uint8).max
 _LEAST_NORM = np.float32(1e-30)  # with k1 = 0: tf / (tf + norm) is then 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LexicalConfig:
-    """k1 and b of BM25 (Robertson and Zaragoza, 2009); title_weight: how many times a title's words count.
+    """k1 and b of BM25 (Robertson and Zaragoza, 2009); title_weight: the number of times that a title's words count.
 
-    pruning: 0 is exact; otherwise the share of the largest possible score of a row whose lists may stay unread.
+    pruning: 0 is exact; otherwise the search may skip postings lists that together contribute at most this share of the
+    largest possible score.
     """
 
     k1: float = 0.9
@@ -71,7 +72,7 @@ class LexicalFamily(WithoutCodec):
         self._analyzer = Analyzer(config.analysis)
 
     def pack(self, documents: Sequence[Document], encoding: Encoding | None) -> dict[str, Array]:
-        del encoding  # it reads the text alone
+        del encoding  # it reads only the text
         counts: list[dict[str, int]] = []
         for document in documents:
             terms = self._analyzer(document.text) + self._analyzer(document.title) * self.config.title_weight
@@ -86,11 +87,11 @@ class LexicalFamily(WithoutCodec):
         np.cumsum([len(count) for count in counts], out=offsets[1:])
         hashes = term_hashes(numbers)
         rank = np.argsort(np.argsort(hashes, kind="stable"), kind="stable")
-        places = rank[number]
-        order = np.lexsort((places, np.repeat(np.arange(len(counts)), np.diff(offsets))))
+        term_numbers = rank[number]
+        order = np.lexsort((term_numbers, np.repeat(np.arange(len(counts)), np.diff(offsets))))
         lengths = np.array([sum(count.values()) for count in counts], dtype=np.int32)
-        values = np.minimum(tf[order], _MOST).astype(np.uint8)
-        return _arrays(Postings(offsets, np.sort(hashes), places[order], values), lengths)
+        values = np.minimum(tf[order], _LARGEST_TF).astype(np.uint8)
+        return _arrays(Postings(offsets, np.sort(hashes), term_numbers[order], values), lengths)
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
         lengths = np.concatenate([part.arrays["lengths"][part.live_rows()] for part in parts])
@@ -103,7 +104,7 @@ class LexicalFamily(WithoutCodec):
 class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
     """Exact BM25 (Kamphuis et al., ECIR 2020, "Lucene (accurate)", without the constant factor k1 + 1).
 
-    A document gains idf tf / (tf + k1 (1 - b + b length / mean length)) from each of a query's terms. Queries come from
+    Each query term adds idf tf / (tf + k1 (1 - b + b length / mean length)) to a document's score. Queries come from
     `encode_queries`, without a model.
     """
 
@@ -135,9 +136,9 @@ class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
             with self._lock:
                 words = self._analyzer(text)
             hashes, counts = np.unique(term_hashes(words), return_counts=True)
-            places = places_of(self._vocabulary, hashes)
-            weights.append(counts[places >= 0].astype(np.float32))
-            terms.append(places[places >= 0].astype(np.int32))
+            positions = positions_of(self._vocabulary, hashes)
+            weights.append(counts[positions >= 0].astype(np.float32))
+            terms.append(positions[positions >= 0].astype(np.int32))
             lengths.append(len(terms[-1]))
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -147,7 +148,7 @@ class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
         )
 
     def search(self, queries: SparseVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k highest BM25 scores a query; documents that share no term with it are not returned."""
+        """The k highest BM25 scores per query; documents that share no term with it are not returned."""
         weights = queries.weights * self._idf[queries.terms]
         return self._index.search(queries, weights, k, allowed, self._config.pruning)
 
@@ -160,7 +161,7 @@ class LexicalRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
         return queries
 
     def with_params(self, **params: Any) -> Self:
-        """k1, b, pruning."""
+        """A retriever with other k1, b or pruning (see LexicalConfig)."""
         if unknown := set(params) - {"k1", "b", "pruning"}:
             raise InvalidInput(f"lexical search takes k1, b and pruning, not {sorted(unknown)}")
         return type(self)(self._parts, replace(self._config, **params))
@@ -171,18 +172,18 @@ def _arrays(postings: Postings, lengths: Array) -> dict[str, Array]:
 
 
 def _impacts(arrays: dict[str, Array], config: LexicalConfig, mean: float) -> Impacts:
-    """A segment under this collection's mean length; `largest` pairs each list's largest tf with the least norm."""
+    """A segment under the collection's mean length; `largest` combines each list's largest tf and the least norm."""
     norms = (config.k1 * (1 - config.b + config.b * arrays["lengths"] / mean)).astype(np.float32)
     norms = np.maximum(norms, _LEAST_NORM)
-    most = arrays["largest"].astype(np.float32)
-    largest = most / (most + norms.min(initial=np.float32(np.inf)))
+    largest_tf = arrays["largest"].astype(np.float32)
+    largest = largest_tf / (largest_tf + norms.min(initial=np.float32(np.inf)))
     by_term = (arrays["offsets"], arrays["documents"], arrays["codes"], largest)
     by_row = (arrays["row_offsets"], arrays["row_terms"], arrays["row_values"], norms)
     return Impacts(*by_term, *by_row, saturating=True)
 
 
 def _document_frequency(parts: Sequence[SegmentPart], numbers: Sequence[I64], vocabulary: int) -> I64:
-    """Live documents that hold each term: i64 [vocabulary]."""
+    """Number of live documents that contain each term: i64 [vocabulary]."""
     frequencies = np.zeros(vocabulary, dtype=np.int64)
     for part, terms in zip(parts, numbers, strict=True):
         offsets = np.asarray(part.arrays["offsets"])

@@ -1,7 +1,7 @@
-"""What the channels `lexical` and `sparse` share: packing, merging and searching postings of any terms and values.
+"""Packs, merges and searches postings of any terms and values, for the channels `lexical` and `sparse`.
 
 A segment's arrays: terms [V] (names, ascending). By term: offsets i64 [V+1], documents u16 or i32 [Z], codes u8 [Z],
-largest [V]. By row: row_offsets i64 [N+1], row_terms u16 or i32 [Z] (places in `terms`, ascending in a row),
+largest [V]. By row: row_offsets i64 [N+1], row_terms u16 or i32 [Z] (positions in `terms`, ascending in a row),
 row_values [Z].
 """
 
@@ -23,19 +23,19 @@ from chamfer.indexing.rows.segment_part import SegmentPart, allowed_rows, locate
 
 @dataclass(frozen=True, slots=True)
 class Postings:
-    """Postings by row: names [V] ascending, places [Z] in `names` (ascending within a row), values [Z]."""
+    """Postings by row: names [V] ascending, positions [Z] in `names` (ascending within a row), values [Z]."""
 
     row_offsets: I64
     names: Array
-    places: Array
+    positions: Array
     values: Array
 
 
 def pack_postings(postings: Postings, codes: Array, weights: Array) -> dict[str, Array]:
     """The arrays of a segment. Drops names without postings; `largest` [V] holds the largest weight of each list."""
-    used = np.bincount(postings.places, minlength=len(postings.names)) > 0
+    used = np.bincount(postings.positions, minlength=len(postings.names)) > 0
     names = postings.names[used]
-    row_terms = narrow((np.cumsum(used) - 1)[postings.places], len(names))
+    row_terms = narrow((np.cumsum(used) - 1)[postings.positions], len(names))
     offsets, documents, order = invert(postings.row_offsets, row_terms, len(names))
     return {
         "terms": names,
@@ -52,32 +52,32 @@ def pack_postings(postings: Postings, codes: Array, weights: Array) -> dict[str,
 def live_postings(parts: Sequence[SegmentPart]) -> Postings:
     """The postings of the live rows of all parts, in order."""
     names = union([part.arrays["terms"] for part in parts])
-    offsets, places, values = [], [], []
+    offsets, positions, values = [], [], []
     for part in parts:
         index, row_offsets = ragged_index(np.asarray(part.arrays["row_offsets"]), part.live_rows())
         offsets.append(row_offsets)
-        places.append(np.searchsorted(names, part.arrays["terms"])[part.arrays["row_terms"][index]])
+        positions.append(np.searchsorted(names, part.arrays["terms"])[part.arrays["row_terms"][index]])
         values.append(part.arrays["row_values"][index])
-    return Postings(join_offsets(offsets), names, np.concatenate(places), np.concatenate(values))
+    return Postings(join_offsets(offsets), names, np.concatenate(positions), np.concatenate(values))
 
 
 def union(names: Sequence[Array]) -> Array:
-    """Every name of several ascending lists, ascending: [V]."""
+    """The union of several ascending lists of names, ascending: [V]."""
     if len(names) == 1:
         return np.asarray(names[0])
     return np.unique(np.concatenate(names)) if names else np.empty(0, dtype=np.uint64)
 
 
-def places_of(names: Array, wanted: Array) -> I64:
-    """Where each wanted name stands among ascending names, -1 where it is not there: i64 [n]."""
+def positions_of(names: Array, wanted: Array) -> I64:
+    """Position of each wanted name among the ascending names, -1 if it is absent: i64 [n]."""
     if not len(names):
         return np.full(len(wanted), -1, dtype=np.int64)
-    places = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
-    return np.where(np.asarray(names)[places] == wanted, places, -1).astype(np.int64)
+    positions = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
+    return np.where(np.asarray(names)[positions] == wanted, positions, -1).astype(np.int64)
 
 
 class ImpactIndex:
-    """The opened segments of one channel. Terms of queries are numbers 0..V-1 that run through all segments."""
+    """The opened segments of one channel. Query terms are numbered 0..V-1 across all segments."""
 
     def __init__(
         self, parts: Sequence[SegmentPart], impacts: Sequence[Impacts], numbers: Sequence[Array], vocabulary: int
@@ -98,7 +98,7 @@ class ImpactIndex:
         return int(self._starts[-1])
 
     def search(self, queries: SparseVectors, weights: F32, k: int, allowed: Bool | None, pruning: float) -> Candidates:
-        """The k best rows a query; `weights` f32 [Zq] replace the queries' own."""
+        """The k best rows per query; `weights` f32 [Zq] replace those of the queries."""
         check_depth(k)
         k = min(k, len(self))
         usable = allowed_rows(self._parts, allowed)
@@ -111,12 +111,12 @@ class ImpactIndex:
             scratch = Scratch(self._segments, weighted.rescored)
         if scratch.rescored < weighted.rescored:
             scratch = Scratch(self._segments, weighted.rescored)
-        answer = search(self._segments, scratch, weighted, k, usable)
-        self._pool.append(scratch)  # not after an error, which may leave it dirty
-        return _padded(*answer)
+        result = search(self._segments, scratch, weighted, k, usable)
+        self._pool.append(scratch)  # not returned after an error, which may leave it dirty
+        return _padded(*result)
 
     def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
-        """The stored vectors of rows (of BM25: term frequencies). InvalidInput for a row that does not exist."""
+        """The stored vectors of rows (for BM25, term frequencies). InvalidInput for a row that does not exist."""
         part_of, local = locate(self._starts, np.asarray(rows, dtype=np.int64))
         weights, terms, lengths = [np.empty(0, np.float32)], [np.empty(0, np.int32)], []
         for number, row in zip(part_of.tolist(), local.tolist(), strict=True):
@@ -143,7 +143,7 @@ def _padded(rows: I64, scores: F32, counts: I64) -> Candidates:
 
 
 def _inverse(numbers: Array, vocabulary: int) -> I32:
-    """The segment's number of each term of the vocabulary i32 [V+1], -1 if it has no such term; last, unknown terms.
+    """The segment's number of each term of the vocabulary i32 [V+1], -1 if it lacks the term; last, unknown terms.
 
     numbers [V of the segment]: the vocabulary's number of each term of the segment.
     """

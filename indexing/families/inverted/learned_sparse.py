@@ -1,4 +1,4 @@
-"""Family `sparse`: learned sparse vectors (SPLADE and its inference-free kin) in an inverted index of impacts."""
+"""Family `sparse`: learned sparse vectors (SPLADE and its inference-free variants) in an inverted index of impacts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class SparseConfig:
 
     storage   float32 gives the exact scores of the encoder's vectors; uint8 rounds weights to steps of 1/255 of a
               row's largest, in two thirds of the bytes
-    pruning   0 is exact; otherwise the share of the largest possible score of a row whose lists may stay unread
-              (also a search parameter)
+    pruning   0 is exact; otherwise the search may skip postings lists that together contribute at most this share of
+              the largest possible score (also a search parameter)
     """
 
     storage: Literal["float32", "uint8"] = "float32"
@@ -86,7 +86,7 @@ class SparseRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
         return len(self._index)
 
     def search(self, queries: SparseVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k best rows a query."""
+        """The k best rows per query."""
         return self._index.search(queries, queries.weights, k, allowed, self._config.pruning)
 
     def vectors(self, rows: Sequence[int] | I64) -> SparseVectors:
@@ -98,7 +98,7 @@ class SparseRetriever(Retriever[SparseVectors], Expandable[SparseVectors]):
         return queries
 
     def with_params(self, **params: Any) -> Self:
-        """pruning."""
+        """A retriever with another pruning (see SparseConfig)."""
         if unknown := set(params) - {"pruning"}:
             raise InvalidInput(f"sparse search takes pruning, not {sorted(unknown)}")
         retriever = copy(self)

@@ -17,35 +17,37 @@ from chamfer.core.errors import InvalidInput
 from chamfer.core.types import F32, I32, I64, Array, Bool
 from chamfer.indexing.kernels.impact_types import Queries, SegmentIndex
 
-RESCORED = 200  # rows that are scored by all terms: at least so many, and at least RESCORED_FACTOR k
+RESCORED = 200  # at least this many rows, and at least RESCORED_FACTOR k, are scored by all terms
 RESCORED_FACTOR = 8
-ROW_POSTINGS = 1500  # scoring a row, scattered in memory, costs as much as reading so many postings of a list
+ROW_POSTINGS = 1500  # scoring a row, scattered in memory, costs as much as reading this many postings
 
 
 def check_pruning(name: str, pruning: float) -> None:
-    """InvalidInput unless it is a share."""
+    """Raises InvalidInput unless 0 <= pruning < 1."""
     if not 0 <= pruning < 1:
         raise InvalidInput(f"{name} pruning is {pruning}, expected 0 (exact) to below 1")
 
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """Of each term and, last, of unknown terms, over all segments: the number of postings f64 [V+1], and the largest
-    weight in a row, f64 [V+1]."""
+    """The number of postings of each term f64 [V+1] and its largest weight in a row f64 [V+1], over all segments.
+
+    The last entry stands for unknown terms.
+    """
 
     postings: Array
-    most: Array
+    largest: Array
 
 
 def lists_of(segments: Sequence[SegmentIndex], vocabulary: int) -> Lists:
     """Lengths and largest weights of the lists of all segments together."""
-    postings, most = np.zeros(vocabulary + 1), np.zeros(vocabulary + 1)
+    postings, largest = np.zeros(vocabulary + 1), np.zeros(vocabulary + 1)
     for segment in segments:
         terms = np.flatnonzero(segment.local >= 0)
         local = segment.local[terms]
         postings[terms] += np.diff(segment.impacts.offsets)[local]
-        most[terms] = np.maximum(most[terms], segment.impacts.largest[local])
-    return Lists(postings, most)
+        largest[terms] = np.maximum(largest[terms], segment.impacts.largest[local])
+    return Lists(postings, largest)
 
 
 def exact(terms: I32, weights: F32, offsets: I64) -> Queries:
@@ -54,7 +56,7 @@ def exact(terms: I32, weights: F32, offsets: I64) -> Queries:
 
 
 def pruned(lists: Lists, queries: Queries, pruning: float, k: int, allowed: Bool | None) -> Queries:
-    """The queries with their terms in the order of reading, and the number of lists that each reads.
+    """The queries with their terms in the order of reading, and the number of lists that each query reads.
 
     A query stays exact if pruning would save less than twice what rescoring costs: in small collections, and where a
     filter leaves so few rows that all of them can be scored.
@@ -68,7 +70,7 @@ def pruned(lists: Lists, queries: Queries, pruning: float, k: int, allowed: Bool
     for query, (start, stop) in enumerate(ends):
         span = slice(start, stop)
         postings = lists.postings.take(queries.terms[span], mode="clip")
-        bounds = lists.most.take(queries.terms[span], mode="clip") * queries.weights[span]
+        bounds = lists.largest.take(queries.terms[span], mode="clip") * queries.weights[span]
         order = np.argsort(-bounds / np.sqrt(np.maximum(postings, 1)), kind="stable")
         reached = np.cumsum(bounds[order])
         if stop == start or reached[-1] <= 0:

@@ -16,14 +16,13 @@ _BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
 class MultivectorConfig:
     """How token vectors are stored, and how a search narrows the documents that it scores.
 
-    storage      float32 keeps the encoder's bits, float16 moves a score by less than 0.1 %, int8 to int2 are codes
-    centroids    how many are learnt from the build's sample (at most an eighth of its tokens); 0: none. They narrow a
+    storage      float32 keeps the encoder's bits, float16 changes a score by less than 0.1 %, int8 to int2 are codes
+    centroids    number learnt from the build's sample (at most an eighth of its tokens); 0: none. They narrow a
                  search to `candidates` documents before MaxSim, and codes then hold the residual of a token after its
                  centroid
-    candidates   how many documents a search by centroids scores by MaxSim at most (at least k); None: as many as
+    candidates   the most documents that a search by centroids scores by MaxSim (at least k); None: what
                  `most_candidates` gives for the number of live documents
-    margin       of the candidates, only those whose centroid score is at most this share below the k-th best are
-                 scored; 1: all
+    margin       only candidates whose centroid score is at most this share below the k-th best are scored; 1: all
     seed         of the training of centroids
     """
 
@@ -45,7 +44,7 @@ class MultivectorConfig:
 
 
 def most_candidates(n_live: int) -> int:
-    """The most candidates of a search over n_live documents: 4,000 up to 20,000 of them, then x (n / 20,000)^(2/3).
+    """The most candidates of a search over n_live documents: 4,000 up to 20,000 of them, then 4,000 (n / 20,000)^(2/3).
 
     The number of documents within the margin grows at that rate. Half of all queries have less than a quarter of the
     limit within their margin; the limit bounds the cost of a query that is near everything, and loses 0.001 of

@@ -1,7 +1,7 @@
 """Family `multivector`: token vectors of every document, scored by exact MaxSim.
 
 With centroids, a search first ranks all documents by centroid scores (chamfer.indexing.kernels.centroids), which costs
-one byte maximum a token, and scores only the best of them by MaxSim. `search_mode` "exact" scores all of them.
+one byte maximum per token, and scores only the best of them by MaxSim. `search_mode` "exact" scores all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chamfer.indexing.kernels.centroids import assign, train
 from chamfer.indexing.kernels.codes import TokenCodec, encode, learn_step
 from chamfer.indexing.rows.segment_part import Codec, SegmentPart
 
-_LONGER_AS_CODE = 1.002  # at most: the rounding of the scale and of the decoded values
+_LONGER_AS_CODE = 1.002  # upper bound: the scale and the decoded values are rounded
 
 
 class MultivectorFamily(OnCpu):
@@ -92,7 +92,7 @@ class MultivectorFamily(OnCpu):
         return arrays | ({"centroid_ids": ids} if self.config.centroids else {})
 
     def _check(self, tokens: Array) -> None:
-        """InvalidInput for token vectors [T, D] that the channel cannot keep."""
+        """Raises InvalidInput for token vectors [T, D] that the channel cannot store."""
         dim = tokens.shape[1] if self._centroids is None else self._centroids.shape[1]
         check_tokens(tokens, dim, self.name, "document")
         if len(tokens) and self._centroids is not None and not self._centroids.any():
@@ -103,8 +103,8 @@ class MultivectorFamily(OnCpu):
         largest = np.abs(tokens).max(initial=0)
         if self.config.storage != "float32" and largest > np.finfo(np.float16).max:
             raise InvalidInput(
-                f"a token vector holds {largest:.3g}, which {self.config.storage} storage cannot keep; encode vectors "
-                "of unit length, or set multivector.storage to float32"
+                f"a token vector holds {largest:.3g}, which {self.config.storage} storage cannot represent; encode "
+                "vectors of unit length, or set multivector.storage to float32"
             )
 
     def merge(self, parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:

@@ -1,4 +1,4 @@
-"""Search of a multivector channel: MaxSim over all token vectors, or over the candidates that centroids leave."""
+"""Search of a multivector channel: MaxSim over all token vectors, or over the candidates that centroids select."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAMPLE = 32
 F64 = NDArray[np.float64]
 SearchMode = Literal["exact", "centroids"]
 CentroidScan = Callable[[F32], F32]
-"""Gives the centroid scores f32 [n], whole numbers, of n rows for a query f32 [Tq, D]."""
+"""Returns the centroid scores f32 [n], whole numbers, of n rows for a query f32 [Tq, D]."""
 
 
 class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expandable[TokenVectors]):
@@ -44,7 +44,7 @@ class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expa
     ) -> None:
         """candidates: their largest number, and the margin; see MultivectorConfig.
 
-        Incompatible if the parts' token vectors differ in their dimensions.
+        Raises Incompatible if the parts' token vectors differ in their dimensions.
         """
         self._parts = parts
         self._codec = codec
@@ -66,15 +66,15 @@ class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expa
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters in effect; `candidates` and `margin` are given for a search by centroids alone."""
+        """The parameters in effect; `candidates` and `margin` only for a search by centroids."""
         if self._mode == "exact":
             return {"search_mode": self._mode}
         return {"search_mode": self._mode, "candidates": self._most_candidates, "margin": self._margin}
 
     def search(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k rows of highest MaxSim a query, of all live and allowed rows or, by centroids, of the candidates.
+        """The k rows of highest MaxSim per query, of all live and allowed rows or, by centroids, of the candidates.
 
-        Exact mode reads the token vectors of the usable documents alone.
+        Exact mode reads only the token vectors of usable documents.
         """
         check_depth(k)
         usable = allowed_rows(self._parts, allowed)
@@ -94,7 +94,7 @@ class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expa
         return as_candidates(ranked, k)
 
     def centroid_candidates(self, queries: TokenVectors, k: int, allowed: Bool | None = None) -> Candidates:
-        """The k rows of highest centroid score a query: the candidates themselves, before MaxSim."""
+        """The k rows of highest centroid score per query: the candidates before MaxSim."""
         check_depth(k)
         if self._centroids is None:
             raise InvalidInput("the multivector channel has no centroids; build it with multivector.centroids")
@@ -129,8 +129,8 @@ class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expa
     def commonness(self, vectors: F32) -> F64:
         """How well an average document matches each vector f32 [n, D]: mean of max_j <v, d_j>, f64 [n].
 
-        Over SAMPLE live documents with tokens, evenly spaced through the collection; read and kept at the first call.
-        InvalidInput for vectors of other dimensions.
+        Over SAMPLE live documents with tokens, evenly spaced through the collection; read at the first call and
+        cached. Raises InvalidInput for vectors of other dimensions.
         """
         if self._sample is None:
             self._sample = self._draw_sample()
@@ -139,8 +139,8 @@ class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expa
         if not len(starts):
             return np.zeros(len(vectors))
         best_match = np.maximum.reduceat(vectors @ tokens.T, starts, axis=1)
-        out: F64 = best_match.mean(axis=1, dtype=np.float64)
-        return out
+        means: F64 = best_match.mean(axis=1, dtype=np.float64)
+        return means
 
     def _draw_sample(self) -> tuple[F32, I64]:
         rows = self._rows(allowed_rows(self._parts, None))
@@ -160,8 +160,8 @@ class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expa
             raise InvalidInput(f"unknown parameters {sorted(unknown)}, known are search_mode, candidates and margin")
         mode = self._mode if search_mode is None else search_mode
         if mode != "exact" and (mode != "centroids" or self._centroids is None):
-            known = "exact" if self._centroids is None else "exact or centroids"
-            raise InvalidInput(f"search_mode is {mode!r}, expected {known} (multivector.centroids adds centroids)")
+            modes = "exact" if self._centroids is None else "exact or centroids"
+            raise InvalidInput(f"search_mode is {mode!r}, expected {modes} (multivector.centroids adds centroids)")
         count = self._given_candidates if candidates is None else candidates
         share = self._margin if margin is None else margin
         check_candidates(count, share)
@@ -173,7 +173,7 @@ class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expa
         return np.arange(len(self), dtype=np.int64) if usable is None else np.flatnonzero(usable).astype(np.int64)
 
     def _candidates(self, scores: F32, rows: I64, k: int) -> I64:
-        """Those of the rows i64 [n], n > k, that their centroid scores f32 [n] leave, ascending."""
+        """The candidates among rows i64 [n], n > k, by their centroid scores f32 [n], ascending."""
         order = best(scores, max(k, self._most_candidates))
         kept = scores[order]
         return np.sort(rows[order[kept >= (1 - self._margin) * kept[k - 1]]])
@@ -196,12 +196,12 @@ class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expa
 
         return centroid_scan
 
-    def _score(self, query: F32, rows: I64, how: Callable[[StoredTokens, F32, I64], F32]) -> F32:
+    def _score(self, query: F32, rows: I64, kernel: Callable[[StoredTokens, F32, I64], F32]) -> F32:
         part_of, local = locate(self._starts, rows)
         scores = np.empty(len(rows), dtype=np.float32)
         for number in np.unique(part_of):
             here = part_of == number
-            scores[here] = how(self._tokens[number], query, local[here])
+            scores[here] = kernel(self._tokens[number], query, local[here])
         return scores
 
     def _matrices(self, queries: TokenVectors) -> Iterator[F32]:
@@ -210,6 +210,6 @@ class MultivectorRetriever(Retriever[TokenVectors], Rescorer[TokenVectors], Expa
             yield np.asarray(queries.values[start:stop], dtype=np.float32)
 
     def _error(self, query: F32) -> float:
-        """How far the fastest MaxSim may be from the one that decides."""
+        """Error bound of the fast MaxSim scores, relative to the exact ones that decide the ranking."""
         coded = 0.0 if self._codec is None else maxsim_codes_error(query, self._codec, self._largest_norm)
         return max(coded, fast_error(query, self._largest_norm))

@@ -1,4 +1,4 @@
-"""Token vectors as a segment stores them: floats, or codes of 2, 3, 4 or 8 bits a dimension, and centroid ids.
+"""Token vectors as a segment stores them: floats, or codes of 2, 3, 4 or 8 bits per dimension, and centroid ids.
 
 Codes are decoded block by block into float16 and scored by the same MaxSim as stored floats.
 """
@@ -15,10 +15,10 @@ from chamfer.indexing.kernels.codes import TokenCodec, decode, maxsim_codes
 from chamfer.indexing.kernels.maxsim import maxsim_fast, maxsim_rows
 from chamfer.indexing.rows.segment_part import SegmentPart
 
-PER_TOKEN = ("values", "centroid_ids", "scales")  # arrays with an entry a token; every other array is small
+PER_TOKEN = ("values", "centroid_ids", "scales")  # arrays with one entry per token; every other array is small
 
 _MERGE_BYTES = 32 << 20
-_DECODED_TOKENS = 4096  # 1 MB of 128 dimensions: still in the second cache when MaxSim reads it
+_DECODED_TOKENS = 4096  # 1 MB of 128 dimensions: still in the second-level cache when MaxSim reads it
 
 Kernel = Callable[[F32, Array, I64, I64], F32]
 
@@ -28,7 +28,7 @@ class StoredTokens:
     with centroids centroid_ids u16 [T]."""
 
     def __init__(self, arrays: Mapping[str, Array], codec: TokenCodec | None) -> None:
-        # Views, because compiled code takes plain arrays; offsets are read often, and copied.
+        # Plain views, which compiled code requires; offsets are read often and therefore copied.
         self._values = np.asarray(arrays["values"])
         self._offsets = np.array(arrays["offsets"])
         self._ids = np.asarray(arrays.get("centroid_ids", np.empty(0, np.uint16)))
@@ -57,24 +57,24 @@ class StoredTokens:
         return self._by(maxsim_fast, query, rows)
 
     def maxsim_rows(self, query: F32, rows: I64) -> F32:
-        """The same in float32 from what is stored, decoded if it is codes."""
+        """As `maxsim_fast`, in float32 from the stored vectors, decoded if they are codes."""
         return self._by(maxsim_rows, query, rows)
 
     def _by(self, kernel: Kernel, query: F32, rows: I64) -> F32:
         if self._codec is None or self._lowest is None:
             return kernel(query, self._values, self._offsets, rows)
         arrays = self._values, self._ids, self._scales
-        out = np.empty(len(rows), dtype=np.float32)
+        scores = np.empty(len(rows), dtype=np.float32)
         ends = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(self._offsets[rows + 1] - self._offsets[rows], out=ends[1:])
         start = 0
         while start < len(rows):
             stop = max(start + 1, int(np.searchsorted(ends, ends[start] + _DECODED_TOKENS, side="right")) - 1)
-            own = decode(arrays, self._codec, self._lowest, self._offsets, rows[start:stop])
-            places = np.arange(stop - start, dtype=np.int64)
-            out[start:stop] = kernel(query, own, ends[start : stop + 1] - ends[start], places)
+            decoded = decode(arrays, self._codec, self._lowest, self._offsets, rows[start:stop])
+            positions = np.arange(stop - start, dtype=np.int64)
+            scores[start:stop] = kernel(query, decoded, ends[start : stop + 1] - ends[start], positions)
             start = stop
-        return out
+        return scores
 
     def centroid_ids(self, rows: I64 | None) -> tuple[Array, I64]:
         """(centroid ids u16 [T], offsets i64 [n+1]) of n rows, ascending; None: of all rows, not copied."""
@@ -85,18 +85,18 @@ class StoredTokens:
 
 
 def merge_tokens(parts: Sequence[SegmentPart]) -> dict[str, Array | ArrayStream]:
-    """The arrays of the live rows of all parts, those a token streamed."""
+    """The arrays of the live rows of all parts; those with one entry per token are streamed."""
     lengths = [np.diff(part.arrays["offsets"])[part.live_rows()] for part in parts]
     offsets = join_offsets([np.concatenate([[0], np.cumsum(each)]).astype(np.int64) for each in lengths])
-    out: dict[str, Array | ArrayStream] = {
+    merged: dict[str, Array | ArrayStream] = {
         "offsets": offsets,
         "largest_norm": np.array([max(float(part.arrays["largest_norm"][0]) for part in parts)]),
     }
     for name in PER_TOKEN:
         if name in parts[0].arrays:
             first = parts[0].arrays[name]
-            out[name] = ArrayStream(first.dtype, (int(offsets[-1]), *first.shape[1:]), _chunks(parts, name))
-    return out
+            merged[name] = ArrayStream(first.dtype, (int(offsets[-1]), *first.shape[1:]), _chunks(parts, name))
+    return merged
 
 
 def _chunks(parts: Sequence[SegmentPart], name: str) -> Iterator[Array]:
@@ -108,7 +108,7 @@ def _chunks(parts: Sequence[SegmentPart], name: str) -> Iterator[Array]:
 
 
 def _runs(part: SegmentPart, budget: int) -> Iterator[tuple[int, int]]:
-    """Token ranges of the live rows, neighbours joined, at most `budget` tokens each (one row at least)."""
+    """Token ranges of the live rows, adjacent rows joined, at most `budget` tokens each (at least one row)."""
     offsets = part.arrays["offsets"]
     start = stop = 0
     for row in part.live_rows():

@@ -1,1 +1,1 @@
-"""How vectors, one a row, are stored: a module for each storage, and `registry` to find them by name."""
+"""Storage of vectors, one per row: a module for each storage, and `registry` to look them up by name."""

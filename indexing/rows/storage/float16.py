@@ -1,4 +1,4 @@
-"""Storage `float16`: two bytes a dimension."""
+"""Storage `float16`: two bytes per dimension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Storage `float32`: the encoder's vectors, bit by bit."""
+"""Storage `float32`: the encoder's vectors, bit for bit."""
 
 from __future__ import annotations
 

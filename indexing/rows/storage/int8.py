@@ -1,4 +1,4 @@
-"""Storage `int8`: a byte a dimension and one scale a row."""
+"""Storage `int8`: one byte per dimension and one scale per row."""
 
 from __future__ import annotations
 

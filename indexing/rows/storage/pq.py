@@ -1,4 +1,4 @@
-"""Storage `pq8`: product quantisation, a byte for 8 dimensions (PQ-256-8 of MUVERA, arXiv 2405.19504, section 3)."""
+"""Storage `pq8`: product quantisation, one byte per 8 dimensions (PQ-256-8 of MUVERA, arXiv 2405.19504, section 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chamfer.indexing.kernels.product import WIDTH, quantise, reconstruct, scan_
 from chamfer.indexing.rows.segment_part import Codec
 from chamfer.indexing.rows.storage.protocol import Scan
 
-OWN_CODEBOOKS = 10_000  # sampled documents from which on every group of dimensions gets a codebook of its own
+OWN_CODEBOOKS = 10_000  # sampled documents needed to train a separate codebook for every group of dimensions
 
 
 class ProductCodes:

@@ -1,4 +1,4 @@
-"""What a storage of rows does."""
+"""The interface of row storages: training, packing, scanning and unpacking."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from chamfer.core.types import F32, Array
 from chamfer.indexing.rows.segment_part import Codec
 
 Scan = Callable[[F32], F32]
-"""Gives f32 [n], the (estimated) inner products of n rows with a query f32 [D]."""
+"""Returns f32 [n], the (estimated) inner products of n rows with a query f32 [D]."""
 
 
 class Storage(Protocol):
     """Vectors f32 [n, D] as arrays [n, ...] and back.
 
-    Every array has an entry a row, so that segments merge by laying rows end to end and rows can be picked out; what a
+    Every array has one entry per row, so that segments merge by concatenation and single rows can be read. What a
     storage learns belongs to the codec of the collection.
     """
 
     def learn(self, values: F32, repetitions: int, seed: int) -> Codec:
         """What packing needs, from a sample [n, D], n >= 1; empty for most storages.
 
-        The vectors consist of `repetitions` equal runs of dimensions that are alike.
+        The vectors consist of `repetitions` runs of dimensions, of equal length and similar distribution.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Storage `rabitq`: a bit a dimension (RaBitQ by Gao and Long, SIGMOD 2024), by faiss."""
+"""Storage `rabitq`: one bit per dimension (RaBitQ by Gao and Long, SIGMOD 2024), by faiss."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_a_bad_line_is_named_or_skipped_and_listed(tmp_path: Path, line: str, me
     assert kept["line"].strip() == line
 
 
-def test_bytes_that_are_no_text_are_a_bad_line_not_a_bad_file(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_make_a_bad_line_and_not_a_bad_file(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"_id": "a", "text": "\xff\xfe"}\n' + lines(RECORDS[1:]).encode())
     with pytest.raises(InvalidInput, match=r"x\.jsonl:1: the line is not UTF-8"):
@@ -106,7 +106,7 @@ def test_deep_nesting_is_a_bad_line_not_a_crash(tmp_path: Path) -> None:
         list(read_corpus(str(tmp_path / "x.jsonl")))
 
 
-def test_a_source_that_is_not_there_says_what_would_do() -> None:
+def test_a_missing_source_is_reported_with_the_accepted_kinds() -> None:
     with pytest.raises(NotFound, match="expected a BEIR folder"):
         list(read_corpus("nowhere"))
     with pytest.raises(NotFound, match="knows no dataset"):

@@ -35,10 +35,10 @@ def config(parameters: dict[str, object], recall: float = 0.8, channel: str = "f
     )
 
 
-def test_an_encoding_below_the_floor_is_refused_with_its_recall_and_what_would_hold_more(tmp_path: Path) -> None:
+def test_an_encoding_below_the_floor_is_refused_with_its_recall_and_better_settings(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         build(DOCUMENTS, tmp_path / "c", encoder=HashEncoder(), config=config(SMALL_FDE, 0.95))
-    said = caught.value.detail
+    message = caught.value.detail
     for part in (
         "channel 'fde' finds",
         "in 20 candidates",
@@ -46,8 +46,8 @@ def test_an_encoding_below_the_floor_is_refused_with_its_recall_and_what_would_h
         "build.floor.recall = 0.95",
         "--recall-floor",
     ):
-        assert part in said
-    assert "fde.k_sim = 5" in said
+        assert part in message
+    assert "fde.k_sim = 5" in message
     assert not (tmp_path / "c" / "CURRENT").exists()
 
 
@@ -78,15 +78,15 @@ def test_after_a_refusal_the_sample_is_not_encoded_again(tmp_path: Path) -> None
     assert encoder.calls == before + 1 + 4  # the queries again, and the blocks beyond the sample
 
 
-def test_a_floor_of_zero_builds_it_all_the_same_and_records_what_was_measured(tmp_path: Path) -> None:
+def test_a_floor_of_zero_builds_anyway_and_records_what_was_measured(tmp_path: Path) -> None:
     report = build(DOCUMENTS, tmp_path / "c", encoder=HashEncoder(), config=config(SMALL_FDE, 0.0))
     with Collection.open(tmp_path / "c") as opened:
-        found = opened.recall["fde"]
-    assert found == report.recall["fde"]
-    assert found.recall < 0.9
-    assert (found.documents, found.queries, found.depth, found.made_up) == (128, 30, 20, True)
+        measured = opened.recall["fde"]
+    assert measured == report.recall["fde"]
+    assert measured.recall < 0.9
+    assert (measured.documents, measured.queries, measured.depth, measured.made_up) == (128, 30, 20, True)
     manifest = json.loads(next((tmp_path / "c" / "snapshots").glob("*/manifest.json")).read_text())
-    assert manifest["body"]["recall"]["fde"]["recall"] == found.recall
+    assert manifest["body"]["recall"]["fde"]["recall"] == measured.recall
 
 
 def test_the_recorded_recall_is_that_of_searching_the_sample(tmp_path: Path) -> None:
@@ -97,13 +97,13 @@ def test_the_recorded_recall_is_that_of_searching_the_sample(tmp_path: Path) -> 
     tokens = encoder.encode_queries(queries, [VectorKind.TOKENS]).tokens
     with Collection.open(tmp_path / "c") as opened:
         exact = opened.channels["multivector"].retriever.search(tokens, 10)
-        found = opened.channels["fde"].retriever.search(tokens, 20)
-        held = [np.isin(exact.of(q)[0], found.of(q)[0]).mean() for q in range(25)]
+        hits = opened.channels["fde"].retriever.search(tokens, 20)
+        held = [np.isin(exact.of(q)[0], hits.of(q)[0]).mean() for q in range(25)]
         assert opened.recall["fde"].recall == pytest.approx(np.mean(held), abs=1e-4)
         assert not opened.recall["fde"].made_up
 
 
-def test_changes_keep_the_record(tmp_path: Path) -> None:
+def test_updates_keep_the_recorded_recall(tmp_path: Path) -> None:
     path = tmp_path / "c"
     build(DOCUMENTS[:160], path, encoder=HashEncoder(), config=config(GOOD_FDE, 0.3))
     with Collection.open(path) as opened:
@@ -116,7 +116,7 @@ def test_changes_keep_the_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("channel", "moments"), [("fde", (0, 3, 5, 7, 9)), ("lemur", (2, 6))])
-def test_a_build_that_dies_anywhere_ends_with_the_same_bytes(
+def test_a_build_that_dies_anywhere_resumes_to_the_same_bytes(
     tmp_path: Path, channel: str, moments: tuple[int, ...]
 ) -> None:
     parameters: dict[str, object] = (
@@ -152,19 +152,19 @@ def test_an_empty_corpus_and_documents_without_words_are_built_and_nothing_is_me
         assert report.documents == len(documents)
 
 
-def test_a_known_size_counts_before_the_rest_is_encoded(tmp_path: Path) -> None:
+def test_recall_is_extrapolated_to_a_known_size_before_the_rest_is_encoded(tmp_path: Path) -> None:
     settings = config(GOOD_FDE, 0.6)
     build(DOCUMENTS, tmp_path / "sample", encoder=HashEncoder(), config=settings)
     with pytest.raises(InvalidInput, match=r"is expected over 100,000,000"):
         build(DOCUMENTS, tmp_path / "c", encoder=HashEncoder(), config=settings, run=BuildRun(total=100_000_000))
 
 
-def test_recall_at_a_size_is_that_of_the_depth_it_is_worth() -> None:
-    found = ChannelRecall(0.9, 100, 0.5, 1000, 10, True, {"100": 0.9, "50": 0.8, "10": 0.4})
-    assert found.at(1000) == 0.9
-    assert found.at(4000) == 0.8  # 100 (1 / 4)^0.5 = 50
-    assert found.at(9000) == 0.4
-    assert found.at(10**9) == 0.0
+def test_recall_at_a_size_is_that_of_the_equivalent_depth_in_the_sample() -> None:
+    measured = ChannelRecall(0.9, 100, 0.5, 1000, 10, True, {"100": 0.9, "50": 0.8, "10": 0.4})
+    assert measured.at(1000) == 0.9
+    assert measured.at(4000) == 0.8  # 100 (1 / 4)^0.5 = 50
+    assert measured.at(9000) == 0.4
+    assert measured.at(10**9) == 0.0
 
 
 def test_sampled_queries_are_stretches_of_documents_and_the_same_every_time() -> None:
@@ -177,7 +177,7 @@ def test_sampled_queries_are_stretches_of_documents_and_the_same_every_time() ->
     assert sampled_queries([Document("a")], 3) == []
 
 
-def test_a_floor_that_cannot_be_is_refused() -> None:
+def test_impossible_floors_are_refused() -> None:
     for wrong in ({"recall": 1.5}, {"depth": 5}, {"queries": 0}):
         with pytest.raises(InvalidInput, match=r"build\.floor"):
             FloorConfig(**wrong)  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def test_work_overlaps_in_order_and_a_failure_finishes_what_came_before() -> Non
     assert list(overlapped(iter([]))) == []
 
 
-def test_a_failure_of_the_work_itself_comes_out() -> None:
+def test_a_failure_of_the_work_itself_is_raised() -> None:
     def fail() -> int:
         raise InvalidInput("a block cannot be packed")
 

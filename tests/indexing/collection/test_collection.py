@@ -1,4 +1,4 @@
-"""Collections: building, opening, changing, and what is said when the disk is not what it should be."""
+"""Collections: building, opening, updates, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_document_comes_back_as_it_went_in(collection: Path) -> None:
         assert len(opened.segments) == 3
 
 
-def test_an_id_that_is_not_there_has_row_minus_one(collection: Path) -> None:
+def test_an_unknown_id_has_row_minus_one(collection: Path) -> None:
     with Collection.open(collection) as opened:
         assert opened.rows(["d1", "nobody", ""]).tolist() == [1, -1, -1]
 
@@ -170,7 +170,7 @@ def test_a_channel_without_its_encoder_is_refused_before_any_work(tmp_path: Path
         ({"channels": ("dense",), "parameters": {"dense": {"storage": "int3"}}}, "float32"),
     ],
 )
-def test_configurations_that_mean_nothing_are_named(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_invalid_configurations_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         build(BUILT, tmp_path / "c", encoder=ENCODER, config=BuildConfig(**options))  # type: ignore[arg-type]
 
@@ -187,7 +187,7 @@ def test_adding_refuses_known_ids_unless_they_are_replaced(collection: Path) -> 
         assert opened.documents(opened.rows(["d1"]))[0].text == "new text"
 
 
-def test_deleting_reports_what_was_not_there(collection: Path) -> None:
+def test_deleting_reports_missing_ids(collection: Path) -> None:
     report = delete(collection, ["d0", "nobody", "d59"])
     assert (report.deleted, report.missing) == (2, ("nobody",))
     assert live_ids(collection) == {d.doc_id for d in BUILT} - {"d0", "d59"}
@@ -202,7 +202,7 @@ def test_deleting_everything_leaves_an_empty_collection(collection: Path) -> Non
         assert len(opened) == opened.n_rows == 0
 
 
-def test_compaction_keeps_the_documents_and_drops_the_holes(collection: Path) -> None:
+def test_compaction_keeps_the_documents_and_drops_deleted_rows(collection: Path) -> None:
     delete(collection, [f"d{i}" for i in range(0, 60, 2)])
     expected = live_ids(collection)
     report = compact(collection)
@@ -225,7 +225,7 @@ def test_a_compacted_collection_scores_as_one_built_from_the_survivors(collectio
             compact(collection)
         with Collection.open(collection) as a, Collection.open(fresh) as b:
             for name in ("dense", "multivector", "lexical"):
-                found = []
+                results = []
                 for c in (a, b):
                     retriever = c.channels[name].retriever
                     kind = c.channels[name].family.kind
@@ -236,8 +236,8 @@ def test_a_compacted_collection_scores_as_one_built_from_the_survivors(collectio
                         documents = [Document("q", t) for t in texts]
                         queries = ENCODER.encode_documents(documents, [kind]).vectors(kind)
                     hits = retriever.search(queries, 10)
-                    found.append([(c.doc_ids(hits.of(i)[0]), hits.of(i)[1].tolist()) for i in range(2)])
-                assert found[0] == found[1], (state, name)
+                    results.append([(c.doc_ids(hits.of(i)[0]), hits.of(i)[1].tolist()) for i in range(2)])
+                assert results[0] == results[1], (state, name)
 
 
 def test_old_snapshots_are_removed_after_the_ones_to_keep(collection: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_segment_of_another_build_is_not_mixed_in(collection: Path, tmp_path: 
         Collection.open(collection)
 
 
-def test_whatever_happens_to_a_file_is_an_error_that_names_it(collection: Path, tmp_path: Path) -> None:
+def test_any_damage_to_a_file_is_an_error_that_names_it(collection: Path, tmp_path: Path) -> None:
     chance = random.Random(5)
     first, *_ = sorted((collection / "segments").iterdir())
     folders = (collection, first, collection / "snapshots" / "snapshot-000001")
@@ -424,7 +424,7 @@ def test_readers_never_see_a_mixture_while_a_writer_works(collection: Path) -> N
     assert len(live_ids(collection)) == 60 + 54
 
 
-def test_filters_run_through_segments(collection: Path) -> None:
+def test_filters_cover_all_segments(collection: Path) -> None:
     with Collection.open(collection) as opened:
         mask = opened.allowed(parse_condition({"field": "year", "gte": 1950}))
         assert mask is not None
@@ -473,7 +473,7 @@ def test_reading_documents_costs_the_same_in_a_large_segment(
     assert peaks[1] < table_bytes[1] / 10
 
 
-def test_reading_a_collection_loads_nothing_of_what_builds_it() -> None:
+def test_reading_a_collection_imports_no_build_code() -> None:
     loaded = "[m for m in sys.modules if m.startswith('chamfer.indexing.building')]"
     code = f"import sys, chamfer.indexing.collection.collection; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -57,8 +57,8 @@ def values_of(metadata: dict[str, Any], field: str) -> list[Any]:
     value: Any = metadata
     for name in field.split("."):
         value = value.get(name) if isinstance(value, dict) else None
-    found = value if isinstance(value, list) else [value]
-    return [v for v in found if v is not None]
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if v is not None]
 
 
 def same_type(a: Any, b: Any) -> bool:
@@ -92,7 +92,7 @@ def _wide(value: Any) -> Any:
 
 @settings(max_examples=60, deadline=None)
 @given(documents=st.lists(METADATA, max_size=12), conditions=st.lists(CONDITIONS, min_size=1, max_size=4))
-def test_conditions_select_what_their_definition_selects(
+def test_conditions_select_the_rows_of_their_definition(
     tmp_path_factory: pytest.TempPathFactory, documents: list[dict[str, Any]], conditions: list[dict[str, Any]]
 ) -> None:
     table = tabled(tmp_path_factory.mktemp("fields") / "t", documents)
@@ -114,7 +114,7 @@ def test_a_number_and_a_boolean_and_a_string_of_it_are_three_values(tmp_path: Pa
     assert table.mask(parse_condition({"field": "v", "equals": "1"})).tolist() == [False, False, True, False]
 
 
-def test_the_names_of_fields_are_known(tmp_path: Path) -> None:
+def test_field_names_are_listed(tmp_path: Path) -> None:
     assert tabled(tmp_path / "t", [{"a": 1, "c": {"d": ["x"]}}]).names() == ["a", "c.d"]
 
 
@@ -144,7 +144,7 @@ def test_the_bytes_do_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
         ({"field": "a", "exists": "yes"}, "tests field"),
     ],
 )
-def test_conditions_that_mean_nothing_are_refused_with_their_place(condition: Any, message: str) -> None:
+def test_invalid_conditions_are_refused_with_their_json_pointer(condition: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         parse_condition(condition)
 

@@ -41,9 +41,9 @@ def test_decoding_is_the_formula_and_keeps_lengths(bits: int, dim: int) -> None:
     numbers = unpacked_codes(codes, bits, dim)
     expected = scales[:, None] * (codec.centroids[ids] + codec.step * (numbers - (2**bits - 1) / 2))
     rows = np.array([8, 3, 0, 6, 6])
-    found = decode((codes, ids, scales), codec, codec.lowest, OFFSETS, rows)
+    decoded = decode((codes, ids, scales), codec, codec.lowest, OFFSETS, rows)
     wanted = np.concatenate([expected[OFFSETS[r] : OFFSETS[r + 1]] for r in rows])
-    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(decoded, wanted, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-3)
     error = np.square(expected - tokens).sum(axis=1).mean()
     assert error < {2: 0.15, 3: 0.05, 4: 0.02, 8: 0.001}[bits]
@@ -66,20 +66,20 @@ def test_both_decoders_agree_to_a_float16_step(bits: int, k: int) -> None:
 @needs_library
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("n_query", [1, 15, 16, 17, 40])
-def test_maxsim_over_codes_is_within_the_stated_error_and_has_bits_of_its_own(bits: int, n_query: int) -> None:
+def test_maxsim_over_codes_is_within_the_stated_error_and_independent_of_the_batch(bits: int, n_query: int) -> None:
     _, codec, arrays = coded(bits, 128, 9)
     query = unit(np.random.default_rng(n_query), n_query, 128)
     rows = np.array([6, 1, 0, 8, 2, 3, 4, 5, 9, 7, 6], dtype=np.int64)
-    found = maxsim_codes(query, arrays, codec, OFFSETS, rows)
-    assert found is not None
+    scores = maxsim_codes(query, arrays, codec, OFFSETS, rows)
+    assert scores is not None
     everything = decode(arrays, codec, codec.lowest, OFFSETS, np.arange(len(LENGTHS)))
     expected = maxsim_plain(query, everything, OFFSETS, rows)
-    assert np.abs(found - expected).max() <= maxsim_codes_error(query, codec, 1.01)
-    assert np.abs(found - expected).max() <= 0.01 * np.sqrt(n_query)
-    assert found[2] == found[9] == 0
-    for place, row in enumerate(rows):
+    assert np.abs(scores - expected).max() <= maxsim_codes_error(query, codec, 1.01)
+    assert np.abs(scores - expected).max() <= 0.01 * np.sqrt(n_query)
+    assert scores[2] == scores[9] == 0
+    for i, row in enumerate(rows):
         alone = maxsim_codes(query, arrays, codec, OFFSETS, np.array([row]))
-        np.testing.assert_array_equal(alone, found[place : place + 1])
+        np.testing.assert_array_equal(alone, scores[i : i + 1])
 
 
 @pytest.mark.parametrize("n_query", [1, 31, 32, 33, 70])
@@ -87,17 +87,17 @@ def test_centroid_scores_are_maxsim_with_every_token_at_its_centroid(n_query: in
     _tokens, codec, (_, ids, _) = coded(2, 64, 20)
     query = unit(np.random.default_rng(n_query), n_query, 64)
     table = score_table(query, codec.centroids)
-    found = scan(table, ids, OFFSETS)
+    scores = scan(table, ids, OFFSETS)
     products = codec.centroids @ query.T
     step = (products.max(axis=0) - products.min(axis=0)).max() / 255
     shifted = products - products.min(axis=0)
     expected = [shifted[ids[a:b]].max(axis=0).sum() if b > a else 0 for a, b in itertools.pairwise(OFFSETS)]
-    np.testing.assert_allclose(found * step, expected, atol=0.51 * step * n_query)
-    assert found[0] == 0
+    np.testing.assert_allclose(scores * step, expected, atol=0.51 * step * n_query)
+    assert scores[0] == 0
     slow = np.zeros(len(LENGTHS), np.int32)
     for part in table:
         _numba_late.scan_centroids(part, ids, OFFSETS, slow)
-    np.testing.assert_array_equal(slow, found)
+    np.testing.assert_array_equal(slow, scores)
 
 
 def test_training_is_deterministic_and_lowers_the_distance_to_the_nearest_centroid() -> None:

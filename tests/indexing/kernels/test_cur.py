@@ -20,8 +20,8 @@ def low_rank(rank: int, n_queries: int, n_items: int, seed: int, noise: float = 
     return exact + noise * draw.standard_normal(exact.shape)
 
 
-def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
-    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+def relative_error(estimates: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.linalg.norm(estimates - exact) / np.linalg.norm(exact))
 
 
 @settings(max_examples=40, deadline=None)
@@ -33,23 +33,23 @@ def test_cur_is_exact_when_the_intersection_has_the_rank_of_the_matrix(
     anchors, items = np.arange(rank + extra_q), np.arange(rank + extra_i)
     columns = matrix[anchors].T
     for query in (38, 39):
-        found = cur_scores(columns, items, matrix[query, items], 1e-10)
-        assert relative_error(found, matrix[query]) < 1e-7
+        estimates = cur_scores(columns, items, matrix[query, items], 1e-10)
+        assert relative_error(estimates, matrix[query]) < 1e-7
 
 
 def test_exactness_holds_at_rank_twelve_to_ten_decimals_and_gives_the_whole_order() -> None:
     matrix = low_rank(12, 300, 2000, 3)
     items = np.arange(0, 2000, 100)
-    found = cur_scores(matrix[:20].T, items, matrix[250, items], 0.0)
-    assert relative_error(found, matrix[250]) < 1e-10
-    np.testing.assert_array_equal(np.argsort(-found)[:100], np.argsort(-matrix[250])[:100])
+    estimates = cur_scores(matrix[:20].T, items, matrix[250, items], 0.0)
+    assert relative_error(estimates, matrix[250]) < 1e-10
+    np.testing.assert_array_equal(np.argsort(-estimates)[:100], np.argsort(-matrix[250])[:100])
 
 
 def test_float32_columns_do_not_blow_up() -> None:
     matrix = low_rank(12, 300, 2000, 4).astype(np.float32)
     items = np.arange(0, 2000, 40)
-    found = cur_scores(matrix[:60].T, items, matrix[299, items].astype(np.float64), 1e-6)
-    assert relative_error(found, matrix[299].astype(np.float64)) < 1e-5
+    estimates = cur_scores(matrix[:60].T, items, matrix[299, items].astype(np.float64), 1e-6)
+    assert relative_error(estimates, matrix[299].astype(np.float64)) < 1e-5
 
 
 def test_the_default_cut_off_has_no_peak_where_both_anchors_are_as_many() -> None:
@@ -59,9 +59,9 @@ def test_the_default_cut_off_has_no_peak_where_both_anchors_are_as_many() -> Non
     errors, uncut = {}, {}
     for n in (50, 100, 150, 300):
         columns = matrix[:n].T
-        for cutoff, out in ((0.1, errors), (0.0, uncut)):
-            found = np.stack([cur_scores(columns, items, matrix[q, items], cutoff) for q in range(380, 400)])
-            out[n] = relative_error(found, matrix[380:400])
+        for cutoff, by_n in ((0.1, errors), (0.0, uncut)):
+            estimates = np.stack([cur_scores(columns, items, matrix[q, items], cutoff) for q in range(380, 400)])
+            by_n[n] = relative_error(estimates, matrix[380:400])
     assert uncut[100] > 3 * uncut[300]
     assert max(errors.values()) < 0.15
     assert errors[100] <= errors[50] + 0.01
@@ -76,8 +76,8 @@ def test_error_falls_with_anchors_on_a_decaying_spectrum() -> None:
     errors = []
     for n in (5, 10, 20, 40, 80):
         items = shuffled(np.arange(1000, dtype=np.uint64), 1)[: 2 * n]
-        found = np.stack([cur_scores(matrix[:n].T, items, matrix[q, items], 1e-6) for q in range(150, 200)])
-        errors.append(relative_error(found, matrix[150:]))
+        estimates = np.stack([cur_scores(matrix[:n].T, items, matrix[q, items], 1e-6) for q in range(150, 200)])
+        errors.append(relative_error(estimates, matrix[150:]))
     assert all(later < earlier for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < 0.1
 
@@ -85,17 +85,17 @@ def test_error_falls_with_anchors_on_a_decaying_spectrum() -> None:
 def test_an_anchor_query_is_reproduced_exactly_with_at_least_as_many_items() -> None:
     matrix = low_rank(60, 80, 500, 7)
     items = np.arange(90)
-    found = cur_scores(matrix[:40].T, items, matrix[7, items], 0.0)
-    assert relative_error(found, matrix[7]) < 1e-9
+    estimates = cur_scores(matrix[:40].T, items, matrix[7, items], 0.0)
+    assert relative_error(estimates, matrix[7]) < 1e-9
 
 
 def test_permuting_items_permutes_the_estimates() -> None:
     matrix = low_rank(20, 60, 300, 8, noise=0.2)
     items = np.arange(0, 300, 7)
     order = np.random.default_rng(9).permutation(300)
-    place = np.argsort(order)
+    new_position = np.argsort(order)
     plain = cur_scores(matrix[:30].T, items, matrix[50, items], 0.05)
-    permuted = cur_scores(matrix[:30, order].T, place[items], matrix[50, items], 0.05)
+    permuted = cur_scores(matrix[:30, order].T, new_position[items], matrix[50, items], 0.05)
     np.testing.assert_allclose(permuted, plain[order], atol=1e-9)
 
 
@@ -173,7 +173,7 @@ def test_equal_items_and_constant_scores_are_no_accident() -> None:
         (np.ones((2, 2)), np.array([1.0, np.nan]), "score 1 of 2 is not finite"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(columns: np.ndarray, scores: np.ndarray, message: str) -> None:
+def test_inputs_that_cannot_be_fitted_are_refused(columns: np.ndarray, scores: np.ndarray, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         fit_query(columns, scores, cutoff=0.1)
 
@@ -186,7 +186,7 @@ def test_diverse_items_span_all_directions_before_they_repeat() -> None:
     assert len(pick_diverse(axes, 50)) == 4  # five groups have four centred directions
 
 
-def test_an_order_by_keys_does_not_depend_on_where_they_stand() -> None:
+def test_the_shuffled_order_depends_on_keys_and_not_on_positions() -> None:
     keys = np.random.default_rng(18).integers(0, 2**63, 100).astype(np.uint64)
     order = np.random.default_rng(19).permutation(100)
     np.testing.assert_array_equal(keys[order][shuffled(keys[order], 3)], keys[shuffled(keys, 3)])

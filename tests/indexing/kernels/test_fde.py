@@ -68,13 +68,15 @@ def oracle(points: np.ndarray, matrices: FdeMatrices, shape: FdeShape, *, is_que
         bits = [tuple(bool(side > 0) for side in row) for row in sides]
         for cell in range(2**k):
             name = tuple(bool(cell >> i & 1) for i in range(k))
-            inside = [point.astype(np.float64) for point, own in zip(points, bits, strict=True) if own == name]
+            inside = [
+                point.astype(np.float64) for point, token_bits in zip(points, bits, strict=True) if token_bits == name
+            ]
             if inside:
                 value = np.sum(inside, axis=0) / (1 if is_query else len(inside))
             elif is_query or not fill or not len(points):
                 value = np.zeros(points.shape[1])
             else:
-                distances = [sum(a != b for a, b in zip(own, name, strict=True)) for own in bits]
+                distances = [sum(a != b for a, b in zip(token_bits, name, strict=True)) for token_bits in bits]
                 value = points[int(np.argmin(distances))].astype(np.float64)
             blocks.append(value @ matrices.projections[r].astype(np.float64))
     return np.concatenate(blocks)
@@ -86,10 +88,10 @@ def test_encodings_equal_the_definition(shape: FdeShape, fill: bool) -> None:
     matrices = draw_matrices(shape, DIM, seed=7)
     for n in (0, 1, 2, 9, 40):
         points = tokens(n, n)
-        own = document(points, matrices, shape, fill)
-        np.testing.assert_allclose(own, oracle(points, matrices, shape, is_query=False, fill=fill), atol=2e-6)
-        own = query(points, matrices, shape)
-        np.testing.assert_allclose(own, oracle(points, matrices, shape, is_query=True, fill=fill), atol=1e-5)
+        encoding = document(points, matrices, shape, fill)
+        np.testing.assert_allclose(encoding, oracle(points, matrices, shape, is_query=False, fill=fill), atol=2e-6)
+        encoding = query(points, matrices, shape)
+        np.testing.assert_allclose(encoding, oracle(points, matrices, shape, is_query=True, fill=fill), atol=1e-5)
 
 
 @pytest.mark.parametrize("k", range(1, 9))
@@ -207,10 +209,10 @@ def test_equal_seeds_give_equal_bits_in_any_batch() -> None:
     sets = [tokens(i, n) for i, n in enumerate([3, 0, 40, 1, 17, 109, 5])]
     matrices, again = draw_matrices(shape, DIM, 9), draw_matrices(shape, DIM, 9)
     together = encode_documents(*ragged(*sets), matrices, shape)
-    asked = encode_queries(*ragged(*sets), matrices, shape)
+    encoded_queries = encode_queries(*ragged(*sets), matrices, shape)
     for i, points in enumerate(sets):
         np.testing.assert_array_equal(together[i], document(points, again, shape))
-        np.testing.assert_array_equal(asked[i], query(points, again, shape))
+        np.testing.assert_array_equal(encoded_queries[i], query(points, again, shape))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -222,13 +224,13 @@ def test_the_c_loops_and_their_twin_agree(shape: FdeShape, path: str, monkeypatc
     monkeypatch.setattr(_native, "library", lambda: None)
     twin = [encode_documents(values, offsets, matrices, shape, fill=fill) for fill in (True, False)]
     twin.append(encode_queries(values, offsets, matrices, shape))
-    for own, other in zip(mine, twin, strict=True):
-        np.testing.assert_allclose(own, other, atol=1e-5)
+    for ours, other in zip(mine, twin, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-22, 1e-40, 1e18, 1e37])
 def test_signs_are_exact_however_near_a_plane_a_token_lies(size: float) -> None:
-    """Tokens that differ from a plane's own points by one float: no float32 product could tell their side."""
+    """Tokens within one float of a plane: no float32 product could decide their side."""
     shape = FdeShape(repetitions=2, k_sim=6, d_proj=1)
     matrices = draw_matrices(shape, DIM, 8)
     points = tokens(1, 60)
@@ -237,9 +239,9 @@ def test_signs_are_exact_however_near_a_plane_a_token_lies(size: float) -> None:
         point -= np.float32(plane @ point / (plane @ plane)) * plane
     points = np.concatenate([points * np.float32(size), np.zeros((1, DIM), np.float32)])
     sides = (points[:, :, None].astype(np.float64) * matrices.planes.astype(np.float64)).sum(axis=1) > 0
-    for point, own in zip(points, sides, strict=True):
+    for point, point_sides in zip(points, sides, strict=True):
         cells = np.abs(query(point[None], matrices, shape)).reshape(2, 64)
-        expected = [int((own[r * 6 : r * 6 + 6] << np.arange(6)).sum()) for r in range(2)]
+        expected = [int((point_sides[r * 6 : r * 6 + 6] << np.arange(6)).sum()) for r in range(2)]
         if point.any() and cells.any():
             assert [int(np.argmax(row)) for row in cells] == expected
         assert _numba_fde.side(point, np.ascontiguousarray(matrices.planes[:, 3])) == pytest.approx(

@@ -1,4 +1,4 @@
-"""The torch versions say what the compiled ones say, on the CPU and, where there is one, on a CUDA device."""
+"""The torch versions agree with the compiled ones, on the CPU and, if there is one, on a CUDA device."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def test_encodings_equal_the_compiled_ones_whatever_the_budget(shape: FdeShape, 
     matrices = draw_matrices(shape, DIM, 3)
     values, offsets = texts(1, [3, 0, 109, 1, 40, 0])
     for fill in (True, False):
-        found = fde_torch.encode_documents(*on(device, values, offsets), matrices, shape, fill=fill, budget=budget)
+        encoded = fde_torch.encode_documents(*on(device, values, offsets), matrices, shape, fill=fill, budget=budget)
         expected = fde.encode_documents(values, offsets, matrices, shape, fill=fill)
-        np.testing.assert_allclose(found.cpu(), expected, atol=3e-6)
-    asked = fde_torch.encode_queries(*on(device, values, offsets), matrices, shape, budget=budget)
-    np.testing.assert_allclose(asked.cpu(), fde.encode_queries(values, offsets, matrices, shape), atol=1e-5)
+        np.testing.assert_allclose(encoded.cpu(), expected, atol=3e-6)
+    encoded_queries = fde_torch.encode_queries(*on(device, values, offsets), matrices, shape, budget=budget)
+    np.testing.assert_allclose(encoded_queries.cpu(), fde.encode_queries(values, offsets, matrices, shape), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_tokens_are_encoded_as_the_numbers_they_are(dtype: torch.dtype, device: str) -> None:
+def test_half_precision_tokens_are_encoded_by_their_values(dtype: torch.dtype, device: str) -> None:
     shape = SHAPES[2]
     matrices = draw_matrices(shape, DIM, 3)
     values, offsets = texts(2, [50, 7])
     halves = torch.from_numpy(values).to(dtype)
-    found = fde_torch.encode_documents(halves.to(device), *on(device, offsets), matrices, shape)
+    encoded = fde_torch.encode_documents(halves.to(device), *on(device, offsets), matrices, shape)
     expected = fde.encode_documents(halves.float().numpy(), offsets, matrices, shape)
-    np.testing.assert_allclose(found.cpu(), expected, atol=3e-6)
+    np.testing.assert_allclose(encoded.cpu(), expected, atol=3e-6)
 
 
 def test_equal_calls_give_equal_bits(device: str) -> None:
@@ -76,23 +76,23 @@ def test_maxsim_equals_the_definition(budget: int, device: str) -> None:
     queries, ends = texts(5, [32, 0, 8])
     for rows in (np.array([4, 0, 0, 1, 2]), None):
         chosen = None if rows is None else torch.from_numpy(rows).to(device)
-        found = fde_torch.maxsim(*on(device, queries, ends, values, offsets), chosen, budget=budget).cpu()
+        scores = fde_torch.maxsim(*on(device, queries, ends, values, offsets), chosen, budget=budget).cpu()
         wanted = np.arange(5) if rows is None else rows
         for q in range(3):
             query = queries[ends[q] : ends[q + 1]]
-            np.testing.assert_allclose(found[q], maxsim_plain(query, values, offsets, wanted), atol=1e-5)
+            np.testing.assert_allclose(scores[q], maxsim_plain(query, values, offsets, wanted), atol=1e-5)
 
 
 def test_bf16_maxsim_is_close(device: str) -> None:
     values, offsets = texts(6, [100, 40])
     queries, ends = texts(7, [32])
-    found = fde_torch.maxsim(
+    scores = fde_torch.maxsim(
         *on(device, queries, ends), torch.from_numpy(values).bfloat16().to(device), *on(device, offsets)
     )
-    np.testing.assert_allclose(found[0].cpu(), maxsim_plain(queries, values, offsets, np.arange(2)), atol=0.03)
+    np.testing.assert_allclose(scores[0].cpu(), maxsim_plain(queries, values, offsets, np.arange(2)), atol=0.03)
 
 
-def test_what_does_not_fit_is_refused(device: str) -> None:
+def test_inputs_that_do_not_fit_are_refused(device: str) -> None:
     shape = SHAPES[2]
     matrices = draw_matrices(shape, DIM, 1)
     values, offsets = on(device, *texts(8, [4]))

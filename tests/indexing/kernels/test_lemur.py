@@ -49,31 +49,31 @@ def test_the_feature_map_is_torchs_linear_layer_norm_and_gelu() -> None:
 
 def test_a_query_is_the_sum_of_its_features_by_32_and_an_empty_one_is_zero() -> None:
     features, tokens = some_map(), unit(9)
-    out = encode_queries(tokens, np.array([0, 4, 4, 9]), features)
-    np.testing.assert_allclose(out[0] * 32, features(tokens[:4]).sum(axis=0), rtol=1e-5, atol=1e-5)
-    assert not out[1].any()
-    np.testing.assert_array_equal(out[2], encode_queries(tokens[4:], np.array([0, 5]), features)[0])
+    encoded = encode_queries(tokens, np.array([0, 4, 4, 9]), features)
+    np.testing.assert_allclose(encoded[0] * 32, features(tokens[:4]).sum(axis=0), rtol=1e-5, atol=1e-5)
+    assert not encoded[1].any()
+    np.testing.assert_array_equal(encoded[2], encode_queries(tokens[4:], np.array([0, 5]), features)[0])
 
 
 def test_targets_are_the_largest_inner_products() -> None:
     values, offsets = documents(3, 0, 5)
     tokens = unit(7)
-    found = largest_products(torch.from_numpy(tokens), torch.from_numpy(values), offsets, np.array([2, 1, 0]))
+    products = largest_products(torch.from_numpy(tokens), torch.from_numpy(values), offsets, np.array([2, 1, 0]))
     expected = np.stack([(tokens @ values[3:8].T).max(1), np.zeros(7), (tokens @ values[:3].T).max(1)], axis=1)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(products.numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "h"), [(300, 16), (12, 16)])
 def test_a_documents_vector_is_the_least_squares_fit_of_its_maxima(n: int, h: int) -> None:
     fit = fitted(n, h)
     values, offsets = documents(4, 1, 0, 9)
-    found = DocumentFit(fit, "cpu")(values, offsets)
+    vectors = DocumentFit(fit, "cpu")(values, offsets)
     psi = fit.features(fit.tokens).astype(np.float64)
     cut = np.finfo(np.float32).eps * max(psi.shape)
     for row, (start, stop) in enumerate(pairwise(offsets)):
         maxima = (fit.tokens @ values[start:stop].T).max(axis=1) if stop > start else np.zeros(n)
         expected = np.linalg.pinv(psi, rcond=cut) @ ((maxima - 0.3) / 0.2)
-        np.testing.assert_allclose(found[row], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+        np.testing.assert_allclose(vectors[row], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 def test_singular_values_below_the_cut_off_count_as_nothing() -> None:
@@ -85,14 +85,14 @@ def test_singular_values_below_the_cut_off_count_as_nothing() -> None:
     np.testing.assert_allclose(factor @ factor.T @ psi.T, np.linalg.pinv(psi.astype(np.float64), rcond=cut), atol=1e-5)
 
 
-def test_a_documents_bits_do_not_depend_on_its_company() -> None:
+def test_a_documents_bits_do_not_depend_on_the_other_documents() -> None:
     fit = DocumentFit(fitted(300, 64), "cpu")
     lengths = [5, 2, 0, 7, 3, 1, 11, 4, 6, 2, 2, 9, 3, 8, 1, 5, 2, 4, 6]
     values, offsets = documents(*lengths)
     together = fit(values, offsets)
     for row in range(len(lengths)):
-        own = values[offsets[row] : offsets[row + 1]]
-        np.testing.assert_array_equal(together[row], fit(own, np.array([0, len(own)]))[0])
+        document = values[offsets[row] : offsets[row + 1]]
+        np.testing.assert_array_equal(together[row], fit(document, np.array([0, len(document)]))[0])
 
 
 def test_training_lowers_the_error_and_the_same_seed_gives_the_same_bits() -> None:

@@ -31,7 +31,7 @@ def ragged(rng: np.random.Generator, dim: int) -> tuple[np.ndarray, np.ndarray]:
 @needs_library
 @pytest.mark.parametrize("n_query", [1, 8, 16, 31, 32, 33, 70])
 @pytest.mark.parametrize("dim", [32, 128, 384])
-def test_fast_maxsim_is_within_the_stated_error_and_has_bits_of_its_own(n_query: int, dim: int) -> None:
+def test_fast_maxsim_is_within_the_stated_error_and_independent_of_the_batch(n_query: int, dim: int) -> None:
     rng = np.random.default_rng(n_query * dim)
     values, offsets = ragged(rng, dim)
     query = unit(rng, n_query, dim)
@@ -40,8 +40,8 @@ def test_fast_maxsim_is_within_the_stated_error_and_has_bits_of_its_own(n_query:
     assert _native.maxsim_half(query, values, offsets, rows) is not None
     assert np.abs(exact - fast).max() <= fast_error(query, 1.001)
     assert np.abs(exact - fast).max() <= 0.012 * np.sqrt(n_query / dim)
-    for place, row in enumerate(rows):
-        np.testing.assert_array_equal(maxsim_fast(query, values, offsets, np.array([row])), fast[place : place + 1])
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(maxsim_fast(query, values, offsets, np.array([row])), fast[i : i + 1])
 
 
 @needs_library
@@ -53,7 +53,7 @@ def test_the_int8_scan_has_the_bits_of_its_twin(dim: int) -> None:
     np.testing.assert_array_equal(_native.scan_int8(codes, scales, query), _numba.scan_int8(codes, scales, query))
 
 
-def test_without_the_library_the_twins_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_twins_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     values, offsets = ragged(rng, 64)
     query, rows = unit(rng, 9, 64), np.arange(12)

@@ -24,13 +24,13 @@ def orders(n_queries: int, n: int, seed: int) -> np.ndarray:
 
 
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(1, 12), st.integers(0, 10_000))
-def test_recall_and_depth_needed_are_what_counting_sets_gives(n_queries: int, n: int, k: int, seed: int) -> None:
-    exact, found = orders(n_queries, n, seed), orders(n_queries, n, seed + 1)
-    found[:, n - n // 3 :] = -1  # the source does not return everything
-    ranks = ranks_of_best(ranking(found), ranking(exact), k)
+def test_recall_and_depth_needed_equal_a_count_of_sets(n_queries: int, n: int, k: int, seed: int) -> None:
+    exact, ranked = orders(n_queries, n, seed), orders(n_queries, n, seed + 1)
+    ranked[:, n - n // 3 :] = -1  # the source does not return everything
+    ranks = ranks_of_best(ranking(ranked), ranking(exact), k)
 
     def counted(depth: int) -> float:
-        pairs = zip(exact, found, strict=True)
+        pairs = zip(exact, ranked, strict=True)
         return float(np.mean([len(set(e[:k]) & set(f[:depth])) / min(k, n) for e, f in pairs]))
 
     for depth in range(1, n + 1):
@@ -42,12 +42,12 @@ def test_recall_and_depth_needed_are_what_counting_sets_gives(n_queries: int, n:
 
 @given(st.integers(2, 40), st.integers(0, 10_000))
 def test_ranks_in_a_part_are_those_of_a_search_without_the_others(n: int, seed: int) -> None:
-    exact, found = orders(3, n, seed), orders(3, n, seed + 1)
+    exact, ranked = orders(3, n, seed), orders(3, n, seed + 1)
     members = np.random.default_rng(seed).random(n) < 0.5
-    ranks = ranks_of_best(ranking(found), ranking(exact), 5, members)
+    ranks = ranks_of_best(ranking(ranked), ranking(exact), 5, members)
     for q in range(3):
         best = [row for row in exact[q] if members[row]][:5]
-        left = [row for row in found[q] if members[row]]
+        left = [row for row in ranked[q] if members[row]]
         assert ranks[q].tolist() == [left.index(row) + 1 for row in best]
 
 
@@ -59,12 +59,12 @@ def test_a_union_gives_equal_shares() -> None:
     assert recall(ranks, 4) == pytest.approx(2 / 3)
 
 
-def test_a_source_that_ranks_at_random_grows_with_the_collection() -> None:
-    exact, found = ranking(orders(60, 1600, 1)), ranking(orders(60, 1600, 2))
-    assert growth(partial(ranks_of_best, found, exact, 10), 1600) > 0.97
+def test_the_depth_of_a_random_source_grows_with_the_collection() -> None:
+    exact, ranked = ranking(orders(60, 1600, 1)), ranking(orders(60, 1600, 2))
+    assert growth(partial(ranks_of_best, ranked, exact, 10), 1600) > 0.97
 
 
-def test_a_source_that_is_right_does_not_grow() -> None:
+def test_the_depth_of_a_perfect_source_does_not_grow() -> None:
     exact = ranking(orders(20, 800, 1))
     assert growth(partial(ranks_of_best, exact, exact, 10), 800) < 1e-9
 
@@ -73,20 +73,20 @@ def test_growth_predicts_the_depth_in_a_collection_four_times_as_large() -> None
     n, draw = 4000, np.random.default_rng(4)
     truth = draw.standard_normal((80, n))
     exact = ranking(np.argsort(-truth, axis=1))
-    found = ranking(np.argsort(-(truth + 0.4 * draw.standard_normal(truth.shape)), axis=1))
+    ranked = ranking(np.argsort(-(truth + 0.4 * draw.standard_normal(truth.shape)), axis=1))
     members = np.zeros(n, dtype=bool)
     members[draw.permutation(n)[: n // 4]] = True
-    place = np.flatnonzero(members)
+    member_rows = np.flatnonzero(members)
 
     def in_sample(part: np.ndarray | None) -> np.ndarray:
         chosen = members.copy()
         if part is not None:
             chosen[:] = False
-            chosen[place[part]] = True
-        return ranks_of_best(found, exact, 10, chosen)
+            chosen[member_rows[part]] = True
+        return ranks_of_best(ranked, exact, 10, chosen)
 
     exponent = growth(in_sample, n // 4)
-    whole = ranks_of_best(found, exact, 10)
+    whole = ranks_of_best(ranked, exact, 10)
     for target in (0.9, 0.95):
         expected = needed(in_sample(None), target) * 4**exponent
         assert 0.7 < expected / needed(whole, target) < 1.4
@@ -94,9 +94,9 @@ def test_growth_predicts_the_depth_in_a_collection_four_times_as_large() -> None
     assert predicted == pytest.approx(recall(whole, 60), abs=0.05)
 
 
-def test_a_sample_too_small_to_tell_is_taken_at_its_worst() -> None:
-    exact, found = ranking(orders(5, 150, 1)), ranking(orders(5, 150, 2))
-    assert growth(partial(ranks_of_best, found, exact, 10), 150) == 1.0
+def test_a_sample_too_small_to_tell_gets_the_worst_growth() -> None:
+    exact, ranked = ranking(orders(5, 150, 1)), ranking(orders(5, 150, 2))
+    assert growth(partial(ranks_of_best, ranked, exact, 10), 150) == 1.0
 
 
 def test_depth_in_a_sample_is_the_depth_itself_where_the_sample_is_everything() -> None:

@@ -13,11 +13,11 @@ from chamfer.indexing.planning.planner import (
     Sample,
     Source,
     candidates_at,
-    exact_itself,
     final_order,
     in_form,
     make_sample,
     measure,
+    measure_exact,
     sources,
     union,
 )
@@ -44,13 +44,13 @@ def every_second(tokens: TokenVectors, name: str) -> TokenVectors:
 
 def maxsim(sample: Sample) -> np.ndarray:
     queries, tokens = sample.encoded_queries.tokens, sample.encoding.tokens
-    out = np.zeros((len(QUERIES), len(DOCUMENTS)))
+    scores = np.zeros((len(QUERIES), len(DOCUMENTS)))
     for q in range(len(QUERIES)):
         query = queries.values[queries.offsets[q] : queries.offsets[q + 1]]
         for d in range(len(DOCUMENTS)):
             document = tokens.values[tokens.offsets[d] : tokens.offsets[d + 1]]
-            out[q, d] = (query @ document.T).max(axis=1).sum()
-    return out
+            scores[q, d] = (query @ document.T).max(axis=1).sum()
+    return scores
 
 
 def test_the_exact_ranking_is_that_of_maxsim_from_the_definition(sample: Sample) -> None:
@@ -61,20 +61,20 @@ def test_the_exact_ranking_is_that_of_maxsim_from_the_definition(sample: Sample)
         assert np.all(np.diff(scores[q, rows]) < 0.01)
 
 
-def test_exact_maxsim_holds_everything(sample: Sample) -> None:
-    assert recall(exact_itself(sample).ranks_10, 10) == 1.0
+def test_exact_maxsim_has_full_recall(sample: Sample) -> None:
+    assert recall(measure_exact(sample).ranks_10, 10) == 1.0
 
 
 def test_a_source_is_measured_by_what_it_returns(sample: Sample) -> None:
-    found = measure(Source("dense", "dense"), sample, every_second)
+    measured = measure(Source("dense", "dense"), sample, every_second)
     dense = sample.encoded_queries.dense.values @ sample.encoding.dense.values.T
     expected = []
     for q in range(len(QUERIES)):
         first = np.argsort(-dense[q], kind="stable")[:50]
         expected.append(np.isin(sample.exact.of(q)[0][:10], first).mean())
-    assert recall(found.ranks_10, 50) == pytest.approx(np.mean(expected))
-    assert found.costs.bytes_per_document == pytest.approx(12 * 4, abs=0.1)  # and the largest norm
-    assert 0 <= found.exponent <= 1
+    assert recall(measured.ranks_10, 50) == pytest.approx(np.mean(expected))
+    assert measured.costs.bytes_per_document == pytest.approx(12 * 4, abs=0.1)  # and the largest norm
+    assert 0 <= measured.exponent <= 1
 
 
 def test_a_pooled_source_is_smaller_and_the_lexical_one_needs_no_vectors(sample: Sample) -> None:
@@ -85,7 +85,7 @@ def test_a_pooled_source_is_smaller_and_the_lexical_one_needs_no_vectors(sample:
     assert 0 < recall(lexical.ranks_10, 100) <= 1
 
 
-def test_centroids_name_candidates_and_codes_order_them(sample: Sample) -> None:
+def test_centroids_propose_candidates_and_codes_rank_them(sample: Sample) -> None:
     by_centroids = measure(Source("centroids 64", "multivector", {"centroids": 64}), sample, every_second)
     assert not by_centroids.direct
     n_tokens = len(sample.encoding.tokens.values)
@@ -94,19 +94,19 @@ def test_centroids_name_candidates_and_codes_order_them(sample: Sample) -> None:
     coded = in_form(by_centroids, form, sample)
     assert coded.costs.bytes_per_document < by_centroids.costs.bytes_per_document / 2
     assert coded.sources[0].parameters == {"centroids": 64, "storage": "int2"}
-    kept = [np.isin(sample.exact.of(q)[0][:10], form.found[0].of(q)[0][:10]).mean() for q in range(len(QUERIES))]
+    kept = [np.isin(sample.exact.of(q)[0][:10], form.rankings[0].of(q)[0][:10]).mean() for q in range(len(QUERIES))]
     assert coded.kept == pytest.approx(np.mean(kept))
     order = final_order(coded, sample, 0, 30)
-    assert set(order.tolist()) == set(by_centroids.found[0].of(0)[0][:30].tolist())
-    places = [form.found[0].of(0)[0].tolist().index(row) for row in order]
-    assert places == sorted(places)
+    assert set(order.tolist()) == set(by_centroids.rankings[0].of(0)[0][:30].tolist())
+    positions = [form.rankings[0].of(0)[0].tolist().index(row) for row in order]
+    assert positions == sorted(positions)
 
 
 def test_a_union_takes_equal_shares_and_adds_costs(sample: Sample) -> None:
     parts = [measure(Source(name, name), sample, every_second) for name in ("dense", "lexical")]
     both = union(parts, sample)
     for q in range(len(QUERIES)):
-        wanted = {int(row) for part in parts for row in part.found[0].of(q)[0][:20]}
+        wanted = {int(row) for part in parts for row in part.rankings[0].of(q)[0][:20]}
         assert set(candidates_at(both, q, 40).tolist()) == wanted
         order = final_order(both, sample, q, 40)
         assert set(order.tolist()) == wanted
@@ -133,11 +133,11 @@ def test_what_is_measured_follows_from_the_kinds_of_the_encoder() -> None:
 
 def test_no_documents_no_queries_and_no_token_vectors_are_refused() -> None:
     encoding = ENCODER.encode_documents(DOCUMENTS[:3], KINDS)
-    asked = ENCODER.encode_queries(QUERIES, KINDS)
+    queries = ENCODER.encode_queries(QUERIES, KINDS)
     with pytest.raises(InvalidInput, match="0 documents"):
-        make_sample([], QUERIES, ENCODER.encode_documents([], KINDS), asked)
+        make_sample([], QUERIES, ENCODER.encode_documents([], KINDS), queries)
     with pytest.raises(InvalidInput, match="0 queries"):
         make_sample(DOCUMENTS[:3], [], encoding, ENCODER.encode_queries([], KINDS))
     dense = ENCODER.encode_documents([Document("a", "b")], [VectorKind.DENSE])
     with pytest.raises(InvalidInput, match="--encoder"):
-        make_sample([Document("a", "b")], QUERIES, dense, asked)
+        make_sample([Document("a", "b")], QUERIES, dense, queries)

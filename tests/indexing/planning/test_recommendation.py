@@ -45,12 +45,12 @@ def option(name: str, recall: float, ms: float, size: float) -> Option:
 
 
 def test_an_option_costs_its_scan_at_full_size_and_maxsim_over_its_candidates() -> None:
-    found = {o.depth: o for o in options([GOOD], SAMPLE, 4 * N)}
-    assert set(found) == {50, 100, 200, 500, 1000}
-    assert found[200].query_ms == pytest.approx(4 * 1.0 + 10.0 * 0.2)
-    assert found[200].bytes_per_document == 5100
-    assert found[100].recall == pytest.approx(0.9)
-    assert found[200].recall == 1.0
+    by_depth = {o.depth: o for o in options([GOOD], SAMPLE, 4 * N)}
+    assert set(by_depth) == {50, 100, 200, 500, 1000}
+    assert by_depth[200].query_ms == pytest.approx(4 * 1.0 + 10.0 * 0.2)
+    assert by_depth[200].bytes_per_document == 5100
+    assert by_depth[100].recall == pytest.approx(0.9)
+    assert by_depth[200].recall == 1.0
 
 
 def test_recall_falls_with_the_size_by_the_measured_growth() -> None:
@@ -72,11 +72,11 @@ def test_centroids_count_their_token_vectors_once_and_codes_what_they_lose() -> 
     source = Source("centroids 64, int4", "multivector", {"centroids": 64, "storage": "int4"})
     table = np.array([list(range(1, 11))])
     coded = Measured("c", (source,), (EMPTY,), table, table, 0.0, Costs(700.0, query_ms=0.5), EMPTY, 0.9, 2.0)
-    found = {o.depth: o for o in options([coded], SAMPLE, N)}
-    assert found[100].recall == pytest.approx(0.9)
-    assert found[100].bytes_per_document == 700
-    assert found[100].query_ms == pytest.approx(0.5 + 2.0 * 0.1)
-    tree = settings_of(found[200], "mini")
+    by_depth = {o.depth: o for o in options([coded], SAMPLE, N)}
+    assert by_depth[100].recall == pytest.approx(0.9)
+    assert by_depth[100].bytes_per_document == 700
+    assert by_depth[100].query_ms == pytest.approx(0.5 + 2.0 * 0.1)
+    tree = settings_of(by_depth[200], "mini")
     assert tree["build"]["channels"] == ["multivector"]
     assert tree["build"]["parameters"] == {
         "multivector": {"centroids": 64, "storage": "int4", "candidates": 200, "margin": 1.0}
@@ -85,8 +85,8 @@ def test_centroids_count_their_token_vectors_once_and_codes_what_they_lose() -> 
 
 
 def test_a_union_with_centroids_rescores_what_both_found() -> None:
-    own = Source("dense", "dense"), Source("centroids 64", "multivector", {"centroids": 64})
-    both = Measured("x", own, (EMPTY, EMPTY), *[np.zeros((1, 1), int)] * 2, 0.0, Costs(1.0))
+    both_sources = Source("dense", "dense"), Source("centroids 64", "multivector", {"centroids": 64})
+    both = Measured("x", both_sources, (EMPTY, EMPTY), *[np.zeros((1, 1), int)] * 2, 0.0, Costs(1.0))
     assert options([both], SAMPLE, N)[0].bytes_per_document == 1.0
     tree = settings_of(Option(both, 200, 1.0, 1.0, 1.0, 1.0), "mini")
     assert tree["build"]["parameters"]["multivector"] == {"centroids": 64, "candidates": 100, "margin": 1.0}
@@ -110,7 +110,7 @@ def test_of_two_about_equally_fast_the_smaller_is_recommended() -> None:
     assert recommend(choices, Budgets(0.99))[0] is choices[1]
 
 
-def test_budgets_leave_out_and_the_best_of_the_rest_is_said_to_miss_the_floor() -> None:
+def test_budgets_exclude_options_and_the_best_of_the_rest_is_reported_to_miss_the_floor() -> None:
     choices = [option("big", 1.0, 1.0, 900), option("slow", 1.0, 9.0, 100), option("weak", 0.7, 1.0, 100)]
     best, reason = recommend(choices, Budgets(0.99, ms=2.0, bytes=500))
     assert best is choices[2]
@@ -118,7 +118,7 @@ def test_budgets_leave_out_and_the_best_of_the_rest_is_said_to_miss_the_floor() 
     assert recommend(choices, Budgets(0.99, ms=10.0, bytes=500))[0] is choices[1]
 
 
-def test_budgets_that_nothing_meets_are_answered_with_what_the_least_would_be() -> None:
+def test_budgets_that_no_option_meets_report_the_smallest_that_would_do() -> None:
     best, reason = recommend([option("a", 1.0, 3.0, 900), option("b", 1.0, 4.0, 700)], Budgets(0.99, bytes=10))
     assert best is None
     assert "700 bytes" in reason
@@ -126,7 +126,7 @@ def test_budgets_that_nothing_meets_are_answered_with_what_the_least_would_be() 
     assert "--budget-bytes" in reason
 
 
-def test_the_front_holds_what_no_other_beats() -> None:
+def test_the_pareto_front_holds_the_options_that_no_other_beats() -> None:
     a, b, c = option("a", 0.5, 1.0, 1), option("b", 0.4, 2.0, 1), option("c", 0.9, 3.0, 1)
     assert pareto([c, b, a]) == [a, c]
 
@@ -134,16 +134,18 @@ def test_the_front_holds_what_no_other_beats() -> None:
 def test_the_failures_of_plain_encodings_are_remarked() -> None:
     plain = measured("fde 2560", [*range(1, 6), *[500] * 5])
     centred = measured("fde 2560 centred", [*range(1, 9), 500, 500])
-    said = " ".join(remarks([plain, centred, GOOD]))
-    assert "holds only 50.0%" in said
-    assert "centring moves fde 2560 by +30.0%" in said
-    assert "the dense vector" in said
+    text = " ".join(remarks([plain, centred, GOOD]))
+    assert "holds only 50.0%" in text
+    assert "centring moves fde 2560 by +30.0%" in text
+    assert "the dense vector" in text
     assert remarks([measured("fde 2560", list(range(1, 11)))]) == []
 
 
 def test_the_settings_build_the_channels_and_search_to_the_depth() -> None:
-    own = Source("fde 2560", "fde", {"k_sim": 4})
-    both = Measured("x", (Source("dense", "dense"), own), (EMPTY, EMPTY), *[np.zeros((1, 1), int)] * 2, 0.0, Costs(1.0))
+    fde_source = Source("fde 2560", "fde", {"k_sim": 4})
+    both = Measured(
+        "x", (Source("dense", "dense"), fde_source), (EMPTY, EMPTY), *[np.zeros((1, 1), int)] * 2, 0.0, Costs(1.0)
+    )
     tree = settings_of(Option(both, 200, 1.0, 1.0, 1.0, 1.0), "mini")
     assert tree["build"]["channels"] == ["dense", "fde", "multivector"]
     assert tree["build"]["parameters"] == {"fde": {"k_sim": 4}}

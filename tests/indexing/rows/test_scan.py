@@ -72,12 +72,12 @@ def test_a_scan_scores_the_allowed_rows_alone_and_gives_their_bits(
     rows = RowScan(parts_of(arrays), storage, codec, list(arrays))
     everything = rows.search(3, QUERIES, N, None)
     storage.scored = 0
-    found = rows.search(3, QUERIES, 20, ONE_PERCENT)
+    hits = rows.search(3, QUERIES, 20, ONE_PERCENT)
     assert storage.scored == 3 * np.count_nonzero(ONE_PERCENT)
     for q in range(3):
         order = np.flatnonzero(ONE_PERCENT[everything.rows[q]])[:20]
-        np.testing.assert_array_equal(found.rows[q], everything.rows[q][order])
-        np.testing.assert_array_equal(found.scores[q], everything.scores[q][order])
+        np.testing.assert_array_equal(hits.rows[q], everything.rows[q][order])
+        np.testing.assert_array_equal(hits.scores[q], everything.scores[q][order])
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
@@ -98,12 +98,12 @@ def test_dense_search_multiplies_the_allowed_rows_alone(storage: str, monkeypatc
     retriever = DenseRetriever(parts)
     everything = retriever.search(DenseVectors(QUERIES), N)
     multiplied.clear()
-    found = retriever.search(DenseVectors(QUERIES), 20, ONE_PERCENT)
+    hits = retriever.search(DenseVectors(QUERIES), 20, ONE_PERCENT)
     assert sum(multiplied) == np.count_nonzero(ONE_PERCENT)
     for q in range(3):
         order = np.flatnonzero(ONE_PERCENT[everything.rows[q]])[:20]
-        np.testing.assert_array_equal(found.rows[q], everything.rows[q][order])
-        np.testing.assert_array_equal(found.scores[q], everything.scores[q][order])
+        np.testing.assert_array_equal(hits.rows[q], everything.rows[q][order])
+        np.testing.assert_array_equal(hits.scores[q], everything.scores[q][order])
 
 
 @pytest.mark.parametrize("centroids", [0, 30])
@@ -123,15 +123,15 @@ def test_late_interaction_reads_the_allowed_documents_alone(centroids: int, monk
         StoredTokens, "maxsim_fast", lambda self, query, rows: documents.append(len(rows)) or maxsim(self, query, rows)
     )
     n_allowed = int(np.count_nonzero(ONE_PERCENT))
-    found = retriever.search(tokens.take([5]), 20, ONE_PERCENT)
+    hits = retriever.search(tokens.take([5]), 20, ONE_PERCENT)
     assert max(documents) <= n_allowed
     assert len(documents) == (2 if centroids else 1)
-    assert ONE_PERCENT[found.rows[0]].all()
+    assert ONE_PERCENT[hits.rows[0]].all()
 
 
 def test_a_filter_that_leaves_most_rows_copies_none(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = STORAGES["float16"].pack(VALUES, {})
     rows = RowScan(parts_of(arrays), STORAGES["float16"], {}, list(arrays))
     monkeypatch.setattr(scan, "_taken", None)  # would fail if it were called
-    found = rows.search(3, QUERIES, 20, np.arange(N) % 2 == 0)
-    assert (found.rows % 2 == 0).all()
+    hits = rows.search(3, QUERIES, 20, np.arange(N) % 2 == 0)
+    assert (hits.rows % 2 == 0).all()

@@ -1,4 +1,4 @@
-"""The score matrix is computed once: a killed build finds its pieces, and the estimate says what is to come."""
+"""The score matrix is computed once: a killed build reuses its pieces, and the cost is estimated in advance."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ QUERIES = [f"question {i}" for i in range(40)]
 
 
 class LengthReranker:
-    """Scores by lengths; counts pairs, and dies after some if told to."""
+    """Scores by lengths; counts pairs, and raises after `dies_after` of them."""
 
-    def __init__(self, dies_after: int = 10**9, name: str = "lengths") -> None:
-        self.fingerprint = name
+    name = "lengths"
+    score_kind = "logit"
+    reads_images = False
+
+    def __init__(self, dies_after: int = 10**9, fingerprint: str = "lengths") -> None:
+        self.fingerprint = fingerprint
         self.pairs = 0
         self._dies_after = dies_after
 
@@ -33,13 +37,13 @@ class LengthReranker:
 
 
 def test_the_matrix_holds_every_pair(tmp_path: Path) -> None:
-    found = AnchorScorer(LengthReranker(), QUERIES, tmp_path).score(DOCUMENTS)
+    anchors = AnchorScorer(LengthReranker(), QUERIES, tmp_path).score(DOCUMENTS)
     expected = [[len(q) * 0.5 - len(d.content) for q in QUERIES] for d in DOCUMENTS]
-    np.testing.assert_array_equal(found.values.values, np.array(expected, dtype=np.float32))
-    assert found.queries == tuple(QUERIES)
+    np.testing.assert_array_equal(anchors.values.values, np.array(expected, dtype=np.float32))
+    assert anchors.queries == tuple(QUERIES)
 
 
-def test_a_reranker_of_pairs_is_asked_about_many_at_once_and_gives_the_same_matrix(tmp_path: Path) -> None:
+def test_a_pair_reranker_scores_many_pairs_per_call_and_gives_the_same_matrix(tmp_path: Path) -> None:
     class Pairs(LengthReranker):
         calls = 0
 
@@ -54,7 +58,7 @@ def test_a_reranker_of_pairs_is_asked_about_many_at_once_and_gives_the_same_matr
     assert reranker.calls < 90 * 40 / 200
 
 
-def test_a_score_that_is_not_finite_names_document_and_query_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_a_score_that_is_not_finite_names_document_and_query_and_nothing_is_stored(tmp_path: Path) -> None:
     class Broken(LengthReranker):
         def score(self, query: Query, documents: Sequence[Document]) -> np.ndarray:
             scores = super().score(query, documents)
@@ -66,7 +70,7 @@ def test_a_score_that_is_not_finite_names_document_and_query_and_nothing_is_kept
     assert not list(tmp_path.glob("pairs-*"))
 
 
-def test_a_killed_scoring_goes_on_where_it_was_and_gives_the_same_matrix(tmp_path: Path) -> None:
+def test_killed_scoring_resumes_and_gives_the_same_matrix(tmp_path: Path) -> None:
     whole = AnchorScorer(LengthReranker(), QUERIES, tmp_path / "whole").score(DOCUMENTS)
     with pytest.raises(KeyboardInterrupt):
         AnchorScorer(LengthReranker(dies_after=2500), QUERIES, tmp_path / "killed").score(DOCUMENTS)
@@ -76,28 +80,28 @@ def test_a_killed_scoring_goes_on_where_it_was_and_gives_the_same_matrix(tmp_pat
     assert again.pairs == 90 * 40 - 2000  # two pieces of 25 documents had been finished
 
 
-def test_other_queries_or_another_reranker_find_nothing_of_the_first(tmp_path: Path) -> None:
+def test_other_queries_or_another_reranker_reuse_no_scores(tmp_path: Path) -> None:
     AnchorScorer(LengthReranker(), QUERIES, tmp_path).score(DOCUMENTS)
-    for reranker, queries in ((LengthReranker(name="other"), QUERIES), (LengthReranker(), QUERIES[:-1])):
+    for reranker, queries in ((LengthReranker(fingerprint="other"), QUERIES), (LengthReranker(), QUERIES[:-1])):
         AnchorScorer(reranker, queries, tmp_path).score(DOCUMENTS)
         assert reranker.pairs == 90 * len(queries)
 
 
-def test_an_estimate_counts_all_pairs_and_says_how_long(tmp_path: Path) -> None:
-    found = AnchorScorer(LengthReranker(), QUERIES, tmp_path).estimate(DOCUMENTS, 20_000)
-    assert found.pairs == 20_000 * 40
-    assert found.pairs_per_second > 0
+def test_an_estimate_counts_all_pairs_and_gives_the_time(tmp_path: Path) -> None:
+    estimate = AnchorScorer(LengthReranker(), QUERIES, tmp_path).estimate(DOCUMENTS, 20_000)
+    assert estimate.pairs == 20_000 * 40
+    assert estimate.pairs_per_second > 0
     assert str(CostEstimate(2_000_000, 26.6)) == "2,000,000 pairs at 26.6 a second: about 20 h 53 min"
     assert str(CostEstimate(6_000, 50.0)).endswith("about 2.0 min")
 
 
-def test_the_estimate_of_a_corpus_of_unlike_lengths_is_its_time(tmp_path: Path) -> None:
+def test_the_estimate_is_right_for_documents_of_unequal_lengths(tmp_path: Path) -> None:
     now = 0.0
 
     class Slow(LengthReranker):
         def score(self, query: Query, documents: Sequence[Document]) -> np.ndarray:
             nonlocal now
-            now += 0.001 + sum(0.001 * len(d.content) for d in documents)  # a call's own cost, and that of each length
+            now += 0.001 + sum(0.001 * len(d.content) for d in documents)  # the cost of a call, and that of each length
             return super().score(query, documents)
 
     lengths = np.exp(np.random.default_rng(0).normal(4, 1, 900)).astype(int)  # a few documents hold half of the text
@@ -115,7 +119,7 @@ def test_columns_of_another_reranker_are_refused_by_the_collection(tmp_path: Pat
     family = plain.with_codec(plain.learn(encoding))
     assert family.queries == tuple(QUERIES)
     with pytest.raises(Incompatible, match="reranker"):
-        family.pack(DOCUMENTS, _encoding(AnchorScorer(LengthReranker(name="other"), QUERIES, tmp_path)))
+        family.pack(DOCUMENTS, _encoding(AnchorScorer(LengthReranker(fingerprint="other"), QUERIES, tmp_path)))
     with pytest.raises(Incompatible, match="anchor queries"):
         family.pack(DOCUMENTS, _encoding(AnchorScorer(LengthReranker(), QUERIES[::-1], tmp_path)))
 

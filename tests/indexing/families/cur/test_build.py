@@ -1,4 +1,4 @@
-"""Family `cur` in collections and plans: built, killed, grown, searched alone and behind a first stage."""
+"""Family `cur` in collections and plans: building, resuming, updates, and search alone and behind a first stage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIG = CollectionConfig(
 
 
 class OverlapReranker:
-    """Shared words, weighted by their number; counts every pair, and dies after some if told to."""
+    """Shared words, weighted by their number; records every pair, and raises after `dies_after` of them."""
 
     name = "overlap"
     score_kind = "logit"
@@ -36,15 +36,15 @@ class OverlapReranker:
 
     def __init__(self, dies_after: int = 10**9, fingerprint: str = "overlap") -> None:
         self.fingerprint = fingerprint
-        self.asked: list[tuple[str, str]] = []
+        self.scored_pairs: list[tuple[str, str]] = []
         self._dies_after = dies_after
 
     def score(self, query: Query, documents: Sequence[Document]) -> np.ndarray:
         return self.score_pairs([(query, document) for document in documents])
 
     def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
-        self.asked += [(query.text, document.doc_id) for query, document in pairs]
-        if len(self.asked) > self._dies_after:
+        self.scored_pairs += [(query.text, document.doc_id) for query, document in pairs]
+        if len(self.scored_pairs) > self._dies_after:
             raise KeyboardInterrupt
         return np.array([_overlap(query.text, document.content) for query, document in pairs], dtype=np.float32)
 
@@ -77,7 +77,7 @@ def content(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_build_resumes_and_gives_the_same_bytes(tmp_path: Path) -> None:
     whole = built(tmp_path / "whole")
     # the estimate scores 24 documents with one query and then 8; every block of 40 is one piece
     with pytest.raises(KeyboardInterrupt):
@@ -85,15 +85,15 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None
     again = OverlapReranker()
     built(tmp_path / "killed", again)
     assert content(tmp_path / "killed") == content(whole)
-    assert len(again.asked) < 12 * len(DOCUMENTS)
+    assert len(again.scored_pairs) < 12 * len(DOCUMENTS)
 
 
-def test_the_build_says_what_scoring_will_cost(tmp_path: Path) -> None:
-    said: list[str] = []
-    run = BuildRun(reranker=OverlapReranker(), queries=QUERIES, total=len(DOCUMENTS), notice=said.append)
+def test_the_build_reports_the_cost_of_scoring(tmp_path: Path) -> None:
+    notices: list[str] = []
+    run = BuildRun(reranker=OverlapReranker(), queries=QUERIES, total=len(DOCUMENTS), notice=notices.append)
     build(DOCUMENTS, tmp_path / "c", encoder=None, config=CONFIG, run=run)
-    assert len(said) == 1
-    assert f"{12 * len(DOCUMENTS):,} pairs" in said[0]
+    assert len(notices) == 1
+    assert f"{12 * len(DOCUMENTS):,} pairs" in notices[0]
 
 
 def test_a_cross_encoder_retrieves_alone(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_no_pair_is_scored_twice_when_a_reranking_follows(tmp_path: Path) -> Non
         "rerank": {"model": "overlap", "depth": 60},
     }
     answer = searched(built(tmp_path / "c"), plan, reranker, explain=True)
-    assert len(reranker.asked) == len(set(reranker.asked))
-    assert 40 <= len(reranker.asked) <= 90
+    assert len(reranker.scored_pairs) == len(set(reranker.scored_pairs))
+    assert 40 <= len(reranker.scored_pairs) <= 90
     stages = [stage for hit in answer.hits for stage in hit.explanation["stages"] if stage["stage"] == "cur"]  # type: ignore[index]
     assert any(stage["estimate"] is not None for stage in stages)
     assert all(stage["estimate"] is None or np.isfinite(stage["estimate"]) for stage in stages)
@@ -146,8 +146,8 @@ def test_adding_deleting_and_compacting_leave_an_index_that_equals_a_fresh_one(t
     run = BuildRun(reranker=OverlapReranker(), queries=QUERIES)
     build([*DOCUMENTS[30:], *newer], fresh, encoder=None, config=CONFIG, run=run)
     expected = searched(fresh, plan, OverlapReranker())
-    for found in (grown, compacted):
-        assert [(h.doc_id, h.score) for h in found.hits] == [(h.doc_id, h.score) for h in expected.hits]
+    for response in (grown, compacted):
+        assert [(h.doc_id, h.score) for h in response.hits] == [(h.doc_id, h.score) for h in expected.hits]
 
 
 def test_adding_with_another_reranker_is_refused(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_plan_for_a_reranker_that_is_not_loaded_is_refused(tmp_path: Path) -> 
     assert "the reranker that it was built with" in answer.detail
 
 
-def test_time_that_is_over_before_any_call_is_an_error_and_later_a_shorter_answer(tmp_path: Path) -> None:
+def test_a_timeout_before_any_call_is_an_error_and_a_later_one_gives_fewer_results(tmp_path: Path) -> None:
     path = built(tmp_path / "c")
     now = iter([*np.linspace(0, 1, 500)])
     clock = {"pipeline": {"clock": lambda: float(next(now))}}

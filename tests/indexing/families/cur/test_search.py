@@ -1,4 +1,4 @@
-"""Searching by CUR with a budget: calls are counted, none is wasted, and more of them never find less."""
+"""Searching by CUR with a budget: calls are counted, none is wasted, and a larger budget never returns less."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def opened(scores: np.ndarray, **config: Any) -> CurRetriever:
 
 
 class CountingJudge:
-    """The exact scores of one query; remembers what it was asked."""
+    """The exact scores of one query; records the rows it scored."""
 
     def __init__(self, scores: np.ndarray) -> None:
         self.scores = scores
-        self.asked: list[int] = []
+        self.scored: list[int] = []
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        self.asked += rows.tolist()
+        self.scored += rows.tolist()
         return self.scores[rows]
 
 
 def ranked(scores: np.ndarray) -> Candidates:
-    places = best(scores.astype(np.float32), len(scores))
-    return as_candidates([(places, scores[places].astype(np.float32))], len(scores))
+    order = best(scores.astype(np.float32), len(scores))
+    return as_candidates([(order, scores[order].astype(np.float32))], len(scores))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -58,7 +58,7 @@ def test_calls_stay_within_the_budget_and_no_pair_is_scored_twice(method: Any, b
     scores = matrix(noise=0.5)
     judge = CountingJudge(scores[50])
     answer = search(opened(scores), judge, CurSearch(method=method, budget=budget))
-    assert answer.calls == len(judge.asked) == len(set(judge.asked)) == min(budget, N_ITEMS)
+    assert answer.calls == len(judge.scored) == len(set(judge.scored)) == min(budget, N_ITEMS)
     np.testing.assert_array_equal(answer.scores, scores[50, answer.rows])
     assert np.all(np.diff(answer.scores) <= 0)
 
@@ -70,8 +70,8 @@ def test_a_matrix_of_low_rank_is_searched_exactly_with_few_calls(method: Any) ->
     for query in range(N_ANCHORS, N_ANCHORS + 20):
         answer = search(retriever, CountingJudge(scores[query]), CurSearch(method=method, budget=60))
         np.testing.assert_array_equal(answer.rows[:10], np.argsort(-scores[query], kind="stable")[:10])
-        known = np.isfinite(answer.estimates)
-        np.testing.assert_allclose(answer.estimates[known], answer.scores[known], atol=1e-3)
+        estimated = np.isfinite(answer.estimates)
+        np.testing.assert_allclose(answer.estimates[estimated], answer.scores[estimated], atol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -92,14 +92,14 @@ def test_rounds_find_more_of_the_exact_top_than_the_first_stage_alone() -> None:
     scores = matrix(rank=6, noise=0.4)
     retriever = opened(scores)
     draw = np.random.default_rng(3)
-    found: dict[int, list[float]] = {1: [], 5: []}
+    shares: dict[int, list[float]] = {1: [], 5: []}
     for query in range(N_ANCHORS, N_ANCHORS + 20):
         seeds = ranked(scores[query] + 3 * draw.standard_normal(N_ITEMS))
         exact = set(np.argsort(-scores[query])[:10].tolist())
-        for rounds, out in found.items():
+        for rounds, of_rounds in shares.items():
             answer = search(retriever, CountingJudge(scores[query]), CurSearch(budget=50, rounds=rounds), seeds=seeds)
-            out.append(len(exact & set(answer.rows.tolist())) / 10)
-    assert np.mean(found[5]) > np.mean(found[1]) + 0.2
+            of_rounds.append(len(exact & set(answer.rows.tolist())) / 10)
+    assert np.mean(shares[5]) > np.mean(shares[1]) + 0.2
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,7 +121,7 @@ def test_a_filter_that_forbids_every_anchor_item_still_finds_what_it_allows() ->
     assert answer.rows[0] == np.argmax(np.where(allowed, scores[45], -np.inf))
 
 
-def test_time_that_runs_out_leaves_the_rounds_that_were_made() -> None:
+def test_a_timeout_returns_the_rounds_that_were_completed() -> None:
     scores = matrix(noise=0.3)
     left = iter([True, True, False])
     answer = search(
@@ -132,7 +132,7 @@ def test_time_that_runs_out_leaves_the_rounds_that_were_made() -> None:
 
 
 @pytest.mark.parametrize("selection", ["diverse", "kmeans", "random"])
-def test_anchor_items_are_distinct_and_as_many_as_asked(selection: Any) -> None:
+def test_anchor_items_are_distinct_and_as_many_as_configured(selection: Any) -> None:
     items = opened(matrix(rank=3), anchor_items=60, selection=selection).anchor_items
     assert len(set(items.tolist())) == 60
 
@@ -145,12 +145,12 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"budget": 0}, {"rounds": 0}, {"anchor_share": 0.0}, {"anchor_share": 1.5}])
-def test_a_search_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+def test_impossible_search_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="expected"):
         CurSearch(**wrong)
 
 
-def test_nothing_to_search_gives_nothing() -> None:
+def test_an_empty_collection_gives_an_empty_result() -> None:
     family = CurFamily(CurConfig())
     answer = search(family.open([]), CountingJudge(np.empty(0)), CurSearch())
     assert len(answer.rows) == answer.calls == 0

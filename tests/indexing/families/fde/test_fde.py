@@ -68,13 +68,13 @@ def test_an_index_finds_most_of_what_a_scan_finds_with_its_scores(
     flat = family.open([part]).search(queries, 10)
     indexed_family, indexed = built(many, search=search)
     retriever = indexed_family.open([indexed])
-    found = retriever.search(queries, 10)
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(flat.rows, found.rows, strict=True)])
+    hits = retriever.search(queries, 10)
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(flat.rows, hits.rows, strict=True)])
     assert recall >= floor
     scores = family.open([part]).search(queries, 1500)
     for q in range(len(queries)):
-        known = dict(zip(scores.rows[q], scores.scores[q], strict=True))
-        assert [known[row] for row in found.rows[q]] == list(found.scores[q])
+        scan_scores = dict(zip(scores.rows[q], scores.scores[q], strict=True))
+        assert [scan_scores[row] for row in hits.rows[q]] == list(hits.scores[q])
     wider = retriever.with_params(**{"ef_search": 1500} if search == "hnsw" else {"n_probe": 1500})
     again = wider.search(queries, 10)
     assert np.mean(again.rows == flat.rows) >= max(recall, 0.99)
@@ -83,12 +83,12 @@ def test_an_index_finds_most_of_what_a_scan_finds_with_its_scores(
 
 
 @pytest.mark.parametrize("share", [0.5, 0.01, 0.002])
-def test_a_filter_over_a_graph_costs_no_hit(many: Encoding, queries: TokenVectors, share: float) -> None:
+def test_a_filter_over_a_graph_index_loses_no_hits(many: Encoding, queries: TokenVectors, share: float) -> None:
     family, part = built(many, search="hnsw")
     allowed = np.random.default_rng(3).random(1500) < share
-    found = family.open([part]).search(queries, 10, allowed)
+    hits = family.open([part]).search(queries, 10, allowed)
     for q in range(len(queries)):
-        rows = found.of(q)[0]
+        rows = hits.of(q)[0]
         assert len(rows) == min(10, np.count_nonzero(allowed))
         assert allowed[rows].all()
 
@@ -101,9 +101,9 @@ def test_merged_segments_are_indexed_again_without_the_deleted(many: Encoding, q
     n_live = int(np.count_nonzero(live))
     retriever = family.open([SegmentPart(merged, None, n_live)])
     holed = family.open([SegmentPart(part.arrays, live, 1500)])
-    expected, found = holed.search(queries, 10), retriever.search(queries, 10)
+    expected, hits = holed.search(queries, 10), retriever.search(queries, 10)
     assert live[expected.rows].all()
-    assert np.mean(np.flatnonzero(live)[found.rows] == expected.rows) >= 0.9
+    assert np.mean(np.flatnonzero(live)[hits.rows] == expected.rows) >= 0.9
     again = plain(family.merge([SegmentPart(part.arrays, live, 1500)]))
     assert again["index"].tobytes() == merged["index"].tobytes()
 
@@ -117,16 +117,16 @@ def test_storages_keep_the_order_and_the_stated_bytes(
     assert retriever.bytes_per_document == n_bytes
     exact_family, exact = built(many, storage="float16")
     wanted = exact_family.open([exact]).search(queries, 10).rows
-    found = retriever.search(queries, 100).rows
-    recall = np.mean([np.isin(a, b).mean() for a, b in zip(wanted, found, strict=True)])
+    hits = retriever.search(queries, 100).rows
+    recall = np.mean([np.isin(a, b).mean() for a, b in zip(wanted, hits, strict=True)])
     assert recall >= {"float16": 1, "int8": 1, "pq8": 0.9, "rabitq": 0.75}[storage]
 
 
 def test_product_codes_are_exact_for_few_distinct_groups_and_score_their_reconstruction() -> None:
     rng = np.random.default_rng(5)
     values = rng.standard_normal((200, 48)).astype(np.float32)
-    own = train_codebooks(values, 6, seed=1)
-    np.testing.assert_array_equal(reconstruct(quantise(values, own), own), values)
+    codebooks = train_codebooks(values, 6, seed=1)
+    np.testing.assert_array_equal(reconstruct(quantise(values, codebooks), codebooks), values)
     shared = train_codebooks(values, 2, seed=1)
     codes = quantise(values, shared)
     distances = np.square(values.reshape(200, 6, 1, 8) - shared.repeat(3, axis=0)[None]).sum(axis=3)
@@ -141,9 +141,9 @@ def test_product_codes_are_exact_for_few_distinct_groups_and_score_their_reconst
 def test_empty_documents_and_a_k_beyond_all_rows_are_answered(storage: str, queries: TokenVectors) -> None:
     encoded = encoding(6, 12, empty=(0, 5, 11))
     family, part = built(encoded, storage=storage)
-    found = family.open([part]).search(queries, 50)
-    assert (np.sort(found.rows, axis=1) == np.arange(12)).all()
-    assert np.isfinite(found.scores).all()
+    hits = family.open([part]).search(queries, 50)
+    assert (np.sort(hits.rows, axis=1) == np.arange(12)).all()
+    assert np.isfinite(hits.scores).all()
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -157,24 +157,24 @@ def test_a_scan_on_a_device_gives_the_same_rows(
     retriever = family.open([part])
     allowed = np.random.default_rng(8).random(1500) < 0.5
     expected = retriever.search(queries, 20, allowed)
-    found = retriever.with_params(device=device).search(queries, 20, allowed)
-    assert np.mean(found.rows == expected.rows) > 0.98
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3)
+    hits = retriever.with_params(device=device).search(queries, 20, allowed)
+    assert np.mean(hits.rows == expected.rows) > 0.98
+    np.testing.assert_allclose(hits.scores, expected.scores, rtol=1e-3)
     packed_family, packed = built(many, storage="rabitq")
     with pytest.raises(InvalidInput, match="storage is rabitq"):
         packed_family.open([packed]).with_params(device=device)
 
 
-def test_what_does_not_fit_is_refused_with_the_reason(many: Encoding, queries: TokenVectors) -> None:
+def test_invalid_input_is_refused_with_the_reason(many: Encoding, queries: TokenVectors) -> None:
     family, part = built(many)
     retriever = family.open([part])
     with pytest.raises(InvalidInput, match="have 16 dimensions, the fde channel reads 32"):
         retriever.search(TokenVectors(queries.values[:, :16].copy(), queries.offsets), 5)
     bad = queries.values.copy()
     bad[3, 4] = np.nan
-    with pytest.raises(InvalidInput, match="token vector 3 is not finite"):
+    with pytest.raises(InvalidInput, match=r"token vector 3 of \d+ of a query is not finite"):
         retriever.search(TokenVectors(bad, queries.offsets), 5)
-    with pytest.raises(InvalidInput, match="multiple of 8 dimensions, there are 30"):
+    with pytest.raises(InvalidInput, match="multiple of 8 dimensions, but the encoding has 30"):
         FdeConfig(storage="pq8", repetitions=3, k_sim=1, d_proj=5)
     with pytest.raises(InvalidInput, match="ef_search 0"):
         FdeConfig(search="hnsw", ef_search=0)

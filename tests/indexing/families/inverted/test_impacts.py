@@ -53,10 +53,10 @@ def part(family: Any, rows: Sequence[dict[int, float]], live: Any = None) -> Seg
 
 
 def dense(rows: Sequence[dict[int, float]]) -> np.ndarray:
-    out = np.zeros((len(rows), VOCABULARY + 10))
+    matrix = np.zeros((len(rows), VOCABULARY + 10))
     for i, row in enumerate(rows):
-        out[i, list(row)] = list(row.values())
-    return out
+        matrix[i, list(row)] = list(row.values())
+    return matrix
 
 
 def brute_force(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,25 +72,25 @@ def use(native: bool, patch: pytest.MonkeyPatch) -> None:
 
 @twins
 @settings(max_examples=50, deadline=None)
-@given(parts=PARTS, asked=st.lists(ASKED, min_size=1, max_size=3), k=st.integers(1, 30), seed=st.integers(0, 99))
+@given(parts=PARTS, queries=st.lists(ASKED, min_size=1, max_size=3), k=st.integers(1, 30), seed=st.integers(0, 99))
 def test_learned_sparse_search_equals_brute_force_in_every_layout(
-    native: bool, parts: list[list[dict[int, float]]], asked: list[dict[int, float]], k: int, seed: int
+    native: bool, parts: list[list[dict[int, float]]], queries: list[dict[int, float]], k: int, seed: int
 ) -> None:
     family = make_family("sparse")
-    rows = [row for own in parts for row in own]
+    rows = [row for rows_of_part in parts for row in rows_of_part]
     live = np.random.default_rng(seed).random(len(rows)) < 0.8
-    edges = np.cumsum([0, *(len(own) for own in parts)])
-    opened = [part(family, own, live[a:b]) for own, a, b in zip(parts, edges[:-1], edges[1:], strict=True)]
-    expected = dense(asked) @ dense(rows).T * live
+    edges = np.cumsum([0, *(len(rows_of_part) for rows_of_part in parts)])
+    opened = [part(family, part_rows, live[a:b]) for part_rows, a, b in zip(parts, edges[:-1], edges[1:], strict=True)]
+    expected = dense(queries) @ dense(rows).T * live
     with pytest.MonkeyPatch.context() as patch:
         use(native, patch)
-        found = family.open(opened).search(vectors(asked, VOCABULARY + 10), k)
-    for q in range(len(asked)):
+        hits = family.open(opened).search(vectors(queries, VOCABULARY + 10), k)
+    for q in range(len(queries)):
         best_rows, best_scores = brute_force(expected[q], k)
-        np.testing.assert_allclose(found.of(q)[1], best_scores, rtol=1e-5)
+        np.testing.assert_allclose(hits.of(q)[1], best_scores, rtol=1e-5)
         exact = dict(zip(*brute_force(expected[q], len(rows)), strict=True))
-        np.testing.assert_allclose(found.of(q)[1], [exact[r] for r in found.of(q)[0]], rtol=1e-5)
-        assert len(set(found.of(q)[0].tolist())) == len(best_rows)
+        np.testing.assert_allclose(hits.of(q)[1], [exact[r] for r in hits.of(q)[0]], rtol=1e-5)
+        assert len(set(hits.of(q)[0].tolist())) == len(best_rows)
 
 
 @twins
@@ -98,7 +98,7 @@ def test_learned_sparse_search_equals_brute_force_in_every_layout(
 @given(parts=st.lists(WORDS, min_size=1, max_size=4), text=st.sampled_from(["ab", "ab cd ab", "mn zz ij", "zz", ""]))
 def test_bm25_is_the_same_bits_in_every_layout(native: bool, parts: list[list[str]], text: str) -> None:
     family = make_family("lexical")
-    texts = [own for p in parts for own in p]
+    texts = [words for texts_of_part in parts for words in texts_of_part]
 
     def opened(blocks: Sequence[Sequence[str]]) -> Any:
         packed = [(family.pack([Document(t, t) for t in block], None), len(block)) for block in blocks]
@@ -107,9 +107,9 @@ def test_bm25_is_the_same_bits_in_every_layout(native: bool, parts: list[list[st
     with pytest.MonkeyPatch.context() as patch:
         use(native, patch)
         one, many = opened([texts]), opened(parts)
-        expected, found = (r.search(r.encode_queries([text]), 5) for r in (one, many))
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    np.testing.assert_array_equal(found.scores, expected.scores)
+        expected, hits = (r.search(r.encode_queries([text]), 5) for r in (one, many))
+    np.testing.assert_array_equal(hits.rows, expected.rows)
+    np.testing.assert_array_equal(hits.scores, expected.scores)
 
 
 def large(storage: str, n: int = 5000, edges: Sequence[int] = (1700,)) -> tuple[Any, SparseVectors]:
@@ -117,9 +117,9 @@ def large(storage: str, n: int = 5000, edges: Sequence[int] = (1700,)) -> tuple[
     chosen = (rng.random((n, VOCABULARY)) < rng.random(VOCABULARY) ** 3) * rng.gamma(2.0, 0.4, (n, VOCABULARY))
     rows = [{int(t): float(row[t]) for t in np.flatnonzero(row)} for row in chosen]
     family = make_family("sparse", {"storage": storage})
-    asked = [{int(t): float(rng.gamma(1.0)) + 0.01 for t in rng.integers(0, VOCABULARY, 9)} for _ in range(20)]
+    queries = [{int(t): float(rng.gamma(1.0)) + 0.01 for t in rng.integers(0, VOCABULARY, 9)} for _ in range(20)]
     cuts = [0, *(min(edge, n) for edge in edges), n]
-    return family.open([part(family, rows[a:b]) for a, b in pairwise(cuts)]), vectors(asked)
+    return family.open([part(family, rows[a:b]) for a, b in pairwise(cuts)]), vectors(queries)
 
 
 @pytest.mark.skipif(_native_impacts.library() is None, reason="sparse.c was not built here")
@@ -127,11 +127,11 @@ def large(storage: str, n: int = 5000, edges: Sequence[int] = (1700,)) -> tuple[
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.002])
 @pytest.mark.parametrize("k", [1, 10, 700, 6000])
 def test_both_twins_return_the_same_bits(storage: str, share: float, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    retriever, asked = large(storage)
+    retriever, queries = large(storage)
     allowed = None if share == 1.0 else np.random.default_rng(3).random(len(retriever)) < share
-    fast = retriever.search(asked, k, allowed)
+    fast = retriever.search(queries, k, allowed)
     monkeypatch.setattr(_native_impacts, "library", lambda: None)
-    slow = retriever.search(asked, k, allowed)
+    slow = retriever.search(queries, k, allowed)
     np.testing.assert_array_equal(fast.rows, slow.rows)
     np.testing.assert_array_equal(fast.scores, slow.scores)
 
@@ -151,16 +151,16 @@ def test_pruning_returns_true_scores_and_hardly_misses_a_row(
     native: bool, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(native, monkeypatch)
-    retriever, asked = large(storage)
-    everything = retriever.search(asked, len(retriever))
+    retriever, queries = large(storage)
+    everything = retriever.search(queries, len(retriever))
     shares = []
     for share in (0.1, 0.5):
-        found = retriever.with_params(pruning=share).search(asked, 10)
+        hits = retriever.with_params(pruning=share).search(queries, 10)
         kept = []
-        for q in range(len(asked)):
+        for q in range(len(queries)):
             scores = dict(zip(*(a.tolist() for a in everything.of(q)), strict=True))
-            assert found.of(q)[1].tolist() == [scores[r] for r in found.of(q)[0].tolist()]
-            kept.append(np.mean(found.of(q)[1] >= everything.of(q)[1][9]))
+            assert hits.of(q)[1].tolist() == [scores[r] for r in hits.of(q)[0].tolist()]
+            kept.append(np.mean(hits.of(q)[1] >= everything.of(q)[1][9]))
         shares.append(np.mean(kept))
     assert 1 > shares[0] > 0.99
     assert shares[0] > shares[1] > 0.5
@@ -174,32 +174,32 @@ def test_pruned_results_depend_neither_on_the_twin_nor_on_the_layout(
     storage: str, allowed_share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed = np.random.default_rng(3).random(5000) < allowed_share
-    found = []
+    hits = []
     for native, edges in ((True, (1700,)), (True, (0, 40, 4000)), (False, (1700,))):
         use(native, monkeypatch)
-        retriever, asked = large(storage, edges=edges)
-        found.append(retriever.with_params(pruning=0.4).search(asked, 10, allowed))
-    for other in found[1:]:
-        np.testing.assert_array_equal(found[0].rows, other.rows)
-        np.testing.assert_array_equal(found[0].scores, other.scores)
-    assert (found[0].rows != retriever.search(asked, 10, allowed).rows).any(), "something was pruned"
+        retriever, queries = large(storage, edges=edges)
+        hits.append(retriever.with_params(pruning=0.4).search(queries, 10, allowed))
+    for other in hits[1:]:
+        np.testing.assert_array_equal(hits[0].rows, other.rows)
+        np.testing.assert_array_equal(hits[0].scores, other.scores)
+    assert (hits[0].rows != retriever.search(queries, 10, allowed).rows).any(), "something was pruned"
 
 
 @pytest.mark.usefixtures("cheap_rows")
 def test_pruning_is_exact_where_every_row_is_scored_or_a_filter_leaves_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    retriever, asked = large("float32", 600)
+    retriever, queries = large("float32", 600)
     few = np.random.default_rng(3).random(600) < 0.02
-    exact, strict = retriever.search(asked, 10), retriever.search(asked, 10, few)
+    exact, strict = retriever.search(queries, 10), retriever.search(queries, 10, few)
     loose = retriever.with_params(pruning=0.7)
-    np.testing.assert_array_equal(loose.search(asked, 10, few).rows, strict.rows)
+    np.testing.assert_array_equal(loose.search(queries, 10, few).rows, strict.rows)
     monkeypatch.setattr(list_pruning, "RESCORED", 600)
-    np.testing.assert_array_equal(retriever.with_params(pruning=0.01).search(asked, 10).rows, exact.rows)
+    np.testing.assert_array_equal(retriever.with_params(pruning=0.01).search(queries, 10).rows, exact.rows)
 
 
-def test_a_small_collection_is_searched_exactly_whatever_is_asked() -> None:
-    retriever, asked = large("uint8")
-    exact, found = retriever.search(asked, 10), retriever.with_params(pruning=0.9).search(asked, 10)
-    np.testing.assert_array_equal(found.rows, exact.rows)
+def test_a_small_collection_is_searched_exactly_whatever_the_pruning() -> None:
+    retriever, queries = large("uint8")
+    exact, hits = retriever.search(queries, 10), retriever.with_params(pruning=0.9).search(queries, 10)
+    np.testing.assert_array_equal(hits.rows, exact.rows)
 
 
 def test_codes_are_within_half_a_step_of_the_weights() -> None:
@@ -245,12 +245,14 @@ def test_segments_are_merged_by_score_then_row_and_a_filter_reaches_each(
     use(native, monkeypatch)
     family = make_family("sparse")
     weights = [1.0, 3.0, 2.0, 3.0, 1.0, 2.0, 3.0]
-    parts = [part(family, [{5: w} for w in own]) for own in (weights[:3], [], weights[3:5], weights[5:])]
+    parts = [
+        part(family, [{5: w} for w in part_weights]) for part_weights in (weights[:3], [], weights[3:5], weights[5:])
+    ]
     retriever = family.open(parts)
-    asked = vectors([{5: 2.0}, {9: 1.0}], VOCABULARY)
-    found = retriever.search(asked, 4)
-    assert found.of(0)[0].tolist() == [1, 3, 6, 2]
-    assert found.of(0)[1].tolist() == [6.0, 6.0, 6.0, 4.0]
-    assert found.of(1)[0].tolist() == []
+    queries = vectors([{5: 2.0}, {9: 1.0}], VOCABULARY)
+    hits = retriever.search(queries, 4)
+    assert hits.of(0)[0].tolist() == [1, 3, 6, 2]
+    assert hits.of(0)[1].tolist() == [6.0, 6.0, 6.0, 4.0]
+    assert hits.of(1)[0].tolist() == []
     allowed = np.array([True, False, True, False, True, True, False])
-    assert retriever.search(asked, 4, allowed).of(0)[0].tolist() == [2, 5, 0, 4]
+    assert retriever.search(queries, 4, allowed).of(0)[0].tolist() == [2, 5, 0, 4]

@@ -90,9 +90,9 @@ def retriever(form: str) -> Any:
     [
         (tokens([4], dim=8), "of a query have 8 dimensions, the .* channel reads 16; use the encoder .*models.encoder"),
         (tokens([0], dim=8), "of a query have 8 dimensions"),
-        (tokens([2, 4], bad=np.nan), r"token vector 3 is not finite, of 6 of a query; .*models\.encoder"),
-        (tokens([4], bad=np.inf), "token vector 3 is not finite, of 4 of a query"),
-        (tokens([4], bad=-np.inf), "token vector 3 is not finite, of 4 of a query"),
+        (tokens([2, 4], bad=np.nan), r"token vector 3 of 6 of a query is not finite; .*models\.encoder"),
+        (tokens([4], bad=np.inf), "token vector 3 of 4 of a query is not finite"),
+        (tokens([4], bad=-np.inf), "token vector 3 of 4 of a query is not finite"),
         (tokens([4], bad=-1e38), r"a query holds 1e\+38, expected at most 1e\+15, or scores would overflow; .*encoder"),
     ],
     ids=["dimensions", "dimensions without a token", "NaN", "infinity", "minus infinity", "overflow"],
@@ -108,8 +108,8 @@ def test_a_faulty_query_is_refused_with_what_was_found_and_what_changes_it(
 
 
 def test_the_largest_values_allowed_give_finite_scores(retriever: Any) -> None:
-    found = retriever.search(TokenVectors(np.full((5, DIM), 1e15, dtype=np.float32), np.array([0, 5])), 5)
-    assert np.isfinite(found.scores).all()
+    hits = retriever.search(TokenVectors(np.full((5, DIM), 1e15, dtype=np.float32), np.array([0, 5])), 5)
+    assert np.isfinite(hits.scores).all()
 
 
 @pytest.mark.parametrize("k", [2.5, True, "3", None, np.float64(3)])
@@ -120,25 +120,25 @@ def test_a_depth_that_is_no_whole_number_is_refused(retriever: Any, k: Any) -> N
 
 def test_a_depth_beyond_all_rows_gives_every_row_once(retriever: Any) -> None:
     for k in (N + 1, 10**12, np.int64(500)):
-        found = retriever.search(QUERIES, k)
-        assert (np.sort(found.rows, axis=1) == np.arange(N)).all()
-        assert np.isfinite(found.scores).all()
+        hits = retriever.search(QUERIES, k)
+        assert (np.sort(hits.rows, axis=1) == np.arange(N)).all()
+        assert np.isfinite(hits.scores).all()
 
 
 def test_a_query_without_a_token_is_answered(retriever: Any) -> None:
-    found = retriever.search(tokens([0, 3]), 5)
-    assert found.rows.shape == (2, 5)
-    np.testing.assert_array_equal(found.rows[1], retriever.search(tokens([3]), 5).rows[0])
+    hits = retriever.search(tokens([0, 3]), 5)
+    assert hits.rows.shape == (2, 5)
+    np.testing.assert_array_equal(hits.rows[1], retriever.search(tokens([3]), 5).rows[0])
     assert retriever.search(tokens([]), 5).rows.shape[0] == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["NaN", "infinity"])
 def test_a_document_that_is_not_finite_is_refused_by_packing_and_by_learning(form: str, bad: float) -> None:
     faulty = tokens([4, 5, 6] * 10, bad=bad)
-    with pytest.raises(InvalidInput, match=r"token vector 3 is not finite, of 150 of a document; .*models\.encoder"):
+    with pytest.raises(InvalidInput, match=r"token vector 3 of 150 of a document is not finite; .*models\.encoder"):
         packed(family_of(form, GOOD), faulty)
     if form in LEARNT:
-        with pytest.raises(InvalidInput, match="token vector 3 is not finite, of 150 of a document"):
+        with pytest.raises(InvalidInput, match="token vector 3 of 150 of a document is not finite"):
             make_family(*FORMS[form]).learn(encoding(faulty))
 
 
@@ -151,7 +151,7 @@ def test_documents_of_other_dimensions_than_the_collection_are_refused(form: str
         packed(family_of(form, GOOD), tokens(lengths, dim=8))
 
 
-def test_segments_of_different_dimensions_are_refused_where_no_codec_tells() -> None:
+def test_segments_of_different_dimensions_are_refused_without_a_codec() -> None:
     family = family_of("multivector float16", GOOD)
     with pytest.raises(Incompatible, match=r"token vectors of \[8, 16\] dimensions; build the collection again"):
         family.open([packed(family, GOOD), packed(family, tokens([2, 3], dim=8))])
@@ -159,9 +159,9 @@ def test_segments_of_different_dimensions_are_refused_where_no_codec_tells() -> 
 
 def test_documents_without_a_token_score_alike_and_zero_by_maxsim(form: str) -> None:
     family = family_of(form, GOOD)
-    found = family.open([packed(family, tokens([0, 3, 0, 2, 5, 0]))]).search(QUERIES, 6)
-    assert (np.sort(found.rows, axis=1) == np.arange(6)).all()
-    empty = found.scores[np.isin(found.rows, [0, 2, 5])].reshape(2, 3)
+    hits = family.open([packed(family, tokens([0, 3, 0, 2, 5, 0]))]).search(QUERIES, 6)
+    assert (np.sort(hits.rows, axis=1) == np.arange(6)).all()
+    empty = hits.scores[np.isin(hits.rows, [0, 2, 5])].reshape(2, 3)
     assert (np.ptp(empty, axis=1) == 0).all()
     if FORMS[form][0] == "multivector":
         assert (empty == 0).all()
@@ -170,15 +170,15 @@ def test_documents_without_a_token_score_alike_and_zero_by_maxsim(form: str) -> 
 def test_collections_of_nothing_answer_and_so_do_those_of_documents_without_a_token(form: str) -> None:
     for lengths in ([], [0, 0, 0]):
         family = family_of(form, tokens(lengths))
-        found = family.open([packed(family, tokens(lengths))]).search(QUERIES, 5)
-        assert len(found) == 2
-        assert np.isfinite(found.scores).all()
+        hits = family.open([packed(family, tokens(lengths))]).search(QUERIES, 5)
+        assert len(hits) == 2
+        assert np.isfinite(hits.scores).all()
     nothing = make_family(*FORMS[form])
     assert nothing.with_codec(nothing.learn(None)).open([]).search(QUERIES, 5).rows.shape == (2, 0)
 
 
 @pytest.mark.parametrize("form", [name for name in LEARNT if not name.startswith("fde") or name.endswith("pq8")])
-def test_what_was_learnt_from_no_token_does_not_pack_some(form: str) -> None:
+def test_a_codec_learnt_without_tokens_packs_no_documents_with_tokens(form: str) -> None:
     with pytest.raises(InvalidInput, match=r"from a sample without a token|had no token"):
         packed(family_of(form, tokens([0, 0])), GOOD)
 
@@ -186,7 +186,7 @@ def test_what_was_learnt_from_no_token_does_not_pack_some(form: str) -> None:
 @pytest.mark.parametrize("storage", [name for name in STORED if name != "float32"])
 def test_a_value_beyond_float16_names_the_storage_that_keeps_it(storage: str) -> None:
     large = tokens([4, 5], bad=1e6)
-    with pytest.raises(InvalidInput, match=rf"1e\+06, which {storage} storage cannot keep; .*storage to float32"):
+    with pytest.raises(InvalidInput, match=rf"1e\+06, which {storage} storage cannot represent; .*storage to float32"):
         packed(family_of(f"multivector {storage}", GOOD), large)
     packed(family_of("multivector float32", GOOD), large)
 
@@ -212,7 +212,7 @@ class FaultyEncoder(HashEncoder):
 def test_a_build_over_a_faulty_document_ends_with_the_reason_and_serves_nothing(form: str, tmp_path: Path) -> None:
     family, params = FORMS[form]
     config = BuildConfig(channels=(family,), parameters={family: dict(params)})
-    with pytest.raises(InvalidInput, match=r"is not finite, of \d+ of a document"):
+    with pytest.raises(InvalidInput, match=r"of \d+ of a document is not finite"):
         build([*make_documents(30), Document("x", "broken")], tmp_path / "c", encoder=FaultyEncoder(), config=config)
     assert not (tmp_path / "c" / "CURRENT").exists()
 
@@ -225,9 +225,9 @@ def test_a_million_dimensions_are_built_and_searched_and_more_are_refused(tmp_pa
     wordy = max(documents, key=lambda document: len(document.content))
     with Collection.open(tmp_path / "c") as collection:
         assert collection.bytes_by_part()["fde"] >= 12 << 20
-        asked = encoder.encode_queries([Query("q", wordy.content)], [VectorKind.TOKENS]).tokens
-        found = collection.channels["fde"].retriever.search(asked, 1)
-        assert collection.doc_ids(found.rows[0]) == [wordy.doc_id]
+        query = encoder.encode_queries([Query("q", wordy.content)], [VectorKind.TOKENS]).tokens
+        hits = collection.channels["fde"].retriever.search(query, 1)
+        assert collection.doc_ids(hits.rows[0]) == [wordy.doc_id]
     config = BuildConfig(channels=("fde",), parameters={"fde": {**large, "repetitions": 129}})
     with pytest.raises(InvalidInput, match="1,056,768 dimensions, the limit is 1,048,576; lower k_sim, repetitions"):
         build(documents, tmp_path / "d", encoder=encoder, config=config)

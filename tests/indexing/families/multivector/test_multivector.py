@@ -1,4 +1,4 @@
-"""What the contract does not say of `multivector`: searches by centroids, parameters, codecs, bytes."""
+"""What the contract leaves open for `multivector`: searches by centroids, parameters, codecs, bytes."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def test_as_many_candidates_as_rows_give_the_exact_search() -> None:
 
 def test_a_margin_scores_what_is_near_the_kth_centroid_score_and_no_fewer_than_k() -> None:
     retriever = opened(storage="float32", centroids=40, candidates=N, margin=0.05)
-    found = retriever.search(QUERIES, 10)
+    hits = retriever.search(QUERIES, 10)
     for q in range(len(QUERIES)):
         rows, scores = retriever.centroid_candidates(QUERIES, N).of(q)
         near = rows[scores >= 0.95 * scores[9]]
         assert 10 <= len(near) < N
         exact = retriever.with_params(search_mode="exact").score(QUERIES.take([q]), near[None])[0]
-        np.testing.assert_array_equal(found.of(q)[0], near[np.lexsort((near, -exact))[:10]])
+        np.testing.assert_array_equal(hits.of(q)[0], near[np.lexsort((near, -exact))[:10]])
 
 
 def test_the_limit_of_candidates_is_that_of_the_live_documents_unless_a_number_is_given() -> None:
@@ -110,24 +110,24 @@ def part_of(n: int) -> SegmentPart:
     return SegmentPart(arrays, None, n)
 
 
-def test_the_limit_of_the_size_is_what_a_search_keeps_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_respects_the_limit_for_the_size_of_the_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multivector_config, "LEAST_CANDIDATES", 20)
     monkeypatch.setattr(multivector_config, "FEW_DOCUMENTS", 37)
     retriever = opened(centroids=40, margin=1)
     assert retriever.params["candidates"] == 81  # 20 x (300 / 37)^(2/3)
-    found = retriever.search(QUERIES, 40)
-    np.testing.assert_array_equal(found.rows, retriever.with_params(candidates=81).search(QUERIES, 40).rows)
+    hits = retriever.search(QUERIES, 40)
+    np.testing.assert_array_equal(hits.rows, retriever.with_params(candidates=81).search(QUERIES, 40).rows)
     for most, held in ((81, True), (60, False)):
         named = retriever.centroid_candidates(QUERIES, most).rows
-        assert all(np.isin(*rows).all() for rows in zip(found.rows, named, strict=True)) is held
+        assert all(np.isin(*rows).all() for rows in zip(hits.rows, named, strict=True)) is held
 
 
 def test_centroid_candidates_keep_to_the_filter() -> None:
     allowed = np.random.default_rng(5).random(N) < 0.3
     retriever = opened(centroids=40, candidates=20)
-    for found in (retriever.search(QUERIES, 20, allowed), retriever.centroid_candidates(QUERIES, 20, allowed)):
-        assert found.depth == 20
-        assert allowed[found.rows].all()
+    for hits in (retriever.search(QUERIES, 20, allowed), retriever.centroid_candidates(QUERIES, 20, allowed)):
+        assert hits.depth == 20
+        assert allowed[hits.rows].all()
 
 
 @pytest.mark.parametrize(("storage", "size"), [("float16", 64), ("int8", 34), ("int4", 18), ("int3", 14), ("int2", 10)])
@@ -141,12 +141,12 @@ def test_bytes_of_a_token(storage: str, size: int) -> None:
 @pytest.mark.parametrize(("storage", "floor"), [("int8", 0.97), ("int4", 0.85), ("int3", 0.75), ("int2", 0.6)])
 def test_codes_keep_most_of_the_exact_ranking(storage: str, floor: float) -> None:
     exact = opened(storage="float32").search(QUERIES, 10)
-    found = opened(storage=storage, centroids=40, candidates=N).search(QUERIES, 10)
-    kept = np.mean([np.isin(a, b).mean() for a, b in zip(exact.rows, found.rows, strict=True)])
+    hits = opened(storage=storage, centroids=40, candidates=N).search(QUERIES, 10)
+    kept = np.mean([np.isin(a, b).mean() for a, b in zip(exact.rows, hits.rows, strict=True)])
     assert kept >= floor
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_settings_are_refused() -> None:
     with pytest.raises(InvalidInput, match="expected 0"):
         MultivectorConfig(centroids=-1)
     with pytest.raises(InvalidInput, match="at least 1"):
@@ -176,7 +176,7 @@ def test_a_build_learns_codes_keeps_them_and_searches_by_them(tmp_path: Path) ->
         assert len(collection.segments) == 2
         channel = collection.channels["multivector"]
         queries = encoder.encode_queries([Query("q", documents[50].content)], [VectorKind.TOKENS]).tokens
-        found = channel.retriever.search(queries, 5)
-        assert collection.doc_ids(found.rows[0][:1]) == [documents[50].doc_id]
+        hits = channel.retriever.search(queries, 5)
+        assert collection.doc_ids(hits.rows[0][:1]) == [documents[50].doc_id]
         assert collection.bytes_by_part()["multivector"] > 0
         assert describe(collection)["searches"]["multivector"]["candidates"] == 20

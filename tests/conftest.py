@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real collections beside the checkout (set RETRIEVAL_TEST_DATA)")
     return folder
+
+
+@pytest.fixture
+def without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without HOME and without a passwd entry, as under an arbitrary user id in a container."""
+
+    def no_entry(uid: int) -> NoReturn:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
 
 
 # Compilation and shared machines make the time of one example meaningless. The suite draws the same examples each time,

@@ -106,14 +106,14 @@ def best_rows(scores: F32, k: int, allowed: Bool | None, *, positive: bool = Fal
     """The k best of scores f32 [Q, N] by plain sorting."""
     rows = np.full((len(scores), k), -1, dtype=np.int64)
     kept = np.full((len(scores), k), -np.inf, dtype=np.float32)
-    for query, own in enumerate(scores):
+    for query, query_scores in enumerate(scores):
         legal = [
             (-float(score), row)
-            for row, score in enumerate(own)
+            for row, score in enumerate(query_scores)
             if (allowed is None or allowed[row]) and (score > 0 or not positive)
         ]
-        for place, (negative, row) in enumerate(sorted(legal)[:k]):
-            rows[query, place], kept[query, place] = row, -negative
+        for index, (negative, row) in enumerate(sorted(legal)[:k]):
+            rows[query, index], kept[query, index] = row, -negative
     return Candidates(rows, kept)
 
 
@@ -165,9 +165,9 @@ class TokenRetriever(_Retriever):
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for query in range(len(queries)):
             tokens = queries.values[queries.offsets[query] : queries.offsets[query + 1]]
-            for place, row in enumerate(rows[query].tolist()):
+            for index, row in enumerate(rows[query].tolist()):
                 if row >= 0:
-                    scores[query, place] = (tokens @ self._matrices[row].T).max(axis=1).sum()
+                    scores[query, index] = (tokens @ self._matrices[row].T).max(axis=1).sum()
         return scores
 
     def vectors(self, rows: I64) -> TokenVectors:
@@ -197,8 +197,8 @@ class LexicalRetriever(_Retriever):
         scores = np.zeros((len(queries), self._n), dtype=np.float32)
         for query in range(len(queries)):
             span = slice(queries.offsets[query], queries.offsets[query + 1])
-            own = dict(zip(queries.terms[span].tolist(), queries.weights[span].tolist(), strict=True))
-            scores[query] = [sum(own.get(t, 0.0) for t in terms) / (5 + len(terms)) for terms in self._terms]
+            query_weights = dict(zip(queries.terms[span].tolist(), queries.weights[span].tolist(), strict=True))
+            scores[query] = [sum(query_weights.get(t, 0.0) for t in terms) / (5 + len(terms)) for terms in self._terms]
         return best_rows(scores, k, allowed, positive=True)
 
     def vectors(self, rows: I64) -> SparseVectors:

@@ -40,7 +40,7 @@ def make_groups(n: int, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
             f"{others[3]} {others[4]}",
             " ".join(others[5:9]),
         ]
-        ids = [f"d{number}-{place}" for place in range(len(texts))]
+        ids = [f"d{number}-{index}" for index in range(len(texts))]
         documents |= dict(zip(ids, texts, strict=True))
         groups.append(
             Group(

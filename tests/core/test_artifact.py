@@ -48,10 +48,10 @@ def artifact(tmp_path: Path) -> Path:
 def test_arrays_come_back_with_dtype_and_shape(tmp_path: Path, array: np.ndarray) -> None:
     with write_artifact(tmp_path / "a", "thing", {}) as writer:
         writer.add_array("x", array)
-    found = open_artifact(tmp_path / "a", "thing", verify=True).array("x")
-    assert found.dtype == array.dtype
-    assert found.shape == array.shape
-    np.testing.assert_array_equal(found, array)
+    opened = open_artifact(tmp_path / "a", "thing", verify=True).array("x")
+    assert opened.dtype == array.dtype
+    assert opened.shape == array.shape
+    np.testing.assert_array_equal(opened, array)
 
 
 def test_a_streamed_array_has_the_bytes_of_a_whole_one(tmp_path: Path) -> None:
@@ -140,15 +140,15 @@ def test_no_byte_of_a_manifest_can_change_unnoticed(artifact: Path) -> None:
     path = artifact / "manifest.json"
     written = path.read_bytes()
     same = json.loads(written)
-    for place in range(len(written)):
+    for position in range(len(written)):
         data = bytearray(written)
-        data[place] ^= 1 << place % 7
+        data[position] ^= 1 << position % 7
         path.write_bytes(data)
         try:
             open_artifact(artifact, "thing")
         except (Corrupt, Incompatible):
             continue
-        assert json.loads(bytes(data)) == same, place  # white space
+        assert json.loads(bytes(data)) == same, position  # white space
 
 
 def test_sizes_are_checked_always_and_bytes_on_request(artifact: Path) -> None:

@@ -66,11 +66,11 @@ def test_holm_equals_the_hand_computation() -> None:
 
 
 def test_tied_scores_become_strictly_falling_by_single_steps() -> None:
-    out = strictly_falling(np.array([2.0, 2.0, 2.0, 1.0], dtype=np.float32))
-    assert np.all(np.diff(out) < 0)
-    assert out[0] == 2.0
-    assert out[3] == 1.0
-    assert out[2] == pytest.approx(2.0, abs=1e-6)
+    scores = strictly_falling(np.array([2.0, 2.0, 2.0, 1.0], dtype=np.float32))
+    assert np.all(np.diff(scores) < 0)
+    assert scores[0] == 2.0
+    assert scores[3] == 1.0
+    assert scores[2] == pytest.approx(2.0, abs=1e-6)
 
 
 def test_a_run_file_keeps_the_order_served_even_under_ties(tmp_path: Path) -> None:

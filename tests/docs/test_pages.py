@@ -113,10 +113,17 @@ def test_every_parameter_of_every_channel_is_on_the_settings_page() -> None:
 
 
 def test_the_site_has_a_python_page_for_every_package() -> None:
-    found = packages()
-    assert {"chamfer", "chamfer.core", "chamfer.service.search", "chamfer.indexing.families"} <= found.keys()
-    assert "chamfer.core.types" in found["chamfer.core"]
-    assert not any(module.rpartition(".")[2].startswith("_") for modules in found.values() for module in modules)
+    modules_by_package = packages()
+    assert {
+        "chamfer",
+        "chamfer.core",
+        "chamfer.service.search",
+        "chamfer.indexing.families",
+    } <= modules_by_package.keys()
+    assert "chamfer.core.types" in modules_by_package["chamfer.core"]
+    assert not any(
+        module.rpartition(".")[2].startswith("_") for modules in modules_by_package.values() for module in modules
+    )
 
 
 def test_links_of_the_pages_at_the_top_are_moved_with_them() -> None:

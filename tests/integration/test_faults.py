@@ -55,14 +55,14 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
     folder = tmp_path_factory.mktemp("stages")
     before = folder / "empty"
     before.mkdir()
-    out = {}
+    stage_times = {}
     for operation in OPERATIONS:
         after = folder / operation
         shutil.copytree(before, after)
         run(operation, after)
-        out[operation] = Stage(before, after)
+        stage_times[operation] = Stage(before, after)
         before = after
-    return out
+    return stage_times
 
 
 @pytest.fixture(scope="module")

@@ -113,8 +113,8 @@ def test_groups_have_positives_then_negatives_and_all_their_texts(searcher: Sear
     groups = pq.read_table(pool_tables.groups_path(out)).to_pylist()
     texts = dict(zip(*pq.read_table(pool_tables.documents_path(out)).to_pydict().values(), strict=True))
     assert len(groups) == report.groups == 10
-    for row, judged in zip(groups, judged_queries(), strict=True):
-        assert row["doc_ids"][0] == judged.relevant[0]
+    for row, query in zip(groups, judged_queries(), strict=True):
+        assert row["doc_ids"][0] == query.relevant[0]
         assert row["labels"] == [1.0] + [0.0] * 4
         assert len(set(row["doc_ids"])) == 5
         assert all(texts[doc_id].startswith("the ") for doc_id in row["doc_ids"])
@@ -160,8 +160,8 @@ def test_a_positive_that_was_not_retrieved_is_in_the_pool_without_a_rank(searche
 def test_candidates_outside_the_nearest_clusters_are_dropped(searcher: Searcher, tmp_path: Path) -> None:
     run(searcher, tmp_path / "mined.parquet", replace(CONFIG, clusters=6, nearest=2, duplicate=None))
     for row in pq.read_table(tmp_path / "mined.parquet").to_pylist():
-        for fate, place in zip(row["fates"], row["cluster"], strict=True):
-            assert (fate == "cluster") == (place > 2 and fate != "positive")
+        for fate, cluster_rank in zip(row["fates"], row["cluster"], strict=True):
+            assert (fate == "cluster") == (cluster_rank > 2 and fate != "positive")
 
 
 def test_a_resumed_run_writes_the_same_bytes_as_an_uninterrupted_one(searcher: Searcher, tmp_path: Path) -> None:
@@ -205,10 +205,10 @@ def test_an_unknown_corpus_and_an_unknown_feature_are_rejected(searcher: Searche
 
 
 def test_judging_mined_groups_adds_a_column_aligned_with_doc_ids(searcher: Searcher, tmp_path: Path) -> None:
-    out, judged = tmp_path / "mined.parquet", tmp_path / "judged.parquet"
+    out, scored = tmp_path / "mined.parquet", tmp_path / "judged.parquet"
     run(searcher, out)
-    count = judge_file(pool_tables.groups_path(out), judged, WordReranker(), column="words", block=4)
-    rows = pq.read_table(judged).to_pylist()
+    count = judge_file(pool_tables.groups_path(out), scored, WordReranker(), column="words", block=4)
+    rows = pq.read_table(scored).to_pylist()
     assert count == sum(len(row["doc_ids"]) for row in rows) == 50
     row = rows[0]
     assert row["words"][0] == pytest.approx(

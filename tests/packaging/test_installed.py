@@ -104,13 +104,13 @@ def installed(
     folder = tmp_path_factory.mktemp(request.param)
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     python = folder / "venv" / "bin" / "python"
-    own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     # addsitedir would also run the .pth files there, among them that of an editable chamfer; a plain path does not.
     shared = [sysconfig.get_path("purelib"), *site.getsitepackages()]
-    (own / "zz_dependencies.pth").write_text("\n".join(dict.fromkeys(shared)) + "\n")
+    (site_packages / "zz_dependencies.pth").write_text("\n".join(dict.fromkeys(shared)) + "\n")
     if request.param == "wheel":
         run(sys.executable, *PIP, "--python", python, "install", "--no-deps", "--no-index", "--ignore-installed", wheel)
-        return python, own
+        return python, site_packages
     source = checkout(folder / "source")
     words = ["install", *OFFLINE, "--ignore-installed", "--editable"]
     run(sys.executable, *PIP, "--python", python, *words, source)

@@ -48,9 +48,9 @@ def test_one_command_makes_every_model_and_goes_on_after_a_kill(tmp_path: Path) 
     for name in ("mini-late", "mini-sparse"):
         kind = VectorKind.TOKENS if name == "mini-late" else VectorKind.SPARSE
         encoder = load_encoder(f"trained:{weights / name}", DEVICE)
-        found = encoder.encode_documents([Document("d", "the fox in the castle")], [kind]).vectors(kind)
-        assert found is not None
-        assert len(found) == 1
+        vectors = encoder.encode_documents([Document("d", "the fox in the castle")], [kind]).vectors(kind)
+        assert vectors is not None
+        assert len(vectors) == 1
     for folder in (into / "var" / "mini" / "mini-cross-first", weights / "mini-cross"):
         scores = load_reranker(str(folder), DEVICE).score(Query("q", "fox"), [Document("d", "the fox"), Document("e")])
         assert scores.shape == (2,)

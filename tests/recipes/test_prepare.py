@@ -64,17 +64,17 @@ def test_teachers_are_those_of_the_texts_that_the_groups_name(tmp_path: Path, en
     groups, texts = mined(chosen, write_sets(tmp_path) / chosen.folder, tmp_path / "out", encoder)
     assert groups
     for group in groups:
-        asked = encoder.encode_queries([Query("", group.query)], BOTH)
-        for place, doc_id in enumerate(group.doc_ids):
-            found = encoder.encode_documents([Document("", texts[doc_id])], BOTH)
-            assert asked.dense is not None
-            assert found.dense is not None
-            assert asked.tokens is not None
-            assert found.tokens is not None
-            best = [max(float(q @ d) for d in found.tokens.values) for q in asked.tokens.values]
-            assert group.teachers["maxsim"][place] == pytest.approx(sum(best), abs=5e-3)
-            assert group.teachers["dense"][place] == pytest.approx(
-                float(asked.dense.values[0] @ found.dense.values[0]), abs=1e-5
+        encoded_query = encoder.encode_queries([Query("", group.query)], BOTH)
+        for index, doc_id in enumerate(group.doc_ids):
+            encoded_document = encoder.encode_documents([Document("", texts[doc_id])], BOTH)
+            assert encoded_query.dense is not None
+            assert encoded_document.dense is not None
+            assert encoded_query.tokens is not None
+            assert encoded_document.tokens is not None
+            best = [max(float(q @ d) for d in encoded_document.tokens.values) for q in encoded_query.tokens.values]
+            assert group.teachers["maxsim"][index] == pytest.approx(sum(best), abs=5e-3)
+            assert group.teachers["dense"][index] == pytest.approx(
+                float(encoded_query.dense.values[0] @ encoded_document.dense.values[0]), abs=1e-5
             )
         assert [label > 0 for label in group.labels].count(True) >= 1
 

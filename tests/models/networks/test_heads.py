@@ -50,9 +50,9 @@ def test_weights_of_some_terms_are_those_among_all_and_unknown_ones_have_none(
 ) -> None:
     hidden, _, mask = states
     terms = torch.tensor([0, 3, 4, 9, 17, 20, 25])
-    found = sparse(hidden, mask, terms)
-    torch.testing.assert_close(found[:, :5], sparse(hidden, mask)[:, terms[:5]])
-    assert not found[:, 5:].any()
+    weights = sparse(hidden, mask, terms)
+    torch.testing.assert_close(weights[:, :5], sparse(hidden, mask)[:, terms[:5]])
+    assert not weights[:, 5:].any()
 
 
 def test_a_word_that_stands_there_weighs_its_saturation_times_its_largest_presence(
@@ -62,12 +62,12 @@ def test_a_word_that_stands_there_weighs_its_saturation_times_its_largest_presen
     at = torch.tensor([[4, -1, 4, 30, -1], [-1, -1, -1, -1, -1], [7, 4, -1, -1, -1]])
     saturation = torch.rand(3, 5)
     terms = torch.tensor([4, 7, 9, 30])
-    found = sparse.present(hidden, at, saturation, terms).detach()
+    weights = sparse.present(hidden, at, saturation, terms).detach()
     presence = torch.nn.functional.softplus(sparse.presence(hidden)).squeeze(-1).detach()
     for row in range(3):
         for column, term in enumerate(terms):
-            own = [float(saturation[row, p] * presence[row, p]) for p in range(5) if at[row, p] == term]
-            assert float(found[row, column]) == pytest.approx(max(own, default=0.0), abs=1e-6)
+            at_positions = [float(saturation[row, p] * presence[row, p]) for p in range(5) if at[row, p] == term]
+            assert float(weights[row, column]) == pytest.approx(max(at_positions, default=0.0), abs=1e-6)
 
 
 def test_an_untrained_sparse_head_gives_standing_words_their_saturation_and_weight_to_words_like_them() -> None:

@@ -28,7 +28,9 @@ def terms() -> Terms:
 def test_build_vocabulary_are_the_stems_of_enough_texts_with_their_idf_and_words() -> None:
     names, idf, words = build_vocabulary([*TEXTS, "kings kings"], "english", 2)
     assert (names[:-1] < names[1:]).all()
-    by_forms = {tuple(sorted(own.items())): float(value) for own, value in zip(words, idf, strict=False)}
+    by_forms = {
+        tuple(sorted(word_counts.items())): float(value) for word_counts, value in zip(words, idf, strict=False)
+    }
     king, horse = (("king", 2), ("kings", 3)), (("horse", 1), ("horses", 1))
     assert set(by_forms) == {king, horse}
     assert by_forms[king] == pytest.approx(math.log(5 / 4.5))
@@ -38,12 +40,12 @@ def test_build_vocabulary_are_the_stems_of_enough_texts_with_their_idf_and_words
 
 
 def test_forms_of_a_word_share_a_number_and_unknown_words_keep_one_beyond(terms: Terms) -> None:
-    known = terms.numbers(["king", "hors"])
-    assert sorted(known.tolist()) == [0, 1]
-    asked, counts = terms.query("Kings king zebra zebra Zebras")
+    vocabulary_numbers = terms.numbers(["king", "hors"])
+    assert sorted(vocabulary_numbers.tolist()) == [0, 1]
+    query_numbers, counts = terms.query("Kings king zebra zebra Zebras")
     assert counts.tolist() == [2.0, 3.0]
-    assert asked[0] == known[0]
-    assert 2 <= asked[1] < len(terms)
+    assert query_numbers[0] == vocabulary_numbers[0]
+    assert 2 <= query_numbers[1] < len(terms)
     assert terms.query("the of")[0].tolist() == []
 
 
@@ -76,7 +78,7 @@ def test_each_term_stands_at_the_first_piece_of_its_words(terms: Terms, tokenize
 def test_terms_beyond_the_cut_are_there_without_a_place(terms: Terms, tokenizer: Tokenizer) -> None:
     text = "horse " * 10 + "king"
     placed = terms.document(text, tokenizer([text], 6).ids[0], tokenizer)
-    assert [int(placed.terms[place]) for place in placed.truncated] == terms.numbers(["king"]).tolist()
+    assert [int(placed.terms[index]) for index in placed.truncated] == terms.numbers(["king"]).tolist()
 
 
 def test_letters_that_grow_in_lower_case_lose_places_and_never_gain_wrong_ones(

@@ -201,7 +201,7 @@ def test_sliding_carries_the_best_to_the_top(
     reranker = Preferring("list", text_model, ListwiseConfig(pairwise_up_to=1, window=window, step=step))
     reranker.windows = []  # type: ignore[attr-defined]  # of the class above
     scores = reranker.score(QUERY, [Document(str(number), "x") for number in order])
-    best = [order[place] for place in np.argsort(-scores, kind="stable")]
+    best = [order[index] for index in np.argsort(-scores, kind="stable")]
     assert sorted(best) == list(range(15))
     assert best[: window - step] == list(range(window - step))
     assert max(reranker.windows) == window  # type: ignore[attr-defined]

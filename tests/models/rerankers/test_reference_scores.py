@@ -42,8 +42,8 @@ class Told:
         self._change = change
 
     def score(self, query: Query, documents: Sequence[Document]) -> F32:
-        own = [self._scores[query.text, document.text] for document in documents]
-        return self._change(np.array(own, dtype=np.float32))
+        scores = [self._scores[query.text, document.text] for document in documents]
+        return self._change(np.array(scores, dtype=np.float32))
 
 
 def reference(*scores: float) -> Reference:
@@ -80,10 +80,10 @@ def test_the_published_scores_are_those_of_the_model_cards() -> None:
 
 def test_a_recorded_reference_agrees_with_the_model_it_was_recorded_from(tmp_path: Path) -> None:
     pairs = [ReferencePair(query, text, float(len(text))) for query, text in ORDINARY_PAIRS]
-    found = record(Told(pairs, lambda x: x), "here")  # type: ignore[arg-type]
-    write_reference(found, tmp_path / "scores.json")
-    assert read_reference(tmp_path / "scores.json") == found
-    assert compare(Told(pairs, lambda x: x), found).largest_difference == 0  # type: ignore[arg-type]
+    recorded = record(Told(pairs, lambda x: x), "here")  # type: ignore[arg-type]
+    write_reference(recorded, tmp_path / "scores.json")
+    assert read_reference(tmp_path / "scores.json") == recorded
+    assert compare(Told(pairs, lambda x: x), recorded).largest_difference == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "m", "source": "s", "tolerance": 1, "pairs": []}'])

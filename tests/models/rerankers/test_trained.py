@@ -29,8 +29,8 @@ def test_ten_megabytes_of_text_score_like_their_beginning(reranker: TrainedReran
     text = "a fox lost his tail " * 500_000
     [long, short] = reranker.score(QUERY, [Document("long", text), Document("short", text[:50_000])])
     assert long == short
-    [asked] = reranker.score(Query("q", text), [Document("d", "a fox")])
-    assert np.isfinite(asked)
+    [long_query_score] = reranker.score(Query("q", text), [Document("d", "a fox")])
+    assert np.isfinite(long_query_score)
 
 
 def test_what_is_only_an_image_is_refused_and_an_image_beside_a_text_not_looked_at(reranker: TrainedReranker) -> None:
@@ -54,9 +54,9 @@ def test_a_pair_for_which_the_model_gives_nan_is_marked_alone(reranker: TrainedR
     expected = reranker.score(QUERY, documents)
     reranker._graph = broken
     try:
-        found = reranker.score_pairs([(QUERY, document) for document in documents])
-        assert np.isnan(found).tolist() == [False, True, False]
-        assert found[[0, 2]].tolist() == expected[[0, 2]].tolist()
+        pair_scores = reranker.score_pairs([(QUERY, document) for document in documents])
+        assert np.isnan(pair_scores).tolist() == [False, True, False]
+        assert pair_scores[[0, 2]].tolist() == expected[[0, 2]].tolist()
         with pytest.raises(Internal, match="document 'long'"):
             reranker.score(QUERY, documents)
     finally:

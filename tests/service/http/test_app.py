@@ -319,8 +319,8 @@ def test_openapi_describes_bodies_with_examples_that_are_valid() -> None:
 def references(value: Any) -> set[str]:
     """Every $ref below a value."""
     if isinstance(value, dict):
-        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
-        return own.union(*(references(item) for item in value.values()))
+        named = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return named.union(*(references(item) for item in value.values()))
     return set().union(*(references(item) for item in value)) if isinstance(value, list) else set()
 
 

@@ -47,8 +47,8 @@ def load(_: Path) -> Pipeline:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     app = fables_app(load=load, examples={"fables": ["Why did the fox lose his tail?", "Who freed the lion?"]})
-    with running_server(app) as found:
-        yield found
+    with running_server(app) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, address: str) -> Callable[..., Any]:
-    def go(**place: str) -> Any:
-        browser.get(f"{address}/?{urlencode(place)}")
+    def go(**address_parts: str) -> Any:
+        browser.get(f"{address}/?{urlencode(address_parts)}")
         return browser
 
     return go
@@ -87,10 +87,10 @@ def wait(browser: Any, script: str) -> Any:
 
 
 def texts(browser: Any, selector: str) -> list[str]:
-    found: list[str] = browser.execute_script(
+    shown: list[str] = browser.execute_script(
         "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector
     )
-    return found
+    return shown
 
 
 def press(browser: Any, *keys: str) -> None:

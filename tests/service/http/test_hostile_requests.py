@@ -77,16 +77,16 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Any]:
     """The responses to all refused bodies from one service, which must answer a plain search in the end."""
-    found: dict[str, Any] = {}
+    responses: dict[str, Any] = {}
 
     async def body() -> None:
         async with client_of(fables_app()) as client:
             for name, content in REFUSED.items():
-                found[name] = await client.post(SEARCH, content=content)
+                responses[name] = await client.post(SEARCH, content=content)
             assert (await client.post(SEARCH, json={"query": "fox"})).status_code == 200
 
     asyncio.run(body())
-    return found
+    return responses
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -24,11 +24,11 @@ PICTURE = picture(3)
 @pytest.fixture
 def host() -> Iterator[tuple[str, list[str]]]:
     """A web server of pictures and of traps: (HOST:PORT, the paths that were asked)."""
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             if self.path == "/away":
                 self.send_response(302)
                 self.send_header("Location", f"http://{self.headers['host']}/picture")
@@ -50,7 +50,7 @@ def host() -> Iterator[tuple[str, list[str]]]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield f"127.0.0.1:{server.server_port}", asked
+    yield f"127.0.0.1:{server.server_port}", requested
     server.shutdown()
     server.server_close()
     thread.join()

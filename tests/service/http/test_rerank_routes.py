@@ -41,7 +41,7 @@ def rerank_app(rerankers: Mapping[str, Any] | None = None, **config: Any) -> Any
 
     log = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
     loaded = {"judge": Judge()} if rerankers is None else rerankers
-    loads = {name: (lambda own=own: own) for name, own in loaded.items()}
+    loads = {name: (lambda reranker=reranker: reranker) for name, reranker in loaded.items()}
     settings = ServerConfig(reranking=RerankingConfig(**config))
     return create_app({}, settings, lambda _: None, rerankers=loads, log=log)  # type: ignore[arg-type,return-value]  # no collection
 

@@ -41,10 +41,10 @@ def test_the_reranker_sees_the_image_and_the_channels_the_text() -> None:
 
     async def check(client: Any) -> None:
         judge.shown.clear()
-        found = (await client.post(SEARCH, json={**ASKED, "plan": plan("sees")})).raise_for_status().json()
+        answer = (await client.post(SEARCH, json={**ASKED, "plan": plan("sees")})).raise_for_status().json()
         assert set(judge.shown) == {("fox tail", PICTURE)}
         plain = (await client.post(SEARCH, json={"query": "fox tail", "k": 8, "plan": plan(None)})).json()
-        assert {hit["doc_id"] for hit in found["hits"]} == {hit["doc_id"] for hit in plain["hits"]}
+        assert {hit["doc_id"] for hit in answer["hits"]} == {hit["doc_id"] for hit in plain["hits"]}
 
     with_fables(check, load=load)
 

@@ -24,8 +24,8 @@ def documents(n: int, text: str = "fox") -> list[Document]:
     return [Document(str(i), text + " x" * i) for i in range(n)]
 
 
-def lengths(found: Sequence[Document]) -> list[float]:
-    return [float(len(document.text)) for document in found]
+def lengths(scored: Sequence[Document]) -> list[float]:
+    return [float(len(document.text)) for document in scored]
 
 
 def served(test: Callable[[ServedReranker], Awaitable[None]], reranker: Any, **config: Any) -> None:
@@ -56,10 +56,10 @@ def test_requests_share_batches_and_each_gets_its_own_scores() -> None:
     reranker = PairReranker()
 
     async def test(queue: ServedReranker) -> None:
-        asked = [documents(n, f"fox{n}") for n in (5, 7, 1)]
-        futures = [queue.submit(QUERY, own) for own in asked]
-        for own, mine in zip(asked, futures, strict=True):
-            assert np.concatenate(await asyncio.gather(*mine)).tolist() == lengths(own)
+        requests = [documents(n, f"fox{n}") for n in (5, 7, 1)]
+        futures = [queue.submit(QUERY, request) for request in requests]
+        for request, mine in zip(requests, futures, strict=True):
+            assert np.concatenate(await asyncio.gather(*mine)).tolist() == lengths(request)
         assert reranker.batches == [8, 5]
 
     served(test, reranker)

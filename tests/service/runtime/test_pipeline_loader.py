@@ -27,9 +27,9 @@ class Shop:
         self.encoder_name: str | None = "hash"
 
     def open(self, path: Path) -> FakeCollection:
-        found = replace(collection(), encoder_name=self.encoder_name, encoder_fingerprint=self.fingerprint)
-        self.opened.append(found)
-        return found
+        opened = replace(collection(), encoder_name=self.encoder_name, encoder_fingerprint=self.fingerprint)
+        self.opened.append(opened)
+        return opened
 
     def load_encoder(self, name: str, device: Any) -> RecordingEncoder:
         self.fetched.append((name, device))

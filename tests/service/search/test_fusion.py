@@ -30,10 +30,10 @@ def candidates(*queries: dict[int, float]) -> Candidates:
     depth = max(map(len, queries))
     rows = np.full((len(queries), depth), -1, dtype=np.int64)
     scores = np.full((len(queries), depth), -np.inf, dtype=np.float32)
-    for place, query in enumerate(queries):
+    for index, query in enumerate(queries):
         ranked = sorted(query.items(), key=lambda item: (-np.float32(item[1]), item[0]))
-        rows[place, : len(ranked)] = [row for row, _ in ranked]
-        scores[place, : len(ranked)] = [score for _, score in ranked]
+        rows[index, : len(ranked)] = [row for row, _ in ranked]
+        scores[index, : len(ranked)] = [score for _, score in ranked]
     return Candidates(rows, scores)
 
 
@@ -94,11 +94,11 @@ def test_an_unknown_normalisation_is_refused() -> None:
 @given(some_runs, st.sampled_from(["none", "min_max", "z_score"]))
 def test_fusing_a_run_with_itself_inverts_no_pair(run: Candidates, normalisation: str) -> None:
     fused = interpolate({"a": run, "b": run}, {"a": 0.7, "b": 0.3}, normalisation)
-    place = {row: rank for rank, row in enumerate(run.of(0)[0].tolist())}
+    rank_by_row = {row: rank for rank, row in enumerate(run.of(0)[0].tolist())}
     rows, scores = fused.candidates.of(0)
-    assert set(rows.tolist()) == set(place)
+    assert set(rows.tolist()) == set(rank_by_row)
     for i in range(len(rows) - 1):  # rounding may merge neighbours, which then stand by row
-        assert place[int(rows[i])] < place[int(rows[i + 1])] or scores[i] == scores[i + 1]
+        assert rank_by_row[int(rows[i])] < rank_by_row[int(rows[i + 1])] or scores[i] == scores[i + 1]
 
 
 @settings(deadline=None, max_examples=60)
@@ -193,9 +193,9 @@ def test_blending_with_share_one_or_zero_keeps_one_side() -> None:
 @given(some_runs, some_runs)
 def test_centred_scores_are_min_max_scores_less_half_the_weights(a: Candidates, b: Candidates) -> None:
     weights = {"a": 0.5, "b": 0.25}
-    found = {"a": a, "b": b}
-    centred, min_max = (interpolate(found, weights, name) for name in ("centred", "min_max"))
-    lower = 0.5 * sum(weights[name] for name, run in found.items() if len(run.of(0)[0]))
+    runs = {"a": a, "b": b}
+    centred, min_max = (interpolate(runs, weights, name) for name in ("centred", "min_max"))
+    lower = 0.5 * sum(weights[name] for name, run in runs.items() if len(run.of(0)[0]))
     assert as_dict(centred) == pytest.approx({row: score - lower for row, score in as_dict(min_max).items()}, abs=1e-5)
 
 
@@ -227,8 +227,8 @@ def points(run: Candidates) -> list[Any]:
     return [ScoredPoint(id=int(r), version=0, score=float(s)) for r, s in zip(rows, scores, strict=True)]
 
 
-def by_qdrant(found: Sequence[Any]) -> dict[int, float]:
-    return {int(point.id): float(point.score) for point in found}
+def by_qdrant(runs: Sequence[Any]) -> dict[int, float]:
+    return {int(point.id): float(point.score) for point in runs}
 
 
 @settings(deadline=None, max_examples=60)
@@ -253,10 +253,10 @@ def test_fusion_by_distribution_equals_qdrants(a: Candidates, b: Candidates) -> 
 
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_the_whole_weight_on_one_channel_gives_its_order_alone(first: str) -> None:
-    found = {"a": candidates({1: 3.0, 2: 1.0}), "b": candidates({5: 0.2, 1: 0.1})}
-    weights = {name: float(name == first) for name in found}
-    for fused in (interpolate(found, weights), reciprocal_rank(found, weights), distribution_based(found, weights)):
-        assert fused.candidates.rows.tolist() == found[first].rows.tolist()
+    runs = {"a": candidates({1: 3.0, 2: 1.0}), "b": candidates({5: 0.2, 1: 0.1})}
+    weights = {name: float(name == first) for name in runs}
+    for fused in (interpolate(runs, weights), reciprocal_rank(runs, weights), distribution_based(runs, weights)):
+        assert fused.candidates.rows.tolist() == runs[first].rows.tolist()
 
 
 @settings(deadline=None, max_examples=60)

@@ -103,7 +103,7 @@ def test_rescoring_orders_by_exact_maxsim() -> None:
 
 def test_rescoring_all_scores_the_union_of_what_the_channels_found() -> None:
     channels = {"dense": {"depth": 2}, "lexical": {"depth": 2}}
-    found = {
+    retrieved = {
         doc_id
         for name in channels
         for doc_id in doc_ids(run_one(pipeline(), plan=Plan.model_validate({"channels": {name: {"depth": 2}}}), k=2))
@@ -111,8 +111,8 @@ def test_rescoring_all_scores_the_union_of_what_the_channels_found() -> None:
     plan = Plan.model_validate({"channels": channels, "rescore": {"channel": "multivector", "depth": "all"}})
     exact = run_one(pipeline(), plan=Plan(channels={"multivector": ChannelPlan()}), k=8)
     rescored = run_one(pipeline(), plan=plan, k=2, explain=True)
-    expected = [doc_id for doc_id in doc_ids(exact) if doc_id in found][:2]
-    assert len(found) > 2
+    expected = [doc_id for doc_id in doc_ids(exact) if doc_id in retrieved][:2]
+    assert len(retrieved) > 2
     assert doc_ids(rescored) == expected
     assert plan.as_json["rescore"]["depth"] == "all"
 
@@ -127,13 +127,13 @@ def test_rescoring_by_interpolation_explains_the_exact_score_and_the_blend() -> 
     plan = {"channels": HYBRID, "rescore": {"channel": "multivector", "interpolate": 0.5}}
     result = run_one(pipeline(), plan=Plan.model_validate(plan), k=8, explain=True)
     stages = [hit.explanation["stages"] for hit in result.hits if hit.explanation]
-    fused, exact, blended = (np.asarray([stage[place]["score"] for stage in stages]) for place in (-3, -2, -1))
+    fused, exact, blended = (np.asarray([stage[index]["score"] for stage in stages]) for index in (-3, -2, -1))
     scaled = [(scores - scores.min()) / np.ptp(scores) for scores in (exact, fused)]
     assert blended.tolist() == pytest.approx((0.5 * scaled[0] + 0.5 * scaled[1]).tolist(), abs=1e-6)
     assert blended.tolist() == [hit.score for hit in result.hits]
     assert [stage[-1]["rank"] for stage in stages] == [hit.rank for hit in result.hits]
     by_exact = np.argsort(-exact)
-    assert [stages[place][-2]["rank"] for place in by_exact] == list(range(1, 9))
+    assert [stages[index][-2]["rank"] for index in by_exact] == list(range(1, 9))
 
 
 def test_reranking_judges_the_first_and_keeps_the_rest_below() -> None:
@@ -172,11 +172,11 @@ def test_filters_of_one_batch_do_not_mix() -> None:
 def test_filters_that_are_equal_in_python_but_not_in_json_are_told_apart() -> None:
     stored = collection()
     conditions = [Equals("number", 1), Equals("number", True), Equals("number", 1)]
-    asked: list[object] = []
+    received: list[object] = []
     allowed = stored.allowed
-    stored.allowed = lambda condition: (asked.append(condition.value), allowed(condition))[1]  # type: ignore[method-assign]
+    stored.allowed = lambda condition: (received.append(condition.value), allowed(condition))[1]  # type: ignore[method-assign]
     pipeline(collection=stored).run([SearchRequest(query=QUERY, filter=condition) for condition in conditions])
-    assert [type(value) for value in asked] == [int, bool]
+    assert [type(value) for value in received] == [int, bool]
 
 
 def test_the_explanation_adds_up() -> None:

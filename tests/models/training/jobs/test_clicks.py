@@ -125,11 +125,11 @@ def test_an_impression_is_what_was_shown_in_the_order_shown() -> None:
         labels=[1.0, 0.0, 0.0],
         teachers={"rank": [2, 3, 1], "shown": [1, 0, 1], "propensity": [math.nan, 0.1, 0.8], "bm25": [1, 2, 3]},
     )
-    own = as_impression(group, eta=0.5)
-    assert list(own.doc_ids) == ["a", "b"]
-    assert list(own.labels) == [0.0, 1.0]
-    np.testing.assert_allclose(own.teachers["propensity"], [0.8, 2**-0.5])
-    assert own.teachers.keys() == {"rank", "propensity"}
+    impression = as_impression(group, eta=0.5)
+    assert list(impression.doc_ids) == ["a", "b"]
+    assert list(impression.labels) == [0.0, 1.0]
+    np.testing.assert_allclose(impression.teachers["propensity"], [0.8, 2**-0.5])
+    assert impression.teachers.keys() == {"rank", "propensity"}
 
 
 def test_groups_that_are_no_impressions_are_named() -> None:
@@ -146,6 +146,6 @@ def test_propensity_sees_whole_impressions_and_noise_draws_some_for_each_click(r
     for click_loss, expected in (("propensity", 9), ("noise", 1 + 3)):
         recipe = load_recipe(recipe_of("clicks", click_loss=click_loss))
         student = ClicksStudent(recipe)  # type: ignore[arg-type]
-        places = student.sample(group, recipe.data, rng)
-        assert len(set(places)) == expected
-        assert 2 in places
+        indices = student.sample(group, recipe.data, rng)
+        assert len(set(indices)) == expected
+        assert 2 in indices

@@ -43,8 +43,8 @@ def test_the_fisher_information_of_two_examples_by_hand() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 3.0]]))
     examples = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])]
-    found = importances({"w": layer}, lambda x: layer(x).square().sum() / 2, examples)["w"]
-    assert found.tolist() == pytest.approx([1 / 2, 144 / 2])
+    information = importances({"w": layer}, lambda x: layer(x).square().sum() / 2, examples)["w"]
+    assert information.tolist() == pytest.approx([1 / 2, 144 / 2])
     assert layer.weight.grad is None
 
 

@@ -94,7 +94,7 @@ def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes, seeing: Pat
     options["tables"] = {**tables, "data": {"epochs": epochs}, "fit": {**tables.get("fit", {}), "warmup_ratio": 0.0}}
     path = recipe_of(job.split()[0], **options)
     fitted = run(load_recipe(path), path.parent / "work")
-    first, last = (fitted.curve[place] for place in (0, -1))
+    first, last = (fitted.curve[index] for index in (0, -1))
     part = PARTS.get(job, "part_contrastive")
     assert last[part] < 0.35 * first[part]
 
@@ -123,10 +123,10 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
         run(broken, tmp_path / "broken.work", stop)
     resumed = run(broken, tmp_path / "broken.work")
     assert resumed.resumed_at == 2
-    expected, found = load_file(whole.out / WEIGHTS), load_file(broken.out / WEIGHTS)
-    assert expected.keys() == found.keys()
+    expected, actual = load_file(whole.out / WEIGHTS), load_file(broken.out / WEIGHTS)
+    assert expected.keys() == actual.keys()
     for name, tensor in expected.items():
-        np.testing.assert_array_equal(tensor, found[name], err_msg=name)
+        np.testing.assert_array_equal(tensor, actual[name], err_msg=name)
 
 
 def test_a_work_directory_of_another_run_is_refused_with_what_differs(recipe_of: Recipes, tmp_path: Path) -> None:
@@ -217,23 +217,23 @@ def test_heads_over_one_frozen_backbone_give_all_kinds_in_one_pass(recipe_of: Re
     assert alone.sparse is not None
     np.testing.assert_array_equal(alone.tokens.values, encoding.tokens.values[5:])
     np.testing.assert_array_equal(alone.sparse.weights, encoding.sparse.take([1]).weights)
-    asked = encoder.encode_queries([Query("q", "w2 w1 w2")], [VectorKind.SPARSE]).sparse
-    assert asked is not None
+    query_weights = encoder.encode_queries([Query("q", "w2 w1 w2")], [VectorKind.SPARSE]).sparse
+    assert query_weights is not None
     terms = load_file(f"{folders[1]}/{WEIGHTS}")
-    weights = dict(zip(asked.terms.tolist(), asked.weights.tolist(), strict=True))
+    weights = dict(zip(query_weights.terms.tolist(), query_weights.weights.tolist(), strict=True))
     for word, count in (("w1", 1), ("w2", 2)):
-        place = int(np.searchsorted(terms["head.names"], term_hashes([word]).view(np.int64)[0]))
-        assert weights.pop(place) == pytest.approx(count * float(terms["head.idf"][place]))
+        number = int(np.searchsorted(terms["head.names"], term_hashes([word]).view(np.int64)[0]))
+        assert weights.pop(number) == pytest.approx(count * float(terms["head.idf"][number]))
     assert not weights
 
 
 def test_a_term_s_vector_is_the_mean_of_its_words_by_how_often_they_occur(recipe_of: Recipes) -> None:
     recipe = load_recipe(recipe_of("sparse", "sparse", **JOBS["sparse"]))
     student: Any = STUDENTS["sparse"][1](recipe)
-    found = student._term_vectors([{"w1": 3, "w2": 1}, {"w5": 7}]).numpy()
+    term_vectors = student._term_vectors([{"w1": 3, "w2": 1}, {"w5": 7}]).numpy()
     one, two, five = student._word_vectors(["w1", "w2", "w5"]).numpy()
     mean = 3 * one + two
-    np.testing.assert_allclose(found, [mean / np.linalg.norm(mean), five], atol=1e-6)
+    np.testing.assert_allclose(term_vectors, [mean / np.linalg.norm(mean), five], atol=1e-6)
 
 
 def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path: Path) -> None:
@@ -303,14 +303,16 @@ def _student_of(student: Any, recipe: Any) -> Any:
 def _scores(kind: VectorKind, q: Any, d: Any) -> np.ndarray:
     if kind is VectorKind.DENSE:
         return np.asarray(d.values @ q.values[0])
-    out = []
+    scores = []
     for start, stop in zip(d.offsets[:-1], d.offsets[1:], strict=True):
         if kind is VectorKind.TOKENS:
-            out.append(float((q.values @ d.values[start:stop].T).max(axis=1).sum()))
+            scores.append(float((q.values @ d.values[start:stop].T).max(axis=1).sum()))
         else:
-            own = dict(zip(d.terms[start:stop].tolist(), d.weights[start:stop].tolist(), strict=True))
-            out.append(sum(w * own.get(t, 0.0) for t, w in zip(q.terms.tolist(), q.weights.tolist(), strict=True)))
-    return np.array(out)
+            document_weights = dict(zip(d.terms[start:stop].tolist(), d.weights[start:stop].tolist(), strict=True))
+            scores.append(
+                sum(w * document_weights.get(t, 0.0) for t, w in zip(q.terms.tolist(), q.weights.tolist(), strict=True))
+            )
+    return np.array(scores)
 
 
 def test_a_report_holds_measures_before_and_after_the_curve_and_the_seed(recipe_of: Recipes, tmp_path: Path) -> None:
@@ -423,10 +425,10 @@ def test_two_processes_train_what_one_would_on_batches_of_twice_the_size(recipe_
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert one["steps"] == two["steps"] == 8
     assert one["before"] == two["before"]
-    for own, other in zip(one["curve"], two["curve"], strict=True):
-        assert own["loss"] == pytest.approx(other["loss"], rel=1e-3)
-    expected, found = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
+    for single, other in zip(one["curve"], two["curve"], strict=True):
+        assert single["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    expected, actual = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
     # A listwise loss does not depend on a bias of all scores: its gradient is rounding, which Adam makes a step of.
     for name in expected.keys() - {"head.outer.bias"}:
-        one_, two_ = (weights[name].astype(np.float32) for weights in (expected, found))
+        one_, two_ = (weights[name].astype(np.float32) for weights in (expected, actual))
         np.testing.assert_allclose(two_, one_, atol=1e-3, err_msg=name)

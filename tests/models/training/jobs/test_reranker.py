@@ -104,7 +104,7 @@ def test_prompts_hold_the_texts_and_the_images_of_query_and_candidates(recipe_of
 def test_the_right_answer_stands_at_every_place_of_a_list_equally_often(recipe_of: Recipes, seeing: Path) -> None:
     learner = learner_of(recipe_of, seeing)
     counts = Counter(order.index(0) for step in range(200) for order in learner.orders(step, [4, 4]))
-    chi_square = sum((counts[place] - 100) ** 2 / 100 for place in range(4))
+    chi_square = sum((counts[position] - 100) ** 2 / 100 for position in range(4))
     assert chi_square < 16.3  # p = 0.001 of three degrees of freedom
     assert learner.orders(1, [4, 4]) != learner.orders(2, [4, 4])
 

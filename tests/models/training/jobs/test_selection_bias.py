@@ -83,11 +83,11 @@ def test_shuffled_weights_are_the_same_weights_and_normalised_ones_have_mean_one
         parts, notes = parts_of(flat, selector, replace(RELEASED, arm=arm))  # type: ignore[arg-type]
         assert parts["pairwise"].item() == pytest.approx(notes["mean_weight"] * math.log(2), rel=1e-5)
     ranker = torch.randn((1, 40))
-    own, mixed = (
+    in_order, mixed = (
         parts_of(ranker, selector, replace(RELEASED, arm=arm))[0]["pairwise"]  # type: ignore[arg-type]
         for arm in ("weighted", "shuffled")
     )
-    assert own.item() != pytest.approx(mixed.item(), rel=1e-4)
+    assert in_order.item() != pytest.approx(mixed.item(), rel=1e-4)
     _, notes = parts_of(ranker, selector, replace(RELEASED, normalise_weights=True))
     assert notes["mean_weight"] == pytest.approx(1)
 
@@ -133,8 +133,8 @@ def test_a_tabular_scorer_reaches_every_optimum_of_the_sheet() -> None:
         "exact": ((up, down), (relevant / (1 - relevant)).log()),
     }
     for name, ((a, b), optimum) in wanted.items():
-        found = minimiser(a * positive, b * negative)
-        torch.testing.assert_close(found, optimum - optimum.mean(), atol=1e-4, rtol=0, msg=name)
+        fitted = minimiser(a * positive, b * negative)
+        torch.testing.assert_close(fitted, optimum - optimum.mean(), atol=1e-4, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 10.0])
@@ -155,8 +155,8 @@ def test_if_selection_does_not_depend_on_the_document_every_weighting_ranks_by_r
     both = relevant * selected
     up, down = selection.exact_weights(selected, relevant)
     for a, b in ((1, 1), (1, 1 / (1 - selected)), (up, down)):
-        found = minimiser(a * both, b * (1 - both))
-        assert torch.equal(torch.argsort(found), torch.argsort(relevant))
+        fitted = minimiser(a * both, b * (1 - both))
+        assert torch.equal(torch.argsort(fitted), torch.argsort(relevant))
 
 
 def test_selection_fitted_to_the_log_recovers_its_probabilities() -> None:

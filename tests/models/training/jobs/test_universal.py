@@ -40,16 +40,16 @@ def group(modality: list[float], ranks: list[float], positive: int = 2) -> Group
     return Group(
         query_id="q",
         query="?",
-        doc_ids=[str(place) for place in range(n)],
-        labels=[float(place == positive) for place in range(n)],
+        doc_ids=[str(index) for index in range(n)],
+        labels=[float(index == positive) for index in range(n)],
         teachers={"modality": modality, "rank": ranks},
     )
 
 
 def test_wrong_ones_outrank_the_positive_and_right_ones_stand_far_below_it() -> None:
-    own = group([1, 0, 0, 1, 0, 0], [1, 2, 3, 4, 46, 60])
-    assert modality_negatives(own, 2, min_negative_rank=45) == ([0], [4, 5])
-    assert modality_negatives(own, 2, min_negative_rank=1) == ([0], [1, 4, 5])
+    mined = group([1, 0, 0, 1, 0, 0], [1, 2, 3, 4, 46, 60])
+    assert modality_negatives(mined, 2, min_negative_rank=45) == ([0], [4, 5])
+    assert modality_negatives(mined, 2, min_negative_rank=1) == ([0], [1, 4, 5])
 
 
 def test_a_positive_at_rank_one_or_a_pool_of_one_modality_has_no_wrong_ones_and_an_unfound_positive_has_all() -> None:
@@ -59,15 +59,15 @@ def test_a_positive_at_rank_one_or_a_pool_of_one_modality_has_no_wrong_ones_and_
 
 
 def test_both_kinds_are_drawn_equally_often_and_no_positive_is() -> None:
-    own = group([1, 1, 0, 1, 1, 0, 0, 0, 0, 0], [1, 2, 9, 3, 4, 46, 47, 48, 49, 5])
+    mined = group([1, 1, 0, 1, 1, 0, 0, 0, 0, 0], [1, 2, 9, 3, 4, 46, 47, 48, 49, 5])
     wrong = 0
     for seed in range(400):
-        positive, *negatives = sample_modalities(own, 1, 45, np.random.default_rng(seed))
+        positive, *negatives = sample_modalities(mined, 1, 45, np.random.default_rng(seed))
         assert positive == 2
         assert set(negatives) <= {0, 1, 3, 4, 5, 6, 7, 8}
         wrong += negatives[0] < 5
     assert 160 < wrong < 240
-    many = sample_modalities(own, 12, 45, np.random.default_rng(0))[1:]
+    many = sample_modalities(mined, 12, 45, np.random.default_rng(0))[1:]
     assert len(many) == 12
     assert set(many) == {0, 1, 3, 4, 5, 6, 7, 8, 9}  # then the rest, then repetitions
 
@@ -80,11 +80,11 @@ def test_the_alignment_of_two_candidates_by_hand() -> None:
         for one, other in (((p, 1 - p), (q, q)), ((q, q), (p, 1 - p)))
         for a, b in zip(one, other, strict=True)
     )
-    found = half_jeffreys(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
-    assert found.item() == pytest.approx(expected, abs=1e-6)
+    divergence = half_jeffreys(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
+    assert divergence.item() == pytest.approx(expected, abs=1e-6)
     logits = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
-    judged = torch.randn(2, 4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: half_jeffreys(x, judged), (logits,))
+    judge_logits = torch.randn(2, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: half_jeffreys(x, judge_logits), (logits,))
 
 
 def learner_of(recipe_of: Recipes, seeing: Path, **options: Any) -> UniversalLearner:
@@ -106,13 +106,13 @@ def gradients(learner: UniversalLearner) -> dict[str, torch.Tensor]:
 
 
 def test_cached_gradients_are_those_of_plain_encoding_over_texts_and_images(recipe_of: Recipes, seeing: Path) -> None:
-    plain, found = (
+    plain, cached_gradients = (
         gradients(learner_of(recipe_of, seeing, judge_column="dense", gradient_cache=cached))
         for cached in (False, True)
     )
-    assert plain.keys() == found.keys()
+    assert plain.keys() == cached_gradients.keys()
     for name, gradient in plain.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+        torch.testing.assert_close(cached_gradients[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_a_constant_added_to_all_scores_of_a_judge_changes_nothing(recipe_of: Recipes, seeing: Path) -> None:
@@ -123,8 +123,8 @@ def test_a_constant_added_to_all_scores_of_a_judge_changes_nothing(recipe_of: Re
         for g in groups
     ]
     values = []
-    for own in (groups, shifted):
-        draws = Draws(own, documents, learner.recipe.data, learner.teachers, 1)
+    for scored_groups in (groups, shifted):
+        draws = Draws(scored_groups, documents, learner.recipe.data, learner.teachers, 1)
         values.append(learner.losses([draws[0], draws[1]], 0)["judge"].item())
     assert values[0] == pytest.approx(values[1], abs=1e-5)
 
@@ -139,14 +139,14 @@ def test_a_trained_encoder_serves_texts_and_images_as_they_were_trained(
     run(recipe, tmp_path / "work")
     encoder = load_encoder(f"trained:{recipe.out}", CPU)
     documents = [Document("0", "w1 w2"), Document("1", "", image=picture(4)), Document("2", "w1", image=picture(5))]
-    found = encoder.encode_documents([*documents, Document("3", "")], [VectorKind.DENSE])
-    assert found.dense is not None
-    np.testing.assert_allclose(np.linalg.norm(found.dense.values, axis=1), 1, atol=1e-5)
-    assert found.n_tokens.tolist()[1] == 0
+    encoded = encoder.encode_documents([*documents, Document("3", "")], [VectorKind.DENSE])
+    assert encoded.dense is not None
+    np.testing.assert_allclose(np.linalg.norm(encoded.dense.values, axis=1), 1, atol=1e-5)
+    assert encoded.n_tokens.tolist()[1] == 0
     for row, document in enumerate(documents):
         alone = encoder.encode_documents([document], [VectorKind.DENSE]).dense
         assert alone is not None
-        np.testing.assert_allclose(alone.values[0], found.dense.values[row], atol=1e-4)
+        np.testing.assert_allclose(alone.values[0], encoded.dense.values[row], atol=1e-4)
     learner = UniversalLearner(recipe)  # type: ignore[arg-type]
     modules = dict(learner.tower.named_modules())
     from chamfer.models.networks.checkpoint import open_checkpoint

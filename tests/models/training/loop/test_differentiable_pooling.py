@@ -42,8 +42,10 @@ def test_tokens_with_weights_are_pooled_as_in_indexing(name: str, batch: tuple[t
     weights = torch.rand((4, 12), generator=torch.Generator().manual_seed(3)) + 0.01
     pooled, _ = pool_batch(*batch, rules.document, normalised=rules.normalised, weights=weights)
     for row, length in enumerate(LENGTHS):
-        tokens, own = batch[0][row, :length].numpy(), weights[row, :length].numpy()
-        expected = pool_one(np.ascontiguousarray(tokens), rules.document, normalised=rules.normalised, weights=own)
+        tokens, token_weights = batch[0][row, :length].numpy(), weights[row, :length].numpy()
+        expected = pool_one(
+            np.ascontiguousarray(tokens), rules.document, normalised=rules.normalised, weights=token_weights
+        )
         np.testing.assert_allclose(pooled[row, : len(expected)].numpy(), expected, atol=1e-6)
 
 

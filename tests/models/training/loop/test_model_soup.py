@@ -77,19 +77,19 @@ def test_names_in_a_head_are_kept_where_they_agree_and_refused_where_they_do_not
 
 
 def test_what_differs_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    a, out = model(tmp_path / "a", 1), tmp_path / "no"
+    a, target = model(tmp_path / "a", 1), tmp_path / "no"
     with pytest.raises(InvalidInput, match=r"cannot be averaged: adapter_scale is 1\.0 in .*c, 2\.0 in .*a"):
-        soup([a, model(tmp_path / "c", 3, scale=1.0)], out)
+        soup([a, model(tmp_path / "c", 3, scale=1.0)], target)
     with pytest.raises(InvalidInput, match="heads cannot be averaged"):
-        soup([a, model(tmp_path / "d", 3, width=5)], out)
+        soup([a, model(tmp_path / "d", 3, width=5)], target)
     with pytest.raises(NotFound, match="chamfer train"):
-        soup([a, tmp_path], out)
+        soup([a, tmp_path], target)
     for weights in ([1.0], [1.0, -1.0], [float("nan"), 1.0]):
         with pytest.raises(InvalidInput, match="weights"):
-            soup([a, a], out, weights)
+            soup([a, a], target, weights)
     with pytest.raises(InvalidInput, match="one of the models"):
         soup([a, a], tmp_path / "x" / ".." / "a")
-    assert not out.exists()
+    assert not target.exists()
 
 
 def test_the_command_writes_the_mean_and_says_what_went_in(tmp_path: Path) -> None:

@@ -94,11 +94,11 @@ def test_gradients_equal_finite_differences(loss: Loss, rng: torch.Generator) ->
 
 def test_matryoshka_gradient_equals_finite_differences(rng: torch.Generator) -> None:
     documents = torch.randn((3, 6), generator=rng).double()
-    places = torch.tensor([0, 2])
+    positives = torch.tensor([0, 2])
 
     def loss(queries: Tensor) -> Tensor:
         return contrastive.matryoshka(
-            queries, documents, (6, 3), (1.0, 0.5), lambda q, d: contrastive.infonce(q @ d.T, places)
+            queries, documents, (6, 3), (1.0, 0.5), lambda q, d: contrastive.infonce(q @ d.T, positives)
         )
 
     check_gradient(loss, torch.randn((2, 6), generator=rng))
@@ -106,11 +106,11 @@ def test_matryoshka_gradient_equals_finite_differences(rng: torch.Generator) -> 
 
 def test_matryoshka_with_the_whole_vector_alone_is_the_plain_loss_of_unit_vectors(rng: torch.Generator) -> None:
     queries, documents = torch.randn((2, 6), generator=rng), torch.randn((4, 6), generator=rng)
-    places = torch.tensor([1, 3])
+    positives = torch.tensor([1, 3])
 
     def plain(q: Tensor, d: Tensor) -> Tensor:
         torch.testing.assert_close(q.norm(dim=1), torch.ones(2))
-        return contrastive.infonce(q @ d.T, places)
+        return contrastive.infonce(q @ d.T, positives)
 
     whole = contrastive.matryoshka(queries, documents, (6,), (1.0,), plain)
     torch.testing.assert_close(whole, plain(contrastive.unit(queries), contrastive.unit(documents)))
@@ -141,21 +141,23 @@ def test_focal_weights_lie_in_the_unit_interval_and_fall_as_the_positive_rises(
     scores: list[float], gamma: float
 ) -> None:
     row = torch.tensor([scores], dtype=torch.float64)
-    own = torch.zeros_like(row, dtype=torch.bool)
-    own[0, 0] = True
-    low = contrastive.focal_weights(row, own, gamma).item()
+    positive = torch.zeros_like(row, dtype=torch.bool)
+    positive[0, 0] = True
+    low = contrastive.focal_weights(row, positive, gamma).item()
     row[0, 0] += 1
-    high = contrastive.focal_weights(row, own, gamma).item()
+    high = contrastive.focal_weights(row, positive, gamma).item()
     assert 0 <= high <= low <= 1
 
 
 def test_more_documents_never_lower_infonce_and_masked_ones_change_nothing(rng: torch.Generator) -> None:
     scores = torch.randn((3, 5), generator=rng)
-    places = torch.tensor([0, 1, 2])
-    assert contrastive.infonce(scores, places) >= contrastive.infonce(scores[:, :4], places)
+    positives = torch.tensor([0, 1, 2])
+    assert contrastive.infonce(scores, positives) >= contrastive.infonce(scores[:, :4], positives)
     allowed = torch.ones_like(scores, dtype=torch.bool)
     allowed[:, 4] = False
-    torch.testing.assert_close(contrastive.infonce(scores, places, allowed), contrastive.infonce(scores[:, :4], places))
+    torch.testing.assert_close(
+        contrastive.infonce(scores, positives, allowed), contrastive.infonce(scores[:, :4], positives)
+    )
 
 
 def test_a_document_that_a_query_counts_as_relevant_is_no_negative() -> None:
@@ -276,9 +278,9 @@ def test_ramp_grows_quadratically_and_stays() -> None:
 def test_both_activations_share_the_support_and_the_order_of_relu(values: list[float]) -> None:
     logits = torch.tensor(values, dtype=torch.float64)
     for activate in (sparsity.single_log, sparsity.double_log):
-        out = activate(logits)
-        assert ((out > 0) == (logits > 0)).all()
-        assert (torch.diff(out[torch.argsort(logits)]) >= 0).all()
+        activated = activate(logits)
+        assert ((activated > 0) == (logits > 0)).all()
+        assert (torch.diff(activated[torch.argsort(logits)]) >= 0).all()
 
 
 # Selection

@@ -34,7 +34,7 @@ def without_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Compilation and shared machines make the time of one example meaningless. The suite draws the same examples each time,
 # so that it fails for a change and not by chance; HYPOTHESIS_PROFILE=search looks for new ones.
-CLOCKS = (HealthCheck.too_slow,)  # it, too, is a limit in seconds
+CLOCKS = (HealthCheck.too_slow,)  # a limit in seconds as well
 settings.register_profile("chamfer", deadline=None, derandomize=True, suppress_health_check=CLOCKS)
 settings.register_profile("search", deadline=None, suppress_health_check=CLOCKS)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "chamfer"))

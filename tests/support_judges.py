@@ -1,4 +1,4 @@
-"""Small randomly initialised chat models from the real configuration classes: the code path is real, no judgement is.
+"""Small randomly initialised chat models of the real classes: the code path is real, the scores are not.
 
 What they answer has no meaning; tests compare it with the same computation written out plainly.
 """

@@ -1,5 +1,7 @@
-"""A small server of our own that speaks every remote protocol, with faults to order. Scores: the document's words
-that the query has, or a digest of its image, so that what arrived is what was sent."""
+"""A small server that implements every remote protocol, with configurable faults.
+
+A score counts the query's words in the document and adds a digest of its image, which shows that both arrived.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,7 @@ def _chat(body: Any) -> Any:
 
 
 class RerankServer:
-    """`faults` are answered first, one a request: (status, headers). `bodies` are the requests that came in."""
+    """`faults` are the first responses, one per request: (status, headers). `bodies` are the received requests."""
 
     def __init__(self) -> None:
         self.faults: list[tuple[int, dict[str, str]]] = []

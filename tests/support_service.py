@@ -245,7 +245,7 @@ class FakeCollection:
         return {"dense": 512, "documents": 472}
 
     def allowed(self, condition: Any) -> Bool | None:
-        """Knows a condition on equality, and functions of the document."""
+        """Supports an equality condition, and functions of the document."""
         if condition is None:
             return None
         if isinstance(condition, Equals):
@@ -289,7 +289,7 @@ def collection(
 
 
 class LengthReranker:
-    """Prefers long documents; judges lists."""
+    """Prefers long documents; scores lists."""
 
     name = "length"
     fingerprint = "length"
@@ -307,7 +307,7 @@ class LengthReranker:
 
 
 class PairReranker:
-    """Prefers long documents; judges pairs. Some texts are poison: crash, image, nan, down."""
+    """Prefers long documents; scores pairs. Some texts fail: crash, image, nan, down."""
 
     name = "pairs"
     fingerprint = "pairs"
@@ -338,7 +338,7 @@ class PairReranker:
 
 
 class ManualClock:
-    """Seconds that pass when told."""
+    """A clock that advances only by `wait`."""
 
     def __init__(self) -> None:
         self.now = 1000.0

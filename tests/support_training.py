@@ -24,7 +24,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chat model that sees: two layers, random weights, the real classes."""
+    """A multimodal chat model: two layers, random weights, the real classes."""
     return tiny_llava_judge(tmp_path_factory.mktemp("llava"))
 
 

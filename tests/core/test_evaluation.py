@@ -27,7 +27,7 @@ def test_a_judged_query_without_hits_counts_zero() -> None:
     assert outcome.means["R@10"] == 0.5
 
 
-def test_an_unjudged_query_is_left_out() -> None:
+def test_an_unjudged_query_is_ignored() -> None:
     run = [ScoredDoc("q", "a", 1.0), ScoredDoc("unjudged", "a", 1.0)]
     assert set(evaluate(run, [Qrel("q", "a", 1)], ["R@10"]).per_query["R@10"]) == {"q"}
 
@@ -37,7 +37,7 @@ def test_an_unknown_measure_is_named() -> None:
         evaluate([], [Qrel("q", "a", 1)], ["nDGC@10"])
 
 
-def test_nothing_judged_is_an_error() -> None:
+def test_evaluation_without_judgements_is_an_error() -> None:
     with pytest.raises(InvalidInput, match="no judgements"):
         evaluate([ScoredDoc("q", "a", 1.0)], [])
 

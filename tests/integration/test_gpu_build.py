@@ -46,7 +46,7 @@ def test_two_builds_on_a_device_have_the_same_bytes(tmp_path: Path, device: str)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_a_device_built_is_searched_and_added_to_on_the_cpu(tmp_path: Path, device: str) -> None:
+def test_a_collection_built_on_a_device_is_searched_and_extended_on_the_cpu(tmp_path: Path, device: str) -> None:
     path = tmp_path / "c"
     build(DOCUMENTS[:100], path, encoder=HashEncoder(), config=CONFIG, run=on(device))
     add(path, DOCUMENTS[100:], encoder=HashEncoder())
@@ -71,7 +71,7 @@ def test_the_torch_path_of_an_encoding_packs_what_the_compiled_one_does() -> Non
     np.testing.assert_allclose(packed, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_the_gpu_benchmark_says_plainly_that_there_is_none() -> None:
+def test_the_gpu_benchmark_reports_a_missing_device() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     command = [sys.executable, "-m", "benchmarks.gpu", "--json"]

@@ -46,7 +46,7 @@ def test_without_a_scored_positive_the_margin_drops_every_candidate() -> None:
     assert negative_filters.within_margin(f32(0.1, 0.9), NAN, 0.1).all()
 
 
-def test_a_candidate_without_a_similarity_is_not_alike() -> None:
+def test_a_candidate_without_a_similarity_is_not_a_duplicate() -> None:
     assert negative_filters.alike(f32(0.95, 0.94, NAN), 0.95).tolist() == [True, False, False]
 
 

@@ -1,4 +1,4 @@
-"""The trained models that come with Chamfer open, and do the plainest of what they are for."""
+"""The shipped models open and pass the simplest test of their purpose."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_mini_late_finds_the_answer_with_unit_document_tokens_and_when_it_is_poo
             assert int(np.argmax(scores)) == best
 
 
-def test_mini_sparse_gives_the_dense_vectors_of_mini_and_finds_words_of_like_meaning(tmp_path: Path) -> None:
+def test_mini_sparse_gives_the_dense_vectors_of_mini_and_matches_related_words(tmp_path: Path) -> None:
     config = DeviceConfig(cache_dir=tmp_path)
     sparse, mini = (load_encoder(name, config) for name in ("mini-sparse", "mini"))
     by_sparse = sparse.encode_documents(DOCUMENTS, (VectorKind.DENSE, VectorKind.SPARSE))

@@ -62,7 +62,7 @@ print("used")
 
 
 def environment() -> dict[str, str]:
-    """Without PYTHONPATH: it would put the sources in front of what was installed."""
+    """Runs without PYTHONPATH, which would put the sources before the installed package."""
     return {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("CHAMFER_")}
 
 
@@ -117,13 +117,13 @@ def installed(
     return python, source / "src"
 
 
-def test_the_wheel_holds_chamfer_alone(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package_chamfer(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"chamfer"}
 
 
-def test_the_wheel_holds_what_the_product_reads_and_no_training_reports(wheel: Path) -> None:
+def test_the_wheel_contains_every_file_that_is_read_and_no_training_reports(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "chamfer/py.typed" in names
     assert "chamfer/demo/fairytaleqa/corpus.jsonl" in names
@@ -134,7 +134,9 @@ def test_the_wheel_holds_what_the_product_reads_and_no_training_reports(wheel: P
 
 
 @pytest.mark.parametrize("regular", [True, False], ids=["with __init__", "without __init__"])
-def test_it_works_beside_a_users_own_packages(installed: tuple[Path, Path], tmp_path: Path, regular: bool) -> None:
+def test_the_package_works_beside_user_packages_of_the_same_folder_names(
+    installed: tuple[Path, Path], tmp_path: Path, regular: bool
+) -> None:
     python, home = installed
     for name in ("models", "indexing"):
         (tmp_path / name).mkdir()

@@ -12,7 +12,7 @@ from chamfer.models.backends.backend import load_backbone
 from chamfer.models.backends.config import DeviceConfig, decide
 
 
-def test_an_unwritable_cache_does_not_stop_the_start(tmp_path: Path) -> None:
+def test_an_unwritable_cache_does_not_prevent_the_start(tmp_path: Path) -> None:
     import torch
 
     class Doubler(torch.nn.Module):

@@ -27,7 +27,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_encoder(f"sparse:{folder}", DeviceConfig(device="cpu"))
 
 
-def test_a_query_is_its_words_once_each_with_their_idf(encoder: Any) -> None:
+def test_a_query_has_each_of_its_words_once_weighted_by_idf(encoder: Any) -> None:
     encoded = encoder.encode_queries([Query("q", "w9 w2 w9")], [VectorKind.SPARSE]).sparse
     expected = sorted(WORDS.index(word) for word in ("w2", "w9"))
     assert encoded.terms.tolist() == expected, "no special tokens, presence and not count"

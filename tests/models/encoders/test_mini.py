@@ -1,4 +1,4 @@
-"""The embedded default: what its vectors are, and that nothing around a text changes them."""
+"""The default encoder: its vectors, and that they do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -133,20 +133,22 @@ def test_no_texts_give_empty_vectors(mini: MiniEncoder) -> None:
     assert len(encoded.tokens) == 0
 
 
-def test_what_it_cannot_give_is_refused(mini: MiniEncoder) -> None:
+def test_kinds_and_inputs_that_mini_lacks_are_refused(mini: MiniEncoder) -> None:
     with pytest.raises(InvalidInput, match=r"not .*sparse"):
         mini.encode_queries(queries(["x"]), [VectorKind.SPARSE])
     with pytest.raises(InvalidInput, match="reads text only"):
         mini.encode_queries([Query("q", "x", b"image")], BOTH)
 
 
-def test_lone_surrogates_and_null_bytes_do_not_stop_it(mini: MiniEncoder) -> None:
+def test_lone_surrogates_and_null_bytes_are_encoded(mini: MiniEncoder) -> None:
     encoded = mini.encode_queries([Query("q", "fox \ud800 tail \x00")], [VectorKind.DENSE])
     assert encoded.dense is not None
     assert np.isfinite(encoded.dense.values).all()
 
 
-def test_fingerprints_tell_the_projected_and_the_raw_encoder_apart(mini: MiniEncoder, mini_fp32: MiniEncoder) -> None:
+def test_the_projected_and_the_raw_encoder_have_different_fingerprints(
+    mini: MiniEncoder, mini_fp32: MiniEncoder
+) -> None:
     assert mini.spec.fingerprint != mini_fp32.spec.fingerprint
     again = load_mini("mini", DeviceConfig(precision="fp32", backend="torch"), projected=True)
     assert again.spec.fingerprint == mini.spec.fingerprint, "backend and precision are not part of it"
@@ -175,7 +177,7 @@ def test_the_projection_keeps_inner_products_of_fairy_tale_tokens(mini: MiniEnco
     assert kept.mean() > 0.6
 
 
-def test_fitting_finds_the_subspace_that_holds_the_vectors() -> None:
+def test_fitting_recovers_the_subspace_of_the_vectors() -> None:
     rng = np.random.default_rng(0)
     plane = np.linalg.qr(rng.standard_normal((20, 3)))[0]
     vectors = (rng.standard_normal((500, 3)) @ plane.T).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Foreign models through sentence-transformers: roles, order, truncation, fingerprints, errors."""
+"""Models from elsewhere through sentence-transformers: roles, order, truncation, fingerprints, errors."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_cross_encoder_with_several_labels_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnii", "all-MiniLM", "dense:", "colbert:x"])
-def test_a_name_that_means_nothing_lists_what_does(name: str) -> None:
+def test_an_unknown_encoder_name_lists_the_valid_ones(name: str) -> None:
     with pytest.raises(InvalidInput, match="Catalogue: mini"):
         load_encoder(name, CONFIG)
 

@@ -1,4 +1,4 @@
-"""Geometry of embeddings against hand computations, and the collapse that it must see."""
+"""Geometry of embeddings against hand computations, and the collapse that it must detect."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_spread_vectors_are_good_for_fde_and_a_cone_is_not() -> None:
     )
 
 
-def test_rows_of_zeros_are_left_out_and_one_vector_has_no_geometry() -> None:
+def test_zero_rows_are_ignored_and_a_single_vector_is_refused() -> None:
     assert len(embedding_diagnostics.unit_rows(np.array([[0.0, 0.0], [3.0, 4.0]]))) == 1
     with pytest.raises(InvalidInput, match="at least 2"):
         embedding_diagnostics.geometry(np.ones((1, 3), dtype=np.float32))

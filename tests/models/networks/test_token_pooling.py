@@ -1,4 +1,4 @@
-"""Pooling of token vectors: the claims of CRISP's sheet, on random and on degenerate texts."""
+"""Pooling of token vectors: the properties stated in the CRISP paper, on random and degenerate texts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_more_clusters_lower_the_spread_and_beat_fixed_spacing() -> None:
 
 
 def joined_by_definition(tokens: np.ndarray, k: int) -> set[frozenset[int]]:
-    """Ward from the definition: of all pairs, join the one whose union has the least spread in excess."""
+    """Ward's method by its definition: of all pairs, merge the one whose union adds least variance."""
     sets = [frozenset([i]) for i in range(len(tokens))]
 
     def cost(members: frozenset[int]) -> float:
@@ -110,7 +110,7 @@ def test_equal_tokens_share_a_ward_cluster_even_where_k_would_allow_more() -> No
 
 @pytest.mark.parametrize("ward", [False, True])
 @given(st.integers(0, 999), st.lists(st.integers(1, 4), min_size=1, max_size=14), st.integers(1, 6))
-def test_a_weight_is_so_many_equal_tokens(ward: bool, seed: int, weights: list[int], k: int) -> None:
+def test_an_integer_weight_equals_that_many_equal_tokens(ward: bool, seed: int, weights: list[int], k: int) -> None:
     tokens, counts = points(seed, len(weights)), np.array(weights, dtype=np.float32)
     repeated, last = np.repeat(tokens, weights, axis=0), np.cumsum(weights) - 1
     labels, among = assign(tokens, k, ward=ward, weights=counts), assign(repeated, k, ward=ward)

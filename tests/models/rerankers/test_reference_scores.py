@@ -31,7 +31,7 @@ def sigmoid(x: F32) -> F32:
 
 
 class Told:
-    """Gives the scores that it was told, changed."""
+    """Returns the given scores, changed by a function."""
 
     name = fingerprint = "told"
     reads_images = False
@@ -87,7 +87,7 @@ def test_a_recorded_reference_agrees_with_the_model_it_was_recorded_from(tmp_pat
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "m", "source": "s", "tolerance": 1, "pairs": []}'])
-def test_a_file_that_is_no_reference_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_reference_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(InvalidInput):
         read_reference(tmp_path / "scores.json")
@@ -96,7 +96,7 @@ def test_a_file_that_is_no_reference_is_refused(tmp_path: Path, text: str) -> No
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers warns about tiny models
-def test_the_command_records_agrees_and_finds_another_activation(tmp_path: Path) -> None:
+def test_the_command_records_a_reference_and_detects_another_activation(tmp_path: Path) -> None:
     folder = tiny_transformer(tmp_path / "one", "BertForSequenceClassification", num_labels=1)
     options = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
     bare = tiny_transformer(tmp_path / "two", "BertForSequenceClassification", num_labels=1, **options)

@@ -71,7 +71,7 @@ def test_images_arrive_as_they_were_sent(server: RerankServer, protocol: str) ->
 
 
 @pytest.mark.parametrize("protocol", [name for name, p in PROTOCOLS.items() if not p.images])
-def test_a_protocol_without_images_refuses_them_before_it_asks(server: RerankServer, protocol: str) -> None:
+def test_a_protocol_without_images_refuses_them_without_a_request(server: RerankServer, protocol: str) -> None:
     remote = reranker(server, protocol)
     with pytest.raises(InvalidInput, match="reads text only"):
         remote.score(QUERY, [Document("a", "", image=picture(1))])
@@ -88,7 +88,7 @@ def test_pairs_of_several_queries_are_grouped_by_query(server: RerankServer) -> 
     remote.close()
 
 
-def test_an_overloaded_server_is_asked_again_after_the_time_it_names(server: RerankServer) -> None:
+def test_an_overloaded_server_is_retried_after_its_retry_after(server: RerankServer) -> None:
     time = Time()
     server.faults = [(429, {"Retry-After": "7"}), (503, {})]
     remote = reranker(server, time=time, backoff_seconds=0.5)
@@ -99,7 +99,7 @@ def test_an_overloaded_server_is_asked_again_after_the_time_it_names(server: Rer
     remote.close()
 
 
-def test_a_wait_beyond_the_budget_is_not_begun(server: RerankServer) -> None:
+def test_a_wait_beyond_the_budget_fails_at_once(server: RerankServer) -> None:
     time = Time()
     server.faults = [(429, {"Retry-After": "60"})]
     remote = reranker(server, time=time, budget_seconds=30.0)
@@ -110,7 +110,7 @@ def test_a_wait_beyond_the_budget_is_not_begun(server: RerankServer) -> None:
     remote.close()
 
 
-def test_retries_end(server: RerankServer) -> None:
+def test_attempts_are_limited_by_retries(server: RerankServer) -> None:
     server.faults = [(500, {})] * 9
     remote = reranker(server, retries=2)
     with pytest.raises(Unavailable, match="status 500"):
@@ -120,7 +120,7 @@ def test_retries_end(server: RerankServer) -> None:
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, InvalidInput), (422, InvalidInput), (401, Unavailable)])
-def test_what_cannot_succeed_is_not_tried_again(server: RerankServer, status: int, kind: type[ChamferError]) -> None:
+def test_permanent_failures_are_not_retried(server: RerankServer, status: int, kind: type[ChamferError]) -> None:
     server.faults = [(status, {})]
     remote = reranker(server)
     with pytest.raises(kind, match=f"status {status}"):
@@ -138,7 +138,7 @@ def test_a_redirect_is_not_followed(server: RerankServer) -> None:
     remote.close()
 
 
-def test_the_requests_of_a_minute_are_counted_and_free_again_after_it(server: RerankServer) -> None:
+def test_requests_per_minute_limits_attempts_and_resets_after_a_minute(server: RerankServer) -> None:
     time = Time()
     remote = reranker(server, time=time, requests_per_minute=2)
     remote.score(QUERY, DOCUMENTS[:1])
@@ -152,7 +152,7 @@ def test_the_requests_of_a_minute_are_counted_and_free_again_after_it(server: Re
     remote.close()
 
 
-def test_a_budget_that_is_over_asks_no_more(server: RerankServer) -> None:
+def test_an_exhausted_budget_sends_no_request(server: RerankServer) -> None:
     ticks = iter([0.0] + [100.0] * 20)
     config = RemoteConfig(url=server.url, protocol="tei", budget_seconds=30.0)
     remote = RemoteReranker("far", config, clock=lambda: next(ticks))
@@ -172,7 +172,7 @@ def test_a_budget_that_is_over_asks_no_more(server: RerankServer) -> None:
         {"results": [{"index": 0, "relevance_score": "high"}, {"index": 1, "relevance_score": 0.5}]},
     ],
 )
-def test_an_answer_that_does_not_score_each_document_once_is_refused(server: RerankServer, answer: Any) -> None:
+def test_a_response_that_does_not_score_each_document_once_is_refused(server: RerankServer, answer: Any) -> None:
     server.answer = answer
     remote = reranker(server, retries=0)
     with pytest.raises(Unavailable):
@@ -180,7 +180,7 @@ def test_an_answer_that_does_not_score_each_document_once_is_refused(server: Rer
     remote.close()
 
 
-def test_a_chat_model_that_answers_neither_gives_no_score(server: RerankServer) -> None:
+def test_a_chat_answer_that_lists_neither_word_gives_nan(server: RerankServer) -> None:
     listed = [{"token": "perhaps", "logprob": -0.1}]
     server.answer = {"choices": [{"logprobs": {"content": [{"top_logprobs": listed}]}}]}
     remote = reranker(server, "openai")
@@ -198,7 +198,7 @@ def test_a_chat_answer_that_is_not_listed_counts_as_the_least_listed(server: Rer
     remote.close()
 
 
-def test_nobody_listening_is_unavailable_after_the_retries() -> None:
+def test_an_unreachable_server_is_unavailable_after_the_retries() -> None:
     time = Time()
     config = RemoteConfig(url="http://127.0.0.1:1", protocol="jina", retries=2)
     remote = RemoteReranker("far", config, clock=lambda: time.now, sleep=time.sleep)
@@ -215,7 +215,7 @@ def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
     assert retry_after("", 0.0) is None
 
 
-def test_a_key_is_not_shown_and_a_faulty_configuration_is_refused() -> None:
+def test_the_api_key_is_not_shown_and_an_invalid_configuration_is_refused() -> None:
     assert "secret" not in repr(RemoteConfig(url="http://a", protocol="tei", api_key="secret"))
     for options in ({"url": "ftp://a"}, {"protocol": "morse"}, {"concurrency": 0}):
         with pytest.raises(InvalidInput):

@@ -1,4 +1,4 @@
-"""Cross-encoders on every backend against the library's own prediction; hostile inputs; what the fingerprint sees."""
+"""Cross-encoders on every backend against the library's own prediction; hostile inputs; the fingerprint."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_models_own_activation_is_applied_and_named(tmp_path: Path) -> None:
     assert scores.min() < 0
 
 
-def test_a_score_has_the_same_bits_alone_and_in_any_company(path: Path) -> None:
+def test_a_score_has_the_same_bits_alone_and_in_any_batch(path: Path) -> None:
     reranker = load_cross_encoder(str(path), replace(FP32, backend="openvino"))
     together = reranker.score(QUERY, DOCUMENTS)
     assert [float(reranker.score(QUERY, [d])[0]) for d in DOCUMENTS] == together.tolist()
@@ -94,7 +94,7 @@ def test_ten_megabytes_of_text_score_like_their_beginning(path: Path) -> None:
     assert reranker.score(QUERY, [huge]).tolist() == reranker.score(QUERY, [start]).tolist()
 
 
-def test_half_formed_text_is_scored(path: Path) -> None:
+def test_text_with_lone_surrogates_is_scored(path: Path) -> None:
     assert np.isfinite(load_cross_encoder(str(path), FP32).score(Query("q", "w1 \ud800"), [Document("d", "\udfff w2")]))
 
 

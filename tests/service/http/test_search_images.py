@@ -22,7 +22,7 @@ def plan(model: str | None) -> dict[str, Any]:
 
 
 class Sees(PairReranker):
-    """Keeps the queries that it was shown."""
+    """Records the queries that it scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def test_the_reranker_sees_the_image_and_the_channels_the_text() -> None:
     with_fables(check, load=load)
 
 
-def test_a_plan_that_cannot_look_at_the_image_is_refused_and_says_who_could() -> None:
+def test_a_plan_that_cannot_read_the_image_is_refused_with_the_rerankers_that_can() -> None:
     def load(_: Path) -> Pipeline:
         return pipeline(rerankers={"length": LengthReranker(), "sees": Sees()})
 
@@ -63,7 +63,7 @@ def test_a_plan_that_cannot_look_at_the_image_is_refused_and_says_who_could() ->
     with_fables(check, load=load)
 
 
-def test_a_source_that_is_not_allowed_or_no_image_is_refused_at_its_place() -> None:
+def test_a_source_that_is_not_allowed_or_not_an_image_is_refused_with_its_pointer() -> None:
     def load(_: Path) -> Pipeline:
         return pipeline(rerankers={"sees": Sees()})
 

@@ -18,7 +18,7 @@ from chamfer.service.search.request import SearchRequest, SearchResult
 
 
 class Shop:
-    """Stands in for the registries of collections and models; counts what was fetched."""
+    """Replaces the loading of collections and models; records what was loaded."""
 
     def __init__(self) -> None:
         self.fetched: list[tuple[str, Any]] = []

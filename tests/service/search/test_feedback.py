@@ -1,4 +1,4 @@
-"""Feedback functions: the identities of the papers, hand computations, and what is never changed."""
+"""Feedback functions: the identities of the papers, hand computations, and invariants."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_rm3_keeps_the_querys_mass(row: dict[int, float], d: SparseVectors, orig
     assert expanded.weights.sum() == pytest.approx(query.weights.sum(), rel=1e-4)
 
 
-def test_rm3_counts_documents_alike_where_a_score_is_not_positive() -> None:
+def test_rm3_weights_documents_equally_if_a_score_is_not_positive() -> None:
     query, documents = sparse({1: 1.0}), sparse({2: 1.0}, {3: 1.0})
     assert as_dict(rm3(query, documents, np.array([5.0, -1.0], np.float32), 0.0, 5)) == pytest.approx({2: 0.5, 3: 0.5})
 
@@ -174,18 +174,18 @@ def test_centres_that_every_document_matches_expand_nothing() -> None:
     assert expand_tokens(query, documents, lambda centres: np.ones(len(centres)), 0.5, 8, 4) is query
 
 
-def test_standing_out_by_hand() -> None:
+def test_the_standout_z_score_by_hand() -> None:
     assert standout(np.array([4.0, 2.0, 0.0], np.float32), 1) == pytest.approx((4 - 2) / np.sqrt(8 / 3))
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0, 1.0, 1.0]])
-def test_nothing_stands_out_of_a_short_or_level_ranking(scores: list[float]) -> None:
+def test_the_standout_z_score_of_a_short_or_constant_ranking_is_zero(scores: list[float]) -> None:
     assert standout(np.array(scores, np.float32), 1) == 0.0
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-100, 100, width=16), min_size=5, max_size=20), st.sampled_from([0.5, 4.0]))
-def test_standing_out_does_not_depend_on_the_scale_of_scores(scores: list[float], factor: float) -> None:
+def test_the_standout_z_score_does_not_depend_on_the_scale_of_scores(scores: list[float], factor: float) -> None:
     falling = np.sort(np.array(scores, np.float32))[::-1]
     assert standout(falling * np.float32(factor) + 1, 3) == pytest.approx(standout(falling, 3), rel=1e-3, abs=1e-3)
     assert standout(falling, 3) <= np.sqrt(len(scores) / 3 - 1) + 1e-9

@@ -21,7 +21,7 @@ METHODS = {"dense": {"method": "average"}, "lexical": {"method": "rm3"}}
 
 
 def a_plan(searched: Any = HYBRID, /, **feedback: Any) -> Plan:
-    """A plan over the channels `searched`, with two documents of feedback to dense and no guard unless told."""
+    """A plan over the channels `searched`, with two feedback documents for channel dense and, by default, no guard."""
     rest = {key: feedback.pop(key) for key in ("rescore", "fusion") if key in feedback}
     settings = {"channels": DENSE, "depth": 2, "guard": None, **feedback}
     return Plan.model_validate({"channels": searched, **rest, "feedback": settings})
@@ -103,7 +103,7 @@ def test_feedback_documents_come_from_the_fused_ranking_from_the_channels_own_or
     assert documents(run_one(a_plan(source="lexical"), query=query)) == lexical
 
 
-def test_before_leaves_the_second_ranking_alone_and_both_fuses_it_with_the_other_channel() -> None:
+def test_interpolation_before_returns_the_second_ranking_and_both_fuses_it() -> None:
     before, both = run_one(a_plan(interpolate="before")), run_one(a_plan(interpolate="both"))
     assert [s["stage"] for s in stages(before)] == ["retrieve", "retrieve", "fuse", "feedback", "retrieve_again"]
     assert stages(before)[-1]["score"] == before.hits[0].score
@@ -118,7 +118,7 @@ def test_before_leaves_the_second_ranking_alone_and_both_fuses_it_with_the_other
     assert sum(shares) == pytest.approx(both.hits[0].score, rel=1e-6)
 
 
-def test_before_with_the_whole_weight_on_dense_is_plain_feedback() -> None:
+def test_interpolation_before_with_all_weight_on_dense_is_plain_feedback() -> None:
     alone = a_plan(DENSE, interpolate="after")
     for mode in ("before", "both"):
         weighted = a_plan({"dense": {"weight": 1.0}, "lexical": {"weight": 0.0}}, interpolate=mode)
@@ -136,7 +136,7 @@ def test_the_explanation_names_documents_shares_and_trust() -> None:
     assert explained["rank"] == 1, "the first hit was the first feedback document"
 
 
-def test_a_first_ranking_that_does_not_stand_out_is_not_learnt_from() -> None:
+def test_feedback_is_skipped_if_the_first_ranking_does_not_stand_out() -> None:
     stored = collection()
     plan = a_plan(guard={"low": 50.0, "high": 60.0})
     result = run_one(plan, pipeline(collection=stored))
@@ -146,7 +146,7 @@ def test_a_first_ranking_that_does_not_stand_out_is_not_learnt_from() -> None:
     assert stored.channels["dense"].retriever.calls == [(1, 100)], "it was searched once"
 
 
-def test_a_guard_that_trusts_everything_is_no_guard() -> None:
+def test_a_guard_that_trusts_every_ranking_changes_nothing() -> None:
     assert ranking(run_one(a_plan(guard={"low": 0.0, "high": 0.0}))) == ranking(run_one(a_plan()))
 
 
@@ -171,18 +171,18 @@ def test_a_channel_that_only_rescores_does_so_with_the_expanded_query() -> None:
     assert ranking(run_one(nothing)) == ranking(plain)
 
 
-def test_documents_outside_a_filter_are_neither_learnt_from_nor_found() -> None:
+def test_documents_outside_a_filter_are_neither_feedback_documents_nor_hits() -> None:
     result = run_one(a_plan(), filter=lambda document: document.metadata["number"] >= 6)
     assert {hit.doc_id for hit in result.hits} == {"fable-6", "fable-7"}
     assert set(documents(result)) == {"fable-6", "fable-7"}
 
 
-def test_a_query_that_finds_nothing_has_no_second_round() -> None:
+def test_a_query_without_hits_has_no_second_round() -> None:
     plan = a_plan({"lexical": {}}, channels={"lexical": {"method": "rm3"}})
     assert run_one(plan, query="zyzzyva").hits == ()
 
 
-def test_feedback_past_the_deadline_is_left_out_and_named() -> None:
+def test_feedback_past_the_deadline_is_skipped_and_reported() -> None:
     clock, stored = ManualClock(), collection()
     searching = pipeline(collection=stored, clock=clock)
     stored.channels["lexical"].retriever.before = lambda: clock.wait(2.0)
@@ -191,7 +191,7 @@ def test_feedback_past_the_deadline_is_left_out_and_named() -> None:
     assert ranking(result) == ranking(run_one(without(a_plan())))
 
 
-def test_a_second_search_past_the_deadline_leaves_the_first_ones_ranking() -> None:
+def test_a_second_search_past_the_deadline_keeps_the_first_ranking() -> None:
     clock, stored = ManualClock(), collection()
     searching = pipeline(collection=stored, clock=clock)
     calls = stored.channels["dense"].retriever.calls

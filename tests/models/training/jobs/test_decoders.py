@@ -50,7 +50,7 @@ def test_padding_changes_no_state_of_a_decoder_that_sees_both_ways(decoder: Path
     torch.testing.assert_close(padded[0, :3], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_a_decoder_trained_as_an_encoder_serves_what_was_trained(
+def test_a_decoder_trained_as_an_encoder_gives_the_trained_vectors_when_loaded(
     decoder: Path, recipe_of: Recipes, tmp_path: Path
 ) -> None:
     options = {"backbone": str(decoder), "attention": "bidirectional", "temperature": 0.2}
@@ -76,7 +76,7 @@ def test_a_decoder_trained_as_an_encoder_serves_what_was_trained(
     np.testing.assert_allclose(document_vectors.values @ query.values[0], expected, atol=2e-3)
 
 
-def test_layers_that_are_not_there_cannot_be_adapted(decoder: Path, recipe_of: Recipes) -> None:
+def test_adapting_missing_layers_is_refused(decoder: Path, recipe_of: Recipes) -> None:
     tables = {"adapter": {**ADAPTER, "target_modules": ["query"]}}
     with pytest.raises(InvalidInput, match=r"no linear layer named query"):
         DenseStudent(load_recipe(recipe_of("dense", backbone=str(decoder), tables=tables)))  # type: ignore[arg-type]

@@ -112,7 +112,7 @@ def test_a_bank_of_the_batch_alone_gives_the_in_batch_loss(recipe_of: Recipes) -
     assert not student._bank.requires_grad
 
 
-def test_a_model_trained_against_a_bank_leaves_documents_where_they_were(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_a_model_trained_against_a_bank_keeps_document_vectors_unchanged(recipe_of: Recipes, tmp_path: Path) -> None:
     path = recipe_of("dense", tables={"adapter": ADAPTER, "data": {"epochs": 5}}, bank=True)
     recipe = load_recipe(path)
     run(recipe, tmp_path / "work")

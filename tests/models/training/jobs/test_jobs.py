@@ -1,4 +1,4 @@
-"""Every job: it overfits eight examples, its folder opens as a model, and a resumed run is an unbroken one."""
+"""Every job: it overfits eight examples, its folder opens as a model, and a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
 
     def stop(step: int, steps: int, loss: float) -> None:
         del steps, loss
-        if step == 3:  # the checkpoint of step 2 is there
+        if step == 3:  # after the checkpoint of step 2
             raise Stop
 
     with pytest.raises(Stop):
@@ -144,7 +144,7 @@ def test_a_work_directory_of_another_run_is_refused_with_what_differs(recipe_of:
         run(load_recipe(path), work)
 
 
-def test_a_run_told_to_stop_ends_there(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_max_steps_ends_a_run_early(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 3}, "fit": {"max_steps": 4}}}
     fitted = run(load_recipe(recipe_of("cross_encoder", **options)), tmp_path / "work")
     assert fitted.steps == 4
@@ -161,7 +161,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe_of: Re
     assert not np.array_equal(weights[0], weights[2])
 
 
-def test_a_trained_reranker_opens_by_its_folder_and_ranks_what_it_learnt(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_a_trained_reranker_opens_by_its_folder_and_ranks_as_trained(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 10}}}
     recipe = load_recipe(recipe_of("cross_encoder", **options))
     run(recipe, tmp_path / "work")
@@ -173,7 +173,7 @@ def test_a_trained_reranker_opens_by_its_folder_and_ranks_what_it_learnt(recipe_
     np.testing.assert_array_equal(reranker.score(Query("q", "w2 w1"), documents[:1]), scores[:1])
 
 
-def test_a_second_stage_begins_with_what_the_first_one_learnt_even_where_it_adapts_more_layers(
+def test_a_second_stage_starts_from_the_first_ones_weights_even_if_it_adapts_more_layers(
     recipe_of: Recipes, tmp_path: Path
 ) -> None:
     upper = {"adapter": {**ADAPTER, "first_layer": 1}, "data": {"epochs": 10}}
@@ -236,7 +236,7 @@ def test_a_term_s_vector_is_the_mean_of_its_words_by_how_often_they_occur(recipe
     np.testing.assert_allclose(term_vectors, [mean / np.linalg.norm(mean), five], atol=1e-6)
 
 
-def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_the_loaded_model_gives_the_scores_of_training(recipe_of: Recipes, tmp_path: Path) -> None:
     """Scores of the students and of the opened folders agree to half precision."""
     texts = ["w1 w2 w3", "w4 w1", "w7 w8 w9 w10"]
     documents = [Document(str(i), text) for i, text in enumerate(texts)]
@@ -251,7 +251,7 @@ def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path
         np.testing.assert_allclose(_scores(kind, q, d), expected, rtol=0.02, atol=0.02)
 
 
-def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_weights(
+def test_the_loaded_model_gives_the_scores_of_training_with_weighted_pooling(
     recipe_of: Recipes, tmp_path: Path
 ) -> None:
     first = load_recipe(recipe_of("multivector", "first", **JOBS["multivector"]))
@@ -260,7 +260,7 @@ def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_wei
     options = JOBS["multivector"] | {"poolings": ["w0x2"], "tables": tables}
     recipe = load_recipe(recipe_of("multivector", "second", init_from=str(first.out), **options))
     run(recipe, tmp_path / "second.work")
-    assert np.abs(load_file(recipe.out / WEIGHTS)["head.count.weight"]).max() > 1e-3  # learnt by the means alone
+    assert np.abs(load_file(recipe.out / WEIGHTS)["head.count.weight"]).max() > 1e-3  # trained through the means alone
     texts = ["w1 w2 w3 w4 w5", "w4 w1", "w7 w8 w9 w10"]
     encoder = load_encoder(f"trained:{recipe.out}+w0x2", FP32)
     d = encoder.encode_documents([Document(text, text) for text in texts], [VectorKind.TOKENS]).tokens
@@ -271,7 +271,7 @@ def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_wei
     np.testing.assert_allclose(_scores(VectorKind.TOKENS, q, d), expected, rtol=0.02, atol=0.02)
 
 
-def test_a_finished_model_may_stand_on_the_way_from_the_untrained_weights(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_wise_ft_interpolates_initial_and_trained_weights(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {**JOBS["multivector"], "tables": {**JOBS["multivector"]["tables"], "adapter": ADAPTER}}
     folders = {}
     for share in (1.0, 0.25, 0.0):
@@ -365,7 +365,7 @@ def test_every_present_name_of_a_renamed_key_exists() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
-def test_every_recipe_that_comes_with_the_project_loads(path: Path) -> None:
+def test_every_shipped_recipe_loads(path: Path) -> None:
     assert load_recipe(path).job in STUDENTS
 
 
@@ -392,13 +392,8 @@ def test_unknown_keys_and_jobs_are_named(recipe_of: Recipes) -> None:
     assert load_recipe(recipe_of("cross_encoder"), {"fit.batch_size": "64"}).fit.batch_size == 64
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=str)
-def test_every_recipe_that_is_shipped_says_what_its_job_knows(path: Path) -> None:
-    assert load_recipe(path).job in STUDENTS
-
-
 @pytest.mark.slow
-def test_a_killed_command_goes_on_where_it_was(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_a_killed_command_resumes_at_its_checkpoint(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 100}, "fit": {"save_steps": 5}}}
     command = [sys.executable, "-m", "chamfer", "train", str(recipe_of("cross_encoder", **options))]
     environment = dict(os.environ)

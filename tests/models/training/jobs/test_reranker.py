@@ -1,6 +1,6 @@
 """Job `reranker`: UniME-V2's joint loss by hand, its prompts, and folders that the served rerankers open.
 
-The models are random and small: that the code path is right is tested, quality is not.
+The models are small and randomly initialised: the code path is tested, not the quality.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_prompts_hold_the_texts_and_the_images_of_query_and_candidates(recipe_of
     assert f"(2) {texts['d0-0']}" in listed.prompt.text.replace("<|vision_start|><|image_pad|><|vision_end|>", "")
 
 
-def test_the_right_answer_stands_at_every_place_of_a_list_equally_often(recipe_of: Recipes, seeing: Path) -> None:
+def test_the_right_answer_is_at_every_position_of_a_list_equally_often(recipe_of: Recipes, seeing: Path) -> None:
     learner = learner_of(recipe_of, seeing)
     counts = Counter(order.index(0) for step in range(200) for order in learner.orders(step, [4, 4]))
     chi_square = sum((counts[position] - 100) ** 2 / 100 for position in range(4))
@@ -109,14 +109,14 @@ def test_the_right_answer_stands_at_every_place_of_a_list_equally_often(recipe_o
     assert learner.orders(1, [4, 4]) != learner.orders(2, [4, 4])
 
 
-def test_eight_lists_are_learnt_by_heart(recipe_of: Recipes, seeing: Path) -> None:
+def test_eight_lists_are_overfitted(recipe_of: Recipes, seeing: Path) -> None:
     learner = learner_of(recipe_of, seeing)
     draws = draws_of(learner)
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=1e-2)
     values = []
     for _ in range(40):
         optimizer.zero_grad()
-        loss = learner.losses(draws, 0)["list"]  # one step's places, over and over
+        loss = learner.losses(draws, 0)["list"]  # the same order in every step
         loss.backward()
         optimizer.step()
         values.append(loss.item())
@@ -124,7 +124,7 @@ def test_eight_lists_are_learnt_by_heart(recipe_of: Recipes, seeing: Path) -> No
     assert learner.notes["lists right"] == 1.0
 
 
-def test_only_the_language_part_of_a_model_that_sees_learns(recipe_of: Recipes, seeing: Path) -> None:
+def test_only_the_language_part_of_a_multimodal_model_is_trained(recipe_of: Recipes, seeing: Path) -> None:
     learner = learner_of(recipe_of, seeing)
     names = [name for name, p in learner.named_parameters() if p.requires_grad]
     assert names
@@ -163,7 +163,7 @@ def test_the_served_log_odds_are_those_that_were_trained(recipe_of: Recipes, see
     assert fitted.after["all"]["RR@10"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
 
 
-def test_a_faulty_reranker_recipe_is_refused(recipe_of: Recipes, seeing: Path, backbone: Path) -> None:
+def test_an_invalid_reranker_recipe_is_refused(recipe_of: Recipes, seeing: Path, backbone: Path) -> None:
     with pytest.raises(InvalidInput, match=r"expected 1 to 8"):
         load_recipe(recipe_of("reranker", tables={"data": {"num_negatives": 9}}))
     with pytest.raises(InvalidInput, match=r"hard_negatives is 4"):

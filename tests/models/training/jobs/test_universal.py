@@ -1,6 +1,6 @@
 """Job `universal`: negatives of both kinds, the judge's soft labels, and one space for texts and images.
 
-The model is random and small: that the code path is right is tested, quality is not.
+The model is small and randomly initialised: the code path is tested, not the quality.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def group(modality: list[float], ranks: list[float], positive: int = 2) -> Group
     )
 
 
-def test_wrong_ones_outrank_the_positive_and_right_ones_stand_far_below_it() -> None:
+def test_wrong_modality_negatives_outrank_the_positive_and_right_modality_ones_rank_below_the_minimum() -> None:
     mined = group([1, 0, 0, 1, 0, 0], [1, 2, 3, 4, 46, 60])
     assert modality_negatives(mined, 2, min_negative_rank=45) == ([0], [4, 5])
     assert modality_negatives(mined, 2, min_negative_rank=1) == ([0], [1, 4, 5])
 
 
-def test_a_positive_at_rank_one_or_a_pool_of_one_modality_has_no_wrong_ones_and_an_unfound_positive_has_all() -> None:
+def test_wrong_modality_negatives_are_none_at_rank_one_and_all_for_an_unretrieved_positive() -> None:
     assert modality_negatives(group([0, 1, 1], [1, 2, 3], positive=0), 0, min_negative_rank=45)[0] == []
     assert modality_negatives(group([0] * 4, [1, 2, 3, 4]), 2, min_negative_rank=45)[0] == []
     assert modality_negatives(group([1, 1, 0], [1, 50, NAN]), 2, min_negative_rank=45)[0] == [0, 1]
 
 
-def test_both_kinds_are_drawn_equally_often_and_no_positive_is() -> None:
+def test_both_kinds_of_negatives_are_drawn_equally_often_and_positives_never() -> None:
     mined = group([1, 1, 0, 1, 1, 0, 0, 0, 0, 0], [1, 2, 9, 3, 4, 46, 47, 48, 49, 5])
     wrong = 0
     for seed in range(400):
@@ -161,11 +161,13 @@ def test_a_trained_encoder_serves_texts_and_images_as_they_were_trained(
     both = encoder.encode_queries(queries, [VectorKind.DENSE]).dense
     assert both is not None
     np.testing.assert_allclose(both.values[0], expected[0], atol=2e-3)
-    assert np.abs(both.values[0] - both.values[1]).max() > 1e-3  # the image was looked at
+    assert np.abs(both.values[0] - both.values[1]).max() > 1e-3  # the image affects the vector
     assert encoder.spec.dims == {VectorKind.DENSE: 32}
 
 
-def test_columns_of_both_modalities_are_asked_for_and_used(recipe_of: Recipes, seeing: Path, tmp_path: Path) -> None:
+def test_modality_negatives_need_and_use_the_columns_of_mining(
+    recipe_of: Recipes, seeing: Path, tmp_path: Path
+) -> None:
     options = {
         "backbone": str(seeing),
         "modality_negatives": True,

@@ -135,7 +135,7 @@ class DenseRetriever(_Retriever):
 
     def __init__(self, documents: Sequence[Document]) -> None:
         super().__init__(len(documents))
-        self._values = encode([d.content for d in documents], [VectorKind.DENSE], 256).vectors(VectorKind.DENSE).values  # type: ignore[union-attr]  # dense was asked for
+        self._values = encode([d.content for d in documents], [VectorKind.DENSE], 256).vectors(VectorKind.DENSE).values  # type: ignore[union-attr]  # dense is among the kinds
 
     def search(self, queries: DenseVectors, k: int, allowed: Bool | None = None) -> Candidates:
         self.before()

@@ -23,7 +23,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A multimodal chat model: two layers, random weights, the real classes."""
     return tiny_llava_judge(tmp_path_factory.mktemp("llava"))
 

@@ -271,8 +271,8 @@ def test_wrong_modality_negatives_outrank_the_positive_and_others_share_its_moda
 
 
 def test_a_reranker_that_reads_images_receives_the_images_of_groups(tmp_path: Path) -> None:
-    (tmp_path / "asked.png").write_bytes(b"asked")
-    group = Group("q", "which one", ["a", "b"], [1.0, 0.0], query_image=Path("asked.png"))
+    (tmp_path / "query.png").write_bytes(b"query")
+    group = Group("q", "which one", ["a", "b"], [1.0, 0.0], query_image=Path("query.png"))
     write_groups(tmp_path / "g.groups.parquet", [group])
     write_documents(tmp_path / "g.documents.parquet", [(["a", "b"], ["one", "two"])])
     add_images(tmp_path / "g.documents.parquet", {"b": b"picture"})
@@ -286,4 +286,4 @@ def test_a_reranker_that_reads_images_receives_the_images_of_groups(tmp_path: Pa
             return super().score_pairs(pairs)
 
     assert judge_file(tmp_path / "g.groups.parquet", tmp_path / "out.parquet", Seeing()) == 2
-    assert set(seen) == {(tmp_path / "asked.png", None), (tmp_path / "asked.png", b"picture")}
+    assert set(seen) == {(tmp_path / "query.png", None), (tmp_path / "query.png", b"picture")}

@@ -47,7 +47,7 @@ def test_without_a_scored_positive_the_margin_drops_every_candidate() -> None:
 
 
 def test_a_candidate_without_a_similarity_is_not_a_duplicate() -> None:
-    assert negative_filters.alike(f32(0.95, 0.94, NAN), 0.95).tolist() == [True, False, False]
+    assert negative_filters.near_duplicates(f32(0.95, 0.94, NAN), 0.95).tolist() == [True, False, False]
 
 
 def test_consistency_needs_one_positive_among_the_first_candidates() -> None:

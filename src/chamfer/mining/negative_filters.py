@@ -42,7 +42,7 @@ def above(scores: F32, most: float) -> Bool:
     return _above(scores, most)
 
 
-def alike(similarity: F32, most: float) -> Bool:
+def near_duplicates(similarity: F32, most: float) -> Bool:
     """Candidates whose similarity to a positive is at least `most`: near-duplicates. NaN does not count as similar."""
     return np.nan_to_num(similarity, nan=-np.inf) >= most
 

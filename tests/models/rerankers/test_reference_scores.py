@@ -30,10 +30,10 @@ def sigmoid(x: F32) -> F32:
     return np.asarray(1 / (1 + np.exp(-x)), dtype=np.float32)
 
 
-class Told:
+class GivenScores:
     """Returns the given scores, changed by a function."""
 
-    name = fingerprint = "told"
+    name = fingerprint = "given"
     reads_images = False
     score_kind = "logit"
 
@@ -68,7 +68,7 @@ PROBABILITIES = reference(0.99, 0.013, 0.55, 0.9)
     ],
 )
 def test_the_cause_of_a_difference_is_named(expected: Reference, change: Callable[[F32], F32], cause: str) -> None:
-    finding = compare(Told(expected.pairs, change), expected)  # type: ignore[arg-type]  # its kind is a plain string
+    finding = compare(GivenScores(expected.pairs, change), expected)  # type: ignore[arg-type]  # its kind is a plain string
     assert finding.agrees == (not cause)
     assert cause in finding.cause
 
@@ -80,10 +80,10 @@ def test_the_published_scores_are_those_of_the_model_cards() -> None:
 
 def test_a_recorded_reference_agrees_with_the_model_it_was_recorded_from(tmp_path: Path) -> None:
     pairs = [ReferencePair(query, text, float(len(text))) for query, text in ORDINARY_PAIRS]
-    recorded = record(Told(pairs, lambda x: x), "here")  # type: ignore[arg-type]
+    recorded = record(GivenScores(pairs, lambda x: x), "here")  # type: ignore[arg-type]
     write_reference(recorded, tmp_path / "scores.json")
     assert read_reference(tmp_path / "scores.json") == recorded
-    assert compare(Told(pairs, lambda x: x), recorded).largest_difference == 0  # type: ignore[arg-type]
+    assert compare(GivenScores(pairs, lambda x: x), recorded).largest_difference == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "m", "source": "s", "tolerance": 1, "pairs": []}'])

@@ -30,13 +30,13 @@ class Counting:
 
     def __init__(self, fingerprint: str = "one") -> None:
         self.fingerprint = fingerprint
-        self.asked: list[int] = []
+        self.call_sizes: list[int] = []
 
     def score(self, query: Query, documents: Sequence[Document]) -> F32:
-        raise AssertionError("pairs are asked for")
+        raise AssertionError("expected a call of score_pairs")
 
     def score_pairs(self, pairs: Sequence[Pair]) -> F32:
-        self.asked.append(len(pairs))
+        self.call_sizes.append(len(pairs))
         values = [np.nan if "nan" in d.text else len(q.text) + 10.0 * len(d.content) for q, d in pairs]
         return np.asarray(values, dtype=np.float32)
 
@@ -46,14 +46,14 @@ def test_a_pair_is_scored_once_whatever_its_doc_id() -> None:
     cached = CachedReranker(inner, ScoreCache(1 << 20))
     first = cached.score(QUERY, DOCUMENTS)
     again = cached.score(Query("other id", QUERY.text), [*DOCUMENTS, Document("x", DOCUMENTS[0].text)])
-    assert inner.asked == [6]
+    assert inner.call_sizes == [6]
     assert again.tolist() == [*first.tolist(), first[0]]
 
 
 def test_a_pair_that_occurs_twice_in_one_call_is_scored_once() -> None:
     inner = Counting()
     scores = CachedReranker(inner, ScoreCache(1 << 20)).score(QUERY, [DOCUMENTS[0], DOCUMENTS[5], DOCUMENTS[0]])
-    assert inner.asked == [2]
+    assert inner.call_sizes == [2]
     assert scores[0] == scores[2] != scores[1]
 
 
@@ -113,14 +113,14 @@ def test_scores_that_are_not_finite_are_not_kept() -> None:
     for _ in range(2):
         with pytest.raises(Internal, match="'bad'"):
             cached.score(QUERY, [Document("good", "w"), Document("bad", "nan")])
-    assert inner.asked == [2, 1]
+    assert inner.call_sizes == [2, 1]
 
 
 def test_zero_bytes_disable_the_cache_and_negative_bytes_are_refused() -> None:
     inner = Counting()
     cached = CachedReranker(inner, ScoreCache(0))
     assert cached.score(QUERY, DOCUMENTS).tolist() == cached.score(QUERY, DOCUMENTS).tolist()
-    assert inner.asked == [6, 6]
+    assert inner.call_sizes == [6, 6]
     with pytest.raises(InvalidInput):
         ScoreCache(-1)
 

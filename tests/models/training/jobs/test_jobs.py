@@ -79,7 +79,7 @@ PARTS = {
     "cross_encoder logged": "part_pairwise",
     "reranker": "part_pair",
 }
-SEE = ("reranker", "universal")
+MULTIMODAL = ("reranker", "universal")
 
 
 def with_fit(options: dict[str, Any], **fit: Any) -> dict[str, Any]:
@@ -87,8 +87,8 @@ def with_fit(options: dict[str, Any], **fit: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes, seeing: Path) -> None:
-    options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
+def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes, multimodal: Path) -> None:
+    options = JOBS[job] | ({"backbone": str(multimodal)} if job in MULTIMODAL else {})
     epochs = {"multivector": 60, "reranker": 40}.get(job, 20)  # a head alone, on a frozen backbone, learns slower
     tables = options.get("tables", {})
     options["tables"] = {**tables, "data": {"epochs": epochs}, "fit": {**tables.get("fit", {}), "warmup_ratio": 0.0}}
@@ -101,9 +101,9 @@ def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes, seeing: Pat
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
-    job: str, recipe_of: Recipes, seeing: Path, tmp_path: Path
+    job: str, recipe_of: Recipes, multimodal: Path, tmp_path: Path
 ) -> None:
-    options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
+    options = JOBS[job] | ({"backbone": str(multimodal)} if job in MULTIMODAL else {})
     options["tables"] = {**options.get("tables", {}), "data": {"epochs": 2}, "fit": {"save_steps": 2}}
     if "adapter" in options["tables"]:
         options["tables"]["adapter"] = {**ADAPTER, "dropout": 0.1}

@@ -87,8 +87,8 @@ def test_the_alignment_of_two_candidates_by_hand() -> None:
     assert torch.autograd.gradcheck(lambda x: half_jeffreys(x, judge_logits), (logits,))
 
 
-def learner_of(recipe_of: Recipes, seeing: Path, **options: Any) -> UniversalLearner:
-    path = recipe_of("universal", backbone=str(seeing), tables={"adapter": ADAPTER}, **options)
+def learner_of(recipe_of: Recipes, multimodal: Path, **options: Any) -> UniversalLearner:
+    path = recipe_of("universal", backbone=str(multimodal), tables={"adapter": ADAPTER}, **options)
     add_images(path.parent / "documents.parquet", {"d0-0": picture(1), "d1-2": picture(2)})
     torch.manual_seed(0)
     learner = UniversalLearner(load_recipe(path))  # type: ignore[arg-type]
@@ -105,9 +105,11 @@ def gradients(learner: UniversalLearner) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
 
 
-def test_cached_gradients_are_those_of_plain_encoding_over_texts_and_images(recipe_of: Recipes, seeing: Path) -> None:
+def test_cached_gradients_are_those_of_plain_encoding_over_texts_and_images(
+    recipe_of: Recipes, multimodal: Path
+) -> None:
     plain, cached_gradients = (
-        gradients(learner_of(recipe_of, seeing, judge_column="dense", gradient_cache=cached))
+        gradients(learner_of(recipe_of, multimodal, judge_column="dense", gradient_cache=cached))
         for cached in (False, True)
     )
     assert plain.keys() == cached_gradients.keys()
@@ -115,8 +117,8 @@ def test_cached_gradients_are_those_of_plain_encoding_over_texts_and_images(reci
         torch.testing.assert_close(cached_gradients[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_a_constant_added_to_all_scores_of_a_judge_changes_nothing(recipe_of: Recipes, seeing: Path) -> None:
-    learner = learner_of(recipe_of, seeing, judge_column="dense")
+def test_a_constant_added_to_all_scores_of_a_judge_changes_nothing(recipe_of: Recipes, multimodal: Path) -> None:
+    learner = learner_of(recipe_of, multimodal, judge_column="dense")
     groups, documents = make_groups(2)
     shifted = [
         Group(g.query_id, g.query, g.doc_ids, g.labels, teachers={"dense": [x + 3 for x in g.teachers["dense"]]})
@@ -130,10 +132,10 @@ def test_a_constant_added_to_all_scores_of_a_judge_changes_nothing(recipe_of: Re
 
 
 def test_a_trained_encoder_serves_texts_and_images_as_they_were_trained(
-    recipe_of: Recipes, seeing: Path, tmp_path: Path
+    recipe_of: Recipes, multimodal: Path, tmp_path: Path
 ) -> None:
     tables = {"adapter": ADAPTER, "fit": {"learning_rate": 1e-2}}
-    options = {"backbone": str(seeing), "instruction": "fox? ", "tables": tables}
+    options = {"backbone": str(multimodal), "instruction": "fox? ", "tables": tables}
     recipe = load_recipe(recipe_of("universal", **options))
     add_images(tmp_path / "documents.parquet", {"d0-0": picture(1)})
     run(recipe, tmp_path / "work")
@@ -166,10 +168,10 @@ def test_a_trained_encoder_serves_texts_and_images_as_they_were_trained(
 
 
 def test_modality_negatives_need_and_use_the_columns_of_mining(
-    recipe_of: Recipes, seeing: Path, tmp_path: Path
+    recipe_of: Recipes, multimodal: Path, tmp_path: Path
 ) -> None:
     options = {
-        "backbone": str(seeing),
+        "backbone": str(multimodal),
         "modality_negatives": True,
         "min_negative_rank": 2,
         "tables": {"adapter": ADAPTER},

@@ -86,7 +86,7 @@ def load_encoder(name: str, config: DeviceConfig) -> Encoder:
     """The encoder of this name. The kind of a model from elsewhere follows from its prefix and is never guessed.
 
     `NAME+POOLING` pools its token vectors (chamfer.models.networks.token_pooling). Raises InvalidInput for a name that
-    cannot be resolved, NotFound where the weights are not at hand.
+    cannot be resolved, NotFound where the weights are not available locally.
     """
     inner, plus, pooling = name.rpartition("+")
     if plus and "/" not in pooling:
@@ -129,7 +129,7 @@ def load_reranker(
     """The reranker of this name: PREFIX:NAME, or a hub name or local path alone for a cross-encoder.
 
     `remotes` are the servers by name; `encoder` is the device of the encoder of `maxsim:NAME` (default: `config`).
-    Raises InvalidInput for a name that cannot be resolved, NotFound where weights are not at hand.
+    Raises InvalidInput for a name that cannot be resolved, NotFound where weights are not available locally.
     """
     kind, separator, model = name.partition(":")
     if separator and not model:

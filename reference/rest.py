@@ -103,8 +103,8 @@ def _bounds(schema: Schema) -> str:
         "minLength": "at least this many characters:",
         "maxLength": "at most this many characters:",
     }
-    found = [f"{text} {schema[key]:g}" for key, text in words.items() if key in schema]
-    return f" ({', '.join(found)})" if found else ""
+    bounds = [f"{text} {schema[key]:g}" for key, text in words.items() if key in schema]
+    return f" ({', '.join(bounds)})" if bounds else ""
 
 
 def _default(schema: Schema) -> str:

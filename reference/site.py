@@ -78,10 +78,10 @@ def with_site_links(text: str) -> str:
 
 def packages() -> dict[str, list[str]]:
     """Package -> its public modules, in the order of the tree; private modules and the command line are left out."""
-    found: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
     for module in _modules(SOURCE / "chamfer", "chamfer"):
-        found.setdefault(module.rpartition(".")[0] if module != "chamfer" else module, []).append(module)
-    return dict(sorted(found.items()))
+        modules.setdefault(module.rpartition(".")[0] if module != "chamfer" else module, []).append(module)
+    return dict(sorted(modules.items()))
 
 
 def decisions() -> list[Path]:

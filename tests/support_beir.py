@@ -1,4 +1,4 @@
-"""BEIR folders of a few made-up documents, named after the data sets that the mini models are trained on."""
+"""BEIR folders of a few synthetic documents, named after the data sets that the mini models are trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An encoder for tests that need vectors but no model, and made-up documents."""
+"""An encoder for tests that need vectors but no model, and synthetic documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writers in processes of their own, to be killed.
+"""Writers in separate processes, to be killed.
 
 `python support_faults.py` reads lines. For "OPERATION PATH" it forks a writer and prints its process id; for "wait" it
 waits for that writer and prints its wait status (until then the id belongs to no other process, so that it is safe to

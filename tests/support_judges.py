@@ -1,4 +1,4 @@
-"""Small randomly initialised chat models from the real configuration classes: the code path is real, no judgement is.
+"""Small randomly initialised chat models of the real classes: the code path is real, the scores are not.
 
 What they answer has no meaning; tests compare it with the same computation written out plainly.
 """
@@ -142,6 +142,6 @@ def picture(seed: int, width: int = 64, height: int = 48) -> bytes:
     from PIL import Image
 
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

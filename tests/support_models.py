@@ -49,7 +49,7 @@ def tiny_splade(folder: Path) -> Path:
 
 
 def tiny_inference_free(folder: Path, idf: Any) -> Path:
-    """The same for documents; queries through a table `idf` f32 [words] alone (a Router)."""
+    """The same for documents; queries are encoded through a table `idf` f32 [words] alone (a Router)."""
     import torch
     from sentence_transformers import SparseEncoder
     from sentence_transformers.base.modules import Router

@@ -1,5 +1,7 @@
-"""A small server of our own that speaks every remote protocol, with faults to order. Scores: the document's words
-that the query has, or a digest of its image, so that what arrived is what was sent."""
+"""A small server that implements every remote protocol, with configurable faults.
+
+A score counts the query's words in the document and adds a digest of its image, which shows that both arrived.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from typing import Any
 from chamfer.core.types import Document, Query
 
 
-def judged(query: str, text: str, image: bytes | None) -> float:
+def relevance(query: str, text: str, image: bytes | None) -> float:
     """A logit."""
     seen = blake2b(image, digest_size=2).digest()[0] / 256 if image else 0.0
     return len(set(query.lower().split()) & set(text.lower().split())) - 1.0 + seen
@@ -25,7 +27,7 @@ def judged(query: str, text: str, image: bytes | None) -> float:
 def expected(query: Query, document: Document) -> float:
     image = document.image
     assert not isinstance(query.image, bytes)
-    return judged(query.text, document.content, image if isinstance(image, bytes) else None)
+    return relevance(query.text, document.content, image if isinstance(image, bytes) else None)
 
 
 def sigmoid(value: float) -> float:
@@ -49,7 +51,7 @@ def _read(part: Any) -> tuple[str, bytes | None]:
 
 def _reranked(body: Any, texts: Any, *, kind: str) -> list[dict[str, Any]]:
     query, _ = _read(body["query"])
-    logits = [judged(query, *_read(text)) for text in texts]
+    logits = [relevance(query, *_read(text)) for text in texts]
     values = logits if kind == "logit" else [sigmoid(value) for value in logits]
     order = sorted(range(len(values)), key=lambda i: -values[i])
     return [{"index": i, "value": values[i]} for i in order]
@@ -63,14 +65,14 @@ def _chat(body: Any) -> Any:
     text = "".join(p["text"] for p in parts if p["type"] == "text")
     images = [_from_uri(p["image_url"]["url"]) for p in parts if p["type"] == "image_url"]
     query, _, document = text.rpartition("<Query>:")[2].partition("<Document>:")
-    p = sigmoid(judged(query, document, images[0] if images else None))
+    p = sigmoid(relevance(query, document, images[0] if images else None))
     listed = [{"token": "yes", "logprob": math.log(0.8 * p)}, {"token": " No", "logprob": math.log(0.8 * (1 - p))}]
     listed += [{"token": "maybe", "logprob": math.log(0.2)}]
     return {"choices": [{"logprobs": {"content": [{"token": "yes", "logprob": -0.1, "top_logprobs": listed}]}}]}
 
 
 class RerankServer:
-    """`faults` are answered first, one a request: (status, headers). `bodies` are the requests that came in."""
+    """`faults` are the first responses, one per request: (status, headers). `bodies` are the received requests."""
 
     def __init__(self) -> None:
         self.faults: list[tuple[int, dict[str, str]]] = []

@@ -106,14 +106,14 @@ def best_rows(scores: F32, k: int, allowed: Bool | None, *, positive: bool = Fal
     """The k best of scores f32 [Q, N] by plain sorting."""
     rows = np.full((len(scores), k), -1, dtype=np.int64)
     kept = np.full((len(scores), k), -np.inf, dtype=np.float32)
-    for query, own in enumerate(scores):
+    for query, query_scores in enumerate(scores):
         legal = [
             (-float(score), row)
-            for row, score in enumerate(own)
+            for row, score in enumerate(query_scores)
             if (allowed is None or allowed[row]) and (score > 0 or not positive)
         ]
-        for place, (negative, row) in enumerate(sorted(legal)[:k]):
-            rows[query, place], kept[query, place] = row, -negative
+        for index, (negative, row) in enumerate(sorted(legal)[:k]):
+            rows[query, index], kept[query, index] = row, -negative
     return Candidates(rows, kept)
 
 
@@ -135,7 +135,7 @@ class DenseRetriever(_Retriever):
 
     def __init__(self, documents: Sequence[Document]) -> None:
         super().__init__(len(documents))
-        self._values = encode([d.content for d in documents], [VectorKind.DENSE], 256).vectors(VectorKind.DENSE).values  # type: ignore[union-attr]  # dense was asked for
+        self._values = encode([d.content for d in documents], [VectorKind.DENSE], 256).vectors(VectorKind.DENSE).values  # type: ignore[union-attr]  # dense is among the kinds
 
     def search(self, queries: DenseVectors, k: int, allowed: Bool | None = None) -> Candidates:
         self.before()
@@ -165,9 +165,9 @@ class TokenRetriever(_Retriever):
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for query in range(len(queries)):
             tokens = queries.values[queries.offsets[query] : queries.offsets[query + 1]]
-            for place, row in enumerate(rows[query].tolist()):
+            for index, row in enumerate(rows[query].tolist()):
                 if row >= 0:
-                    scores[query, place] = (tokens @ self._matrices[row].T).max(axis=1).sum()
+                    scores[query, index] = (tokens @ self._matrices[row].T).max(axis=1).sum()
         return scores
 
     def vectors(self, rows: I64) -> TokenVectors:
@@ -197,8 +197,8 @@ class LexicalRetriever(_Retriever):
         scores = np.zeros((len(queries), self._n), dtype=np.float32)
         for query in range(len(queries)):
             span = slice(queries.offsets[query], queries.offsets[query + 1])
-            own = dict(zip(queries.terms[span].tolist(), queries.weights[span].tolist(), strict=True))
-            scores[query] = [sum(own.get(t, 0.0) for t in terms) / (5 + len(terms)) for terms in self._terms]
+            query_weights = dict(zip(queries.terms[span].tolist(), queries.weights[span].tolist(), strict=True))
+            scores[query] = [sum(query_weights.get(t, 0.0) for t in terms) / (5 + len(terms)) for terms in self._terms]
         return best_rows(scores, k, allowed, positive=True)
 
     def vectors(self, rows: I64) -> SparseVectors:
@@ -245,7 +245,7 @@ class FakeCollection:
         return {"dense": 512, "documents": 472}
 
     def allowed(self, condition: Any) -> Bool | None:
-        """Knows a condition on equality, and functions of the document."""
+        """Supports an equality condition, and functions of the document."""
         if condition is None:
             return None
         if isinstance(condition, Equals):
@@ -289,7 +289,7 @@ def collection(
 
 
 class LengthReranker:
-    """Prefers long documents; judges lists."""
+    """Prefers long documents; scores lists."""
 
     name = "length"
     fingerprint = "length"
@@ -307,7 +307,7 @@ class LengthReranker:
 
 
 class PairReranker:
-    """Prefers long documents; judges pairs. Some texts are poison: crash, image, nan, down."""
+    """Prefers long documents; scores pairs. Some texts fail: crash, image, nan, down."""
 
     name = "pairs"
     fingerprint = "pairs"
@@ -338,7 +338,7 @@ class PairReranker:
 
 
 class ManualClock:
-    """Seconds that pass when told."""
+    """A clock that advances only by `wait`."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -23,8 +23,8 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chat model that sees: two layers, random weights, the real classes."""
+def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A multimodal chat model: two layers, random weights, the real classes."""
     return tiny_llava_judge(tmp_path_factory.mktemp("llava"))
 
 
@@ -40,7 +40,7 @@ def make_groups(n: int, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
             f"{others[3]} {others[4]}",
             " ".join(others[5:9]),
         ]
-        ids = [f"d{number}-{place}" for place in range(len(texts))]
+        ids = [f"d{number}-{index}" for index in range(len(texts))]
         documents |= dict(zip(ids, texts, strict=True))
         groups.append(
             Group(

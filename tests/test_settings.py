@@ -78,6 +78,13 @@ def test_converted_models_are_cached_in_the_users_cache_directory_by_default(tmp
     assert configured.models.device.cache_dir == Path("/elsewhere")
 
 
+@pytest.mark.usefixtures("without_home")
+def test_without_a_home_directory_converted_models_are_not_cached() -> None:
+    device = load_settings(None, {}).models.device
+    assert device.cache_dir is None
+    assert load_settings(None, {"XDG_CACHE_HOME": "/c"}).models.device.cache_dir == Path("/c/chamfer")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

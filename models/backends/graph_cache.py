@@ -1,6 +1,6 @@
 """Converted graphs on disk, one folder each, named by the fingerprint of what was converted.
 
-The cache is a convenience: whatever is wrong with its directory costs the time of a conversion, never the start.
+The cache is optional: a fault of its directory costs the time of a conversion and never prevents a start.
 A folder appears under its name by one rename, so a process killed while writing leaves only a `.writing-*` folder,
 which the next writer on the same host removes. Hosts and containers may share a cache directory: process numbers mean
 nothing between them, so that the names of these folders end with host and process.
@@ -27,7 +27,7 @@ def cached_graph(
     write: Callable[[Graph, Path], object],
     read: Callable[[Path], Graph],
 ) -> Graph:
-    """The graph of this name: read from the cache if it is there, else made, and kept if the directory allows it."""
+    """The graph of this name: read from the cache, or made and then written there if the directory is writable."""
     if cache_dir is None:
         return make()
     folder = cache_dir / name

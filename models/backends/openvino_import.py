@@ -17,7 +17,7 @@ _REPORTING = "openvino_telemetry"
 def import_openvino(module: str = "openvino") -> Any:
     """OpenVINO, or one of its submodules by full name, imported without its usage reports.
 
-    A process that imported OpenVINO before calling this has made its own choice; that import stays as it is.
+    A process that imported OpenVINO before calling this keeps that import.
     """
     if "openvino" not in sys.modules:
         reporting = sys.modules.get(_REPORTING)

@@ -16,8 +16,8 @@ import numpy as np
 from chamfer.core.types import I32, I64, Bool
 
 STEP = 16
-# A tokenizer reads its whole text before it truncates. In no language does a token of the limit lie beyond so many
-# characters a token; cutting there first saves seconds on texts of megabytes.
+# A tokenizer reads its whole text before it truncates. A text is therefore first cut at so many characters
+# for each token of the limit, more than tokens have in any language; this saves seconds on texts of megabytes.
 CHARACTERS_PER_TOKEN = 64
 
 

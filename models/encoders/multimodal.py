@@ -37,7 +37,7 @@ class UniversalEncoder:
         self._batch_tokens = batch_tokens
 
     def encode_queries(self, queries: Sequence[Query], kinds: Collection[VectorKind]) -> Encoding:
-        """See chamfer.core.protocols.Encoder. One at a time, because other batch shapes give other last bits."""
+        """See chamfer.core.protocols.Encoder. One at a time: the last bits depend on the batch shape."""
         if not self._language.reads_images and any(query.image is not None for query in queries):
             raise InvalidInput(f"encoder {self.spec.name} reads text only, a query has an image")
         limit = self.spec.query_tokens

@@ -1,7 +1,7 @@
 """Encoders that sentence-transformers loads, by hub name or local path: dense, multi-vector or sparse.
 
-Prompts and the roles of query and document are the model's own. Queries are encoded one at a time, because torch gives
-other last bits for other batch shapes and a query's vector must not depend on concurrent requests.
+Prompts and the roles of query and document are the model's own. Queries are encoded one at a time, because in torch
+the last bits of a vector depend on the shape of the batch, and a query's vector must not depend on concurrent requests.
 """
 
 from __future__ import annotations

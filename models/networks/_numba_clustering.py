@@ -71,15 +71,15 @@ def _move(labels: Any, sums: Any, sizes: Any, norms: Any) -> bool:
     """Moves every token to the nearest mean, ties to its own cluster. Returns whether any moved."""
     changed = False
     for i in range(len(labels)):
-        own = labels[i]
-        least = norms[own] / sizes[own] ** 2 - 2 * sums[own, i] / sizes[own]
+        nearest = labels[i]
+        least = norms[nearest] / sizes[nearest] ** 2 - 2 * sums[nearest, i] / sizes[nearest]
         for c in range(len(sizes)):
             if sizes[c] > 0:
                 distance = norms[c] / sizes[c] ** 2 - 2 * sums[c, i] / sizes[c]
                 if distance < least - 1e-12:
-                    own, least = c, distance
-        if own != labels[i]:
-            labels[i] = own
+                    nearest, least = c, distance
+        if nearest != labels[i]:
+            labels[i] = nearest
             changed = True
     return changed
 

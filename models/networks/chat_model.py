@@ -94,7 +94,7 @@ class LanguageModel:
         encoded = [self._tokenizer(s, add_special_tokens=False)["input_ids"] for s in spellings]
         single = sorted({ids[0] for ids in encoded if len(ids) == 1})
         if not single:
-            raise InvalidInput(f"none of {list(spellings)} is a single token of model {self.name}, which scores need")
+            raise InvalidInput(f"none of {list(spellings)} is a single token of model {self.name}; scoring needs one")
         return single
 
     def next_logits(self, prompts: Sequence[Prompt], ids: Sequence[int]) -> F32:
@@ -150,7 +150,7 @@ def load_language_model(name: str, config: DeviceConfig) -> LanguageModel:
 
     A folder that `chamfer train` wrote is opened as its backbone with the trained adapter merged in. Runs through torch
     in bf16 on CUDA, else in fp32 unless models.reranker_device.precision is bf16. Raises NotFound where the weights
-    are not at hand, InvalidInput for a model that is no chat model.
+    are not available locally, InvalidInput for a model that is not a chat model.
     """
     folder = Path(name)
     if not (folder / DESCRIPTION).is_file():

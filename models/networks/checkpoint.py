@@ -3,8 +3,8 @@
 DIR/model.json            format, kind, backbone, features, token limits, head configuration, scale of the adapter
 DIR/weights.safetensors   head.* and adapter.LAYER.down / .up, f16
 
-A model card, the recipe and the report may stand beside them; nothing here reads those. The adapter is merged into the
-backbone when the model is opened, so that it costs nothing later and needs no PEFT.
+The folder may also hold a model card, the recipe and the report, which are not read here. The adapter is merged into
+the backbone when the model is opened, so that it costs nothing later and needs no PEFT.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def unit_rows(values: Array) -> F32:
 def geometry(unit: F32) -> Geometry:
     """All measures of a set; InvalidInput for fewer than two vectors. Cost O(N^2 D + N D^2 + D^3)."""
     if len(unit) < 2:
-        raise InvalidInput(f"{len(unit)} vectors have no geometry; expected at least 2")
+        raise InvalidInput(
+            f"found {len(unit)} vectors that are not zero, expected at least 2 to measure their geometry"
+        )
     eigenvalues = spectrum(unit)
     cosines = pairwise(unit)
     return Geometry(
@@ -114,7 +116,7 @@ def meaning_for_fde(measured: Geometry, k_sim: int = 4) -> str:
     spread = 0.5**k_sim
     figures = (
         f"two random token vectors share an FDE cell with probability about {together:.2f} "
-        f"({spread:.2f} if spread out), and {measured.effective_rank:.0f} of {measured.dims} directions carry them"
+        f"({spread:.2f} if spread out); their effective rank is {measured.effective_rank:.0f} of {measured.dims}"
     )
     if together > 4 * spread:
         return f"{figures}: cells hardly separate tokens; centre the vectors (fde.centred) or train against collapse."

@@ -38,7 +38,7 @@ class TokenHead(nn.Module):
 
     Query vectors are then multiplied by weights: softplus of a linear function of the hidden state, 1 at the start, so
     that function words can count less, and the fixed weight of the token id in `terms` f32 [V]. Document vectors stay
-    at unit length; `pooling_weights` weighs their tokens in CRISP's means.
+    at unit length; `pooling_weights` weights their tokens in CRISP's means.
     """
 
     terms: Tensor | None
@@ -139,7 +139,7 @@ class SparseHead(nn.Module):
     Expansion to any vocabulary term t: the largest over positions p of scale * transform(h_p) . E_t + b_t, activated
     (double log, arXiv 2504.14839). E_t is the vector of the word on its own, so that related terms start near a
     positive weight, where they get a gradient.
-    `idf` f32 [V + 1] weighs query terms (arXiv 2411.04403) and is fixed before training; its last entry is for terms
+    `idf` f32 [V + 1] weights query terms (arXiv 2411.04403) and is fixed before training; its last entry is for terms
     outside the vocabulary.
     """
 

@@ -1,8 +1,8 @@
 """The terms of learned sparse vectors: stems of words, as in the lexical channel, with their positions in the text.
 
 Word pieces split the words on which queries depend: BM25 over word pieces is up to 5 points of nDCG@10 below BM25 over
-stems (docs/experiments.md), and no training here made up for it. Stems of the vocabulary have numbers of their own; all
-others share `buckets` numbers by hash, so that words that no training text contained can still be searched.
+stems (docs/experiments.md), and no training tried here closed the gap. Each stem of the vocabulary has its own
+number; all others share `buckets` numbers by hash, so that words that no training text contained can still be searched.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from chamfer.core.idf import bm25_idf
 from chamfer.core.types import F32, I64
 from chamfer.models.backends.token_batches import Tokenizer
 
-_MAX_FORMS = 6  # words kept of a stem
+_MAX_FORMS = 6  # words kept per stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class PlacedTerms:
 
 
 class Terms:
-    """Texts to term numbers. names i64 [V] are the hashes of the vocabulary's stems, ascending; index means number."""
+    """Texts to term numbers. names i64 [V] are the ascending hashes of the vocabulary's stems; an index is a number."""
 
     def __init__(self, names: I64, config: TermConfig) -> None:
         self.names = names
@@ -99,7 +99,8 @@ class Terms:
         at = np.full(len(ids), -1, dtype=np.int64)
         begins = {start: term for (_, start), term in zip(placed, inverse.tolist(), strict=True)}
         for token, (token_id, whole_id, start) in enumerate(zip(ids, whole, starts, strict=False)):
-            if token_id == whole_id and start >= 0:  # lower-casing a rare letter may shift offsets: place nothing then
+            # Lower-casing a rare letter may shift offsets: such tokens are left without a term.
+            if token_id == whole_id and start >= 0:
                 at[token] = begins.get(start, -1)
         return PlacedTerms(terms, (tf * (config.k1 + 1) / (tf + norm)).astype(np.float32), at)
 

@@ -1,4 +1,4 @@
-"""Shared by all rerankers: `score` in terms of `score_pairs`, and the refusal of images and of scores not finite."""
+"""Shared by all rerankers: `score` in terms of `score_pairs`, and the checks for images and for non-finite scores."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def write_reference(reference: Reference, path: Path) -> None:
 
 
 def read_reference(path: Path) -> Reference:
-    """Reads what `write_reference` wrote. NotFound without the file, InvalidInput for another content."""
+    """Reads what `write_reference` wrote. NotFound without the file, InvalidInput for any other content."""
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         pairs = tuple(ReferencePair(str(p["query"]), str(p["document"]), float(p["score"])) for p in stored["pairs"])

@@ -153,10 +153,10 @@ class RemoteReranker:
     def _attempt(self, body: Any, deadline: float) -> tuple[ChamferError | None, Any]:
         """(None, the JSON of the response), or (what went wrong, the seconds that the server asks to wait or None)."""
         self._count()
-        left = deadline - self._clock()
-        if left <= 0:
+        remaining = deadline - self._clock()
+        if remaining <= 0:
             raise DeadlineExceeded(f"reranker {self.name} did not answer within {self._config.budget_seconds} s")
-        limit = min(self._config.timeout_seconds, left)
+        limit = min(self._config.timeout_seconds, remaining)
         try:
             with self._client.stream("POST", self._protocol.path, json=body, timeout=limit) as response:
                 content = self._read(response, self._clock() + limit)

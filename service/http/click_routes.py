@@ -28,7 +28,11 @@ class ClicksBody(WireModel):
 
     request_id: Annotated[
         str,
-        Field(min_length=1, max_length=160, description="Of the search; for search N of a batch, request_id/N."),
+        Field(
+            min_length=1,
+            max_length=160,
+            description="The request_id of the search; for search N of a batch, request_id/N.",
+        ),
     ]
     clicks: Annotated[list[Click], Field(min_length=1, max_length=1000)]
 
@@ -71,8 +75,8 @@ class ClickApi:
         if not self._log.enabled:
             return "this service keeps no selection log (selection_log.directory)"
         return (
-            "no search with this request_id is recorded: it was not sampled (selection_log.sample), it failed, or it "
-            "is too long ago (selection_log.remember)"
+            "no search with this request_id is recorded: it was not sampled (selection_log.sample), it failed, or "
+            "more recent searches have displaced it (selection_log.remember)"
         )
 
 

@@ -61,7 +61,7 @@ class FieldError:
 
 
 class InvalidBody(InvalidInput):
-    """A body with errors at known places."""
+    """An invalid body, with the JSON pointer of each error."""
 
     def __init__(self, errors: Iterable[FieldError]) -> None:
         self.errors = tuple(errors)

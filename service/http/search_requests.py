@@ -215,5 +215,5 @@ def _children(item: Any) -> list[Any]:
     return item if isinstance(item, list) else []
 
 
-def _beyond(pointer: str, found: str, setting: str, limit: float) -> InvalidBody:
-    return InvalidBody([FieldError(pointer, f"found {found}, the limit is {limit} (limits.{setting})")])
+def _beyond(pointer: str, actual: str, setting: str, limit: float) -> InvalidBody:
+    return InvalidBody([FieldError(pointer, f"found {actual}, the limit is {limit} (limits.{setting})")])

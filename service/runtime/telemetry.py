@@ -1,4 +1,4 @@
-"""Metrics in a registry of their own, and the log as JSON lines."""
+"""Metrics in a separate Prometheus registry, and the log as JSON lines."""
 
 from __future__ import annotations
 

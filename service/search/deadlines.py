@@ -43,7 +43,7 @@ class DurationEstimate:
         self.seconds = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Takes a measured duration into the average."""
+        """Adds a measured duration to the average."""
         self.seconds += (SMOOTHING if self.seconds else 1.0) * (seconds - self.seconds)
 
     def decay(self) -> None:

@@ -162,9 +162,9 @@ def _weighted_sum(documents: SparseVectors, shares: F64) -> _WeightedTerms:
     return terms, np.bincount(positions, weights, len(terms)).astype(np.float64)
 
 
-def _heaviest(weighted: _WeightedTerms, most: int) -> _WeightedTerms:
+def _heaviest(weighted: _WeightedTerms, limit: int) -> _WeightedTerms:
     terms, weights = weighted
-    kept = np.sort(np.argsort(-weights, kind="stable")[:most])
+    kept = np.sort(np.argsort(-weights, kind="stable")[:limit])
     return terms[kept], weights[kept]
 
 

@@ -29,7 +29,7 @@ def expand(search: InFlightSearch, channel: SearchChannel, query: Vectors) -> Ex
     """The expansion of one search's query for a channel; `query` is one row in the stored form of the channel."""
     plan = search.plan.plan.feedback
     if plan is None:
-        raise Internal("feedback was requested of a plan without it")
+        raise Internal("a search without feedback in its plan reached the feedback stage")
     source, ranking = _source(search, plan, channel.name)
     ranked_rows, ranked_scores = ranking.of(0)
     rows, scores = ranked_rows[: plan.depth], ranked_scores[: plan.depth]

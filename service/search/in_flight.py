@@ -103,14 +103,14 @@ class InFlightSearch:
     def cur_plan(self) -> Cur:
         """The cur stage of the plan; Internal without one."""
         if self.plan.plan.cur is None:
-            raise Internal("a search without a cur stage reached it")
+            raise Internal("a search without cur in its plan reached the cur stage")
         return self.plan.plan.cur
 
     @property
     def rerank_plan(self) -> Rerank:
         """The rerank stage of the plan; Internal without one."""
         if self.plan.plan.rerank is None:
-            raise Internal("a search without a rerank stage reached it")
+            raise Internal("a search without rerank in its plan reached the rerank stage")
         return self.plan.plan.rerank
 
     def add_scores(self, scores: StageScores) -> None:

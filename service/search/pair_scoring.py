@@ -26,7 +26,7 @@ from chamfer.service.search.deadlines import Clock, DurationEstimate, fits
 
 # Errors that no single input causes: repeating the call on halves of the batch would only add load to a failing server.
 SHARED_ERRORS = (Unavailable, Overloaded, DeadlineExceeded, NotFound)
-ROUND_PAIRS = 16  # pairs scored between two looks at the clock
+ROUND_PAIRS = 16  # pairs scored between two checks of the deadlines
 PairOutcome = float | ChamferError
 
 
@@ -70,7 +70,7 @@ class QueryPairs:
 def score_in_time(
     reranker: PairReranker, queries: Sequence[QueryPairs], seconds_per_pair: DurationEstimate, clock: Clock
 ) -> None:
-    """Scores the documents of all queries, in rounds that take the next ones of each; stops a query at its deadline.
+    """Scores the documents of all queries in rounds, each over the next ones of every query; a deadline ends its query.
 
     Without deadlines there is a single round, so that the model sees all pairs at once.
     """

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from chamfer.core.errors import InvalidInput, NotFound
+from chamfer.core.home import home_directory
 from chamfer.indexing.building.builder import BuildConfig
 from chamfer.indexing.families.registry import FAMILIES
 from chamfer.models.backends.config import DeviceConfig
@@ -61,7 +62,7 @@ def load_settings(
     """Settings from `file` (default: CHAMFER_CONFIG, if set), `environment` (default: the process's) and `overrides`.
 
     Later sources take precedence. Override keys are dotted (`build.channels`). Converted models are cached in the
-    user's cache directory unless `models.device.cache_dir` is set.
+    user's cache directory unless `models.device.cache_dir` is set; a user without a home directory has no cache.
 
     Raises NotFound for a missing file, and InvalidInput, with the dotted key, for an unknown key or invalid value.
     """
@@ -159,10 +160,15 @@ def _read_toml(path: Path, what: str = "settings file") -> dict[str, Any]:
         raise InvalidInput(f"{what} {path} is not valid TOML: {error}") from error
 
 
-def _cache_directory(variables: Mapping[str, str]) -> Path:
-    """The XDG cache directory (freedesktop.org, XDG Base Directory Specification)."""
-    home = variables.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path(variables.get("HOME", "~")).expanduser() / ".cache") / "chamfer"
+def _cache_directory(variables: Mapping[str, str]) -> Path | None:
+    """The XDG cache directory (freedesktop.org, XDG Base Directory Specification).
+
+    None without XDG_CACHE_HOME and without a home directory: converted graphs are then not cached.
+    """
+    if cache := variables.get("XDG_CACHE_HOME"):
+        return Path(cache) / "chamfer"
+    home = Path(variables["HOME"]) if variables.get("HOME") else home_directory()
+    return home / ".cache" / "chamfer" if home else None
 
 
 def _set(tree: dict[str, Any], name: str, path: list[str], text: str) -> None:

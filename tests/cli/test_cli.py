@@ -20,21 +20,21 @@ CORPUS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("cli")
-    (out / "corpus.jsonl").write_text("".join(json.dumps(d) + "\n" for d in CORPUS))
-    (out / "queries.jsonl").write_text(
+    directory = tmp_path_factory.mktemp("cli")
+    (directory / "corpus.jsonl").write_text("".join(json.dumps(d) + "\n" for d in CORPUS))
+    (directory / "queries.jsonl").write_text(
         json.dumps({"_id": "q1", "text": "Who lost a tail?"})
         + "\n"
         + json.dumps({"_id": "q2", "text": "cheese"})
         + "\n"
     )
-    (out / "qrels").mkdir()
-    (out / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tfox\t1\nq2\tcrow\t1\n")
-    done = chamfer("build", str(out), "--out", str(out / "c"))
+    (directory / "qrels").mkdir()
+    (directory / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tfox\t1\nq2\tcrow\t1\n")
+    done = chamfer("build", str(directory), "--out", str(directory / "c"))
     assert done.returncode == 0, done.stderr
     assert "4 documents" in done.stderr
     assert "1 documents are longer than the encoder's limit" in " ".join(done.stderr.split())
-    return out
+    return directory
 
 
 def test_search_prints_hits_as_json_on_standard_output(folder: Path) -> None:
@@ -106,8 +106,8 @@ def test_add_delete_and_compact_change_the_search_results(folder: Path, tmp_path
     done = chamfer("delete", str(path), "crow", "nobody")
     assert "not in the collection: nobody" in done.stderr
     assert chamfer("compact", str(path)).returncode == 0
-    found = chamfer("search", str(path), "fox crow brush", "--json", "--plan", "fast")
-    assert [h["text"] for h in json.loads(found.stdout)] == ["The fox kept his brush."]
+    search = chamfer("search", str(path), "fox crow brush", "--json", "--plan", "fast")
+    assert [h["text"] for h in json.loads(search.stdout)] == ["The fox kept his brush."]
 
 
 def test_invalid_lines_are_skipped_on_request_and_written_to_the_rejects_file(tmp_path: Path) -> None:

@@ -26,14 +26,14 @@ CORPUS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("plan")
-    (out / "corpus.jsonl").write_text("".join(json.dumps(d) + "\n" for d in CORPUS))
+    directory = tmp_path_factory.mktemp("plan")
+    (directory / "corpus.jsonl").write_text("".join(json.dumps(d) + "\n" for d in CORPUS))
     queries = [{"_id": f"q{i}", "text": f"where is the {word}?"} for i, word in enumerate(WORDS)]
-    (out / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
-    (out / "qrels").mkdir()
-    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(15))
-    (out / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
-    return out
+    (directory / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
+    (directory / "qrels").mkdir()
+    qrels = "".join(f"q{i}\td{i}\t1\n" for i in range(15))
+    (directory / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,12 @@ def test_the_recommended_settings_build_a_searchable_collection(planned: Path, t
         *("build", str(planned.parent), "--out", str(tmp_path / "c"), "--config", str(planned / "plan.toml"))
     )
     assert done.returncode == 0, done.stderr
-    found = chamfer(
+    search = chamfer(
         *("search", str(tmp_path / "c"), "where is the fox?", "--plan", "late", "--json"),
         *("--config", str(planned / "plan.toml")),
     )
-    assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout)[0]["title"] == "fox"
+    assert search.returncode == 0, search.stderr
+    assert json.loads(search.stdout)[0]["title"] == "fox"
 
 
 def test_budgets_that_no_source_meets_exit_with_status_one_and_write_no_settings(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Artifacts: what was written comes back, and what was not written whole does not exist."""
+"""Artifacts: they are read as written, and an incomplete one does not exist."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def artifact(tmp_path: Path) -> Path:
 def test_arrays_come_back_with_dtype_and_shape(tmp_path: Path, array: np.ndarray) -> None:
     with write_artifact(tmp_path / "a", "thing", {}) as writer:
         writer.add_array("x", array)
-    found = open_artifact(tmp_path / "a", "thing", verify=True).array("x")
-    assert found.dtype == array.dtype
-    assert found.shape == array.shape
-    np.testing.assert_array_equal(found, array)
+    opened = open_artifact(tmp_path / "a", "thing", verify=True).array("x")
+    assert opened.dtype == array.dtype
+    assert opened.shape == array.shape
+    np.testing.assert_array_equal(opened, array)
 
 
 def test_a_streamed_array_has_the_bytes_of_a_whole_one(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_leftovers_of_killed_writers_are_discarded(tmp_path: Path, artifact: Pat
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_folder_without_manifest_is_not_an_artifact(artifact: Path) -> None:
+def test_a_directory_without_a_manifest_is_not_an_artifact(artifact: Path) -> None:
     (artifact / "manifest.json").unlink()
     with pytest.raises(NotFound, match="not a finished Chamfer thing"):
         open_artifact(artifact, "thing")
@@ -140,15 +140,15 @@ def test_no_byte_of_a_manifest_can_change_unnoticed(artifact: Path) -> None:
     path = artifact / "manifest.json"
     written = path.read_bytes()
     same = json.loads(written)
-    for place in range(len(written)):
+    for position in range(len(written)):
         data = bytearray(written)
-        data[place] ^= 1 << place % 7
+        data[position] ^= 1 << position % 7
         path.write_bytes(data)
         try:
             open_artifact(artifact, "thing")
         except (Corrupt, Incompatible):
             continue
-        assert json.loads(bytes(data)) == same, place  # white space
+        assert json.loads(bytes(data)) == same, position  # white space
 
 
 def test_sizes_are_checked_always_and_bytes_on_request(artifact: Path) -> None:
@@ -173,7 +173,7 @@ def test_names_that_could_leave_the_folder_are_refused(tmp_path: Path, name: str
         writer.path(name)
 
 
-def test_a_small_file_is_swapped_whole(tmp_path: Path) -> None:
+def test_a_small_file_is_replaced_atomically(tmp_path: Path) -> None:
     replace_file(tmp_path / "CURRENT", "one\n")
     replace_file(tmp_path / "CURRENT", "two\n")
     assert (tmp_path / "CURRENT").read_text() == "two\n"
@@ -203,7 +203,7 @@ def test_a_directory_whose_removal_is_interrupted_is_gone_under_its_name(
     assert not artifact.exists()
     discard_temporaries(artifact.parent)
     assert list(artifact.parent.iterdir()) == []
-    remove_directory(artifact)  # nothing is there: nothing happens
+    remove_directory(artifact)  # no directory: nothing to do
     assert list(artifact.parent.iterdir()) == []
 
 

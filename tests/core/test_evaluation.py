@@ -27,7 +27,7 @@ def test_a_judged_query_without_hits_counts_zero() -> None:
     assert outcome.means["R@10"] == 0.5
 
 
-def test_an_unjudged_query_is_left_out() -> None:
+def test_an_unjudged_query_is_ignored() -> None:
     run = [ScoredDoc("q", "a", 1.0), ScoredDoc("unjudged", "a", 1.0)]
     assert set(evaluate(run, [Qrel("q", "a", 1)], ["R@10"]).per_query["R@10"]) == {"q"}
 
@@ -37,7 +37,7 @@ def test_an_unknown_measure_is_named() -> None:
         evaluate([], [Qrel("q", "a", 1)], ["nDGC@10"])
 
 
-def test_nothing_judged_is_an_error() -> None:
+def test_evaluation_without_judgements_is_an_error() -> None:
     with pytest.raises(InvalidInput, match="no judgements"):
         evaluate([ScoredDoc("q", "a", 1.0)], [])
 
@@ -66,11 +66,11 @@ def test_holm_equals_the_hand_computation() -> None:
 
 
 def test_tied_scores_become_strictly_falling_by_single_steps() -> None:
-    out = strictly_falling(np.array([2.0, 2.0, 2.0, 1.0], dtype=np.float32))
-    assert np.all(np.diff(out) < 0)
-    assert out[0] == 2.0
-    assert out[3] == 1.0
-    assert out[2] == pytest.approx(2.0, abs=1e-6)
+    scores = strictly_falling(np.array([2.0, 2.0, 2.0, 1.0], dtype=np.float32))
+    assert np.all(np.diff(scores) < 0)
+    assert scores[0] == 2.0
+    assert scores[3] == 1.0
+    assert scores[2] == pytest.approx(2.0, abs=1e-6)
 
 
 def test_a_run_file_keeps_the_order_served_even_under_ties(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def test_both_ways_to_write_the_formula_have_the_same_bits(n_documents: int) -> 
     np.testing.assert_array_equal(idf, np.log((n_documents + 1) / (frequency + 0.5)).astype(np.float32))
 
 
-def test_a_term_of_every_document_counts_little_and_never_below_zero() -> None:
+def test_the_idf_of_a_term_in_every_document_is_small_and_not_negative() -> None:
     idf = bm25_idf(np.array([0, 1, 9, 10]), 10)
     assert (np.diff(idf) < 0).all()
     assert 0 < idf[-1] < 0.1

@@ -64,7 +64,7 @@ def test_too_many_open_files_are_reported_with_the_limit_and_what_raises_it() ->
         raise OSError(errno.EMFILE, "Too many open files")
 
 
-def test_too_many_mappings_are_reported_with_compaction_as_the_cure() -> None:
+def test_too_many_mappings_are_reported_with_the_advice_to_compact() -> None:
     pyarrow_sets_no_errno = OSError("Memory mapping file failed: Cannot allocate memory")
     for error in (pyarrow_sets_no_errno, OSError(errno.ENOMEM, "Cannot allocate memory")):
         with pytest.raises(Unavailable, match=r"vm\.max_map_count.*chamfer compact"), naming_limits(Path("c")):

@@ -48,14 +48,14 @@ def test_every_copied_path_exists_and_is_not_ignored() -> None:
 
 
 def test_every_chamfer_command_in_the_image_exists() -> None:
-    found = [shlex.split(m.group(1)) for m in re.finditer(r"RUN chamfer ([^\n&]+)", DOCKERFILE)]
+    commands = [shlex.split(m.group(1)) for m in re.finditer(r"RUN chamfer ([^\n&]+)", DOCKERFILE)]
     for name, rest in instructions():
         if name == "CMD":
-            found.append(yaml.safe_load(rest))
+            commands.append(yaml.safe_load(rest))
         if name == "HEALTHCHECK":
-            found.append(yaml.safe_load(rest.split("CMD", 1)[1])[1:])
-    assert len(found) >= 4
-    for words in found:
+            commands.append(yaml.safe_load(rest.split("CMD", 1)[1])[1:])
+    assert len(commands) >= 4
+    for words in commands:
         chamfer_options(words)
 
 

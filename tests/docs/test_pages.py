@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, paths exist, and the generated pages say what the code says."""
+"""The documentation: links and paths exist, and the generated pages are up to date."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pages() -> list[Path]:
 
 
 def current_pages() -> list[Path]:
-    """Pages that describe what is there now; the others may name what has gone."""
+    """Pages that describe the present state; the others may name files that no longer exist."""
     return [page for page in pages() if page.name not in HISTORY]
 
 
@@ -87,11 +87,11 @@ def test_every_description_belongs_to_a_key() -> None:
     assert written - used == set()
 
 
-def test_the_generated_pages_are_what_the_code_gives_now() -> None:
+def test_the_generated_pages_are_up_to_date() -> None:
     assert sorted(stale()) == [], "run python -m reference"
 
 
-def test_a_page_that_differs_is_called_stale(tmp_path: Path) -> None:
+def test_a_page_that_differs_is_reported_as_stale(tmp_path: Path) -> None:
     assert sorted(stale(tmp_path)) == sorted(PAGES)
 
 
@@ -113,10 +113,17 @@ def test_every_parameter_of_every_channel_is_on_the_settings_page() -> None:
 
 
 def test_the_site_has_a_python_page_for_every_package() -> None:
-    found = packages()
-    assert {"chamfer", "chamfer.core", "chamfer.service.search", "chamfer.indexing.families"} <= found.keys()
-    assert "chamfer.core.types" in found["chamfer.core"]
-    assert not any(module.rpartition(".")[2].startswith("_") for modules in found.values() for module in modules)
+    modules_by_package = packages()
+    assert {
+        "chamfer",
+        "chamfer.core",
+        "chamfer.service.search",
+        "chamfer.indexing.families",
+    } <= modules_by_package.keys()
+    assert "chamfer.core.types" in modules_by_package["chamfer.core"]
+    assert not any(
+        module.rpartition(".")[2].startswith("_") for modules in modules_by_package.values() for module in modules
+    )
 
 
 def test_links_of_the_pages_at_the_top_are_moved_with_them() -> None:

@@ -55,14 +55,14 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
     folder = tmp_path_factory.mktemp("stages")
     before = folder / "empty"
     before.mkdir()
-    out = {}
+    stage_times = {}
     for operation in OPERATIONS:
         after = folder / operation
         shutil.copytree(before, after)
         run(operation, after)
-        out[operation] = Stage(before, after)
+        stage_times[operation] = Stage(before, after)
         before = after
-    return out
+    return stage_times
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def forked() -> Iterator[Writers]:
 
 @dataclass
 class Kills:
-    """What was found after the kills of one operation."""
+    """What readers found after the kills of one operation."""
 
     old: int = 0
     new: int = 0
@@ -96,7 +96,8 @@ def kill_rounds(operation: str, stage: Stage, writers: Writers, folder: Path, ro
             ended = kill_at_the_swap(operation, path, writers, pause=0.005 * chance.random())
         else:
             ended = kill_after(operation, path, writers, 1.1 * chance.random() * duration)
-            duration *= 0.97 if ended else 1.01  # the load of the machine changes: kills shall fall into the work
+            # The load of the machine changes, and kills must fall into the operation.
+            duration *= 0.97 if ended else 1.01
         kills.ended += ended
         check_resumption(operation, path, stage, kills)
         shutil.rmtree(path)
@@ -104,12 +105,13 @@ def kill_rounds(operation: str, stage: Stage, writers: Writers, folder: Path, ro
 
 
 def check_resumption(operation: str, path: Path, stage: Stage, kills: Kills) -> None:
-    """After a kill there is the old or the new snapshot; the same command, run again, ends as if never killed."""
+    """After a kill the old or the new snapshot is readable; the same command, run again, ends as without a kill."""
     snapshot = state(path)
     assert snapshot in stage.states, f"a mixture after killing {operation}"
     if snapshot == stage.states[1]:
         kills.new += 1
-        with writer_lock(path):  # perhaps killed before it removed what no snapshot names: the next writer does
+        # A writer may be killed before it removes unreferenced files; the next writer removes them.
+        with writer_lock(path):
             pass
         assert without_blocks(path) == stage.files
         run("rebuild" if operation == "build" else operation, path)
@@ -187,7 +189,7 @@ def test_two_hundred_killed_writers_are_run_again(
 
 
 class Stop(BaseException):
-    """A death in the middle of a statement; unlike a signal it leaves the test running."""
+    """Raised in the middle of a statement, as a kill would stop it; the test itself continues."""
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -215,7 +217,7 @@ def test_a_writer_that_dies_while_it_removes_files_can_be_run_again(
 
 
 @pytest.mark.parametrize("operation", ["build", "add"])
-def test_a_block_of_which_a_file_is_missing_or_cut_is_made_again(
+def test_a_block_with_a_missing_or_truncated_file_is_built_again(
     operation: str, stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / operation
@@ -236,7 +238,7 @@ def test_a_block_of_which_a_file_is_missing_or_cut_is_made_again(
     assert fingerprint(path) == stages[operation].files
 
 
-def test_a_build_dies_after_every_block_and_ends_with_the_same_bytes(stages: dict[str, Stage], tmp_path: Path) -> None:
+def test_a_build_killed_after_every_block_ends_with_the_same_bytes(stages: dict[str, Stage], tmp_path: Path) -> None:
     path = tmp_path / "often"
 
     def stop_after_one(progress: object) -> None:
@@ -258,14 +260,14 @@ def test_a_build_dies_after_every_block_and_ends_with_the_same_bytes(stages: dic
         except Stop:
             assert encoder.calls <= 2  # the next block is encoded while one is written
             if attempt < 8:
-                # Progress is told after each block, finished ones included; look past them next time.
+                # Progress is reported after each block, including finished ones: skip those in the next round.
                 continue
             break
     run("build", path)
     assert fingerprint(path) == stages["build"].files
 
 
-def test_a_disk_that_fills_up_costs_nothing_that_was_there(
+def test_a_full_disk_does_not_damage_the_existing_snapshot(
     stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = ArtifactWriter.add_array

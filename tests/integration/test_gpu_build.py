@@ -46,7 +46,7 @@ def test_two_builds_on_a_device_have_the_same_bytes(tmp_path: Path, device: str)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_a_device_built_is_searched_and_added_to_on_the_cpu(tmp_path: Path, device: str) -> None:
+def test_a_collection_built_on_a_device_is_searched_and_extended_on_the_cpu(tmp_path: Path, device: str) -> None:
     path = tmp_path / "c"
     build(DOCUMENTS[:100], path, encoder=HashEncoder(), config=CONFIG, run=on(device))
     add(path, DOCUMENTS[100:], encoder=HashEncoder())
@@ -55,8 +55,8 @@ def test_what_a_device_built_is_searched_and_added_to_on_the_cpu(tmp_path: Path,
     with Collection.open(path, verify=True) as opened:
         exact = opened.channels["multivector"].retriever.search(tokens, 5)
         for channel in ("fde", "lemur"):
-            found = opened.channels[channel].retriever.search(tokens, 60)
-            held = np.mean([np.isin(exact.of(q)[0], found.of(q)[0]).mean() for q in range(10)])
+            retrieved = opened.channels[channel].retriever.search(tokens, 60)
+            held = np.mean([np.isin(exact.of(q)[0], retrieved.of(q)[0]).mean() for q in range(10)])
             assert held > 0.7, channel
 
 
@@ -67,11 +67,11 @@ def test_the_torch_path_of_an_encoding_packs_what_the_compiled_one_does() -> Non
     plain = plain.with_codec(plain.learn(encoding))
     expected = plain.pack(DOCUMENTS, encoding)["values"]
     # "cpu:0" is not "cpu", hence torch's path, and needs no GPU.
-    found = plain.on_device("cpu:0").pack(DOCUMENTS, encoding)["values"]
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+    packed = plain.on_device("cpu:0").pack(DOCUMENTS, encoding)["values"]
+    np.testing.assert_allclose(packed, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_the_gpu_benchmark_says_plainly_that_there_is_none() -> None:
+def test_the_gpu_benchmark_reports_a_missing_device() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     command = [sys.executable, "-m", "benchmarks.gpu", "--json"]

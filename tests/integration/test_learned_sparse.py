@@ -29,11 +29,11 @@ KINDS = {
 
 
 def dense(vectors: Any) -> Any:
-    out = np.zeros((len(vectors), vectors.vocabulary))
+    matrix = np.zeros((len(vectors), vectors.vocabulary))
     for i in range(len(vectors)):
         span = slice(vectors.offsets[i], vectors.offsets[i + 1])
-        out[i, vectors.terms[span]] = vectors.weights[span]
-    return out
+        matrix[i, vectors.terms[span]] = vectors.weights[span]
+    return matrix
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,11 +50,11 @@ def test_a_sparse_model_by_path_is_built_and_served_exactly(kind: str, tmp_path:
     scores = (dense(query) @ dense(stored).T)[0]
     order = [row for row in np.argsort(-scores, kind="stable")[:5] if scores[row] > 0]
 
-    async def asked(client: Any) -> None:
+    async def search(client: Any) -> None:
         plan = {"channels": {"sparse": {}}, "fusion": {"method": "interpolation", "normalisation": "none"}}
         answer = (await client.post(SEARCH, json={"query": "w9 w2 w5", "k": 5, "plan": plan})).json()
-        found = [hit["score"] for hit in answer["hits"]]
-        np.testing.assert_allclose(found, scores[order], rtol=1e-4)
-        assert sorted(found, reverse=True) == found
+        served = [hit["score"] for hit in answer["hits"]]
+        np.testing.assert_allclose(served, scores[order], rtol=1e-4)
+        assert sorted(served, reverse=True) == served
 
-    with_fables(asked, load=pipeline_loader(load_settings()), path=tmp_path / "c")
+    with_fables(search, load=pipeline_loader(load_settings()), path=tmp_path / "c")

@@ -64,7 +64,7 @@ verify(path)
     check_in_child(code, tmp_path / "c")
 
 
-def test_an_exhausted_limit_is_named_by_every_operation_and_does_no_harm(tmp_path: Path) -> None:
+def test_an_exhausted_limit_is_named_by_every_operation_and_damages_nothing(tmp_path: Path) -> None:
     code = """
 build(make_documents(3), path, encoder=encoder)
 limit_to(n_open() - 1)  # the descriptor that lists the others is closed again

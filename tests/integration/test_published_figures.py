@@ -20,10 +20,10 @@ pytestmark = pytest.mark.slow
 Ranking = dict[str, list[str]]
 
 
-def judged(folder: Path, split: str) -> tuple[list[Qrel], list[Query]]:
+def judged_queries(folder: Path, split: str) -> tuple[list[Qrel], list[Query]]:
     qrels = read_qrels(folder, split)
-    asked = {qrel.query_id for qrel in qrels}
-    return qrels, [query for query in read_queries(folder) if query.query_id in asked]
+    judged_ids = {qrel.query_id for qrel in qrels}
+    return qrels, [query for query in read_queries(folder) if query.query_id in judged_ids]
 
 
 def exponential_ndcg(ranking: Ranking, qrels: list[Qrel], depth: int = 10) -> float:
@@ -33,9 +33,9 @@ def exponential_ndcg(ranking: Ranking, qrels: list[Qrel], depth: int = 10) -> fl
         grades.setdefault(qrel.query_id, {})[qrel.doc_id] = qrel.relevance
     discounts = 1 / np.log2(np.arange(2, depth + 2))
     values = []
-    for query_id, own in grades.items():
-        gains = np.array([2.0 ** own.get(doc_id, 0) - 1 for doc_id in ranking.get(query_id, [])[:depth]])
-        ideal = np.array(sorted((2.0**g - 1 for g in own.values()), reverse=True)[:depth])
+    for query_id, query_grades in grades.items():
+        gains = np.array([2.0 ** query_grades.get(doc_id, 0) - 1 for doc_id in ranking.get(query_id, [])[:depth]])
+        ideal = np.array(sorted((2.0**g - 1 for g in query_grades.values()), reverse=True)[:depth])
         best = float((ideal * discounts[: len(ideal)]).sum())
         values.append(float((gains * discounts[: len(gains)]).sum()) / best if best else 0.0)
     return float(np.mean(values))
@@ -44,11 +44,11 @@ def exponential_ndcg(ranking: Ranking, qrels: list[Qrel], depth: int = 10) -> fl
 def rank(
     collection: Collection, channel: str, queries: list[Query], vectors: object
 ) -> tuple[Ranking, list[ScoredDoc]]:
-    found = collection.channels[channel].retriever.search(vectors, 100)
+    retrieved = collection.channels[channel].retriever.search(vectors, 100)
     ranking: Ranking = {}
     run: list[ScoredDoc] = []
     for i, query in enumerate(queries):
-        rows, scores = found.of(i)
+        rows, scores = retrieved.of(i)
         ranking[query.query_id] = collection.doc_ids(rows)
         run += [
             ScoredDoc(query.query_id, doc_id, float(score))
@@ -70,7 +70,7 @@ def rank(
 def test_bm25_reaches_the_published_figures(
     shared_data: Path, tmp_path: Path, name: str, split: str, ndcg: tuple[float, float], recall: tuple[float, float]
 ) -> None:
-    qrels, queries = judged(shared_data / name, split)
+    qrels, queries = judged_queries(shared_data / name, split)
     build(read_corpus(str(shared_data / name)), tmp_path / "c", encoder=None, config=BuildConfig(channels=("lexical",)))
     with Collection.open(tmp_path / "c") as collection:
         retriever = collection.channels["lexical"].retriever
@@ -83,7 +83,7 @@ def test_bm25_reaches_the_published_figures(
 
 
 def test_mini_reaches_the_reference_on_cranfield(shared_data: Path, tmp_path: Path) -> None:
-    qrels, queries = judged(shared_data / "cranfield", "test")
+    qrels, queries = judged_queries(shared_data / "cranfield", "test")
     encoder = load_encoder("mini-384", DeviceConfig(cache_dir=tmp_path))
     config = BuildConfig(channels=("dense", "multivector"))
     build(read_corpus(str(shared_data / "cranfield")), tmp_path / "c", encoder=encoder, config=config)
@@ -101,13 +101,13 @@ def test_mini_reaches_the_reference_on_cranfield(shared_data: Path, tmp_path: Pa
 
 def test_dense_search_of_real_vectors_equals_float64_brute_force(shared_data: Path, tmp_path: Path) -> None:
     documents = [d for _, d in zip(range(300), read_corpus(str(shared_data / "cranfield")), strict=False)]
-    _, queries = judged(shared_data / "cranfield", "test")
+    _, queries = judged_queries(shared_data / "cranfield", "test")
     encoder = load_encoder("mini", DeviceConfig(cache_dir=tmp_path))
     build(documents, tmp_path / "c", encoder=encoder, config=BuildConfig(channels=("dense",), block_documents=64))
     with Collection.open(tmp_path / "c") as collection:
         stored = collection.channels["dense"].retriever.vectors(np.arange(300)).values  # type: ignore[attr-defined]
         vectors = encoder.encode_queries(queries[:40], [VectorKind.DENSE]).vectors(VectorKind.DENSE)
-        found = collection.channels["dense"].retriever.search(vectors, 20)
+        retrieved = collection.channels["dense"].retriever.search(vectors, 20)
     exact = vectors.values.astype(np.float64) @ stored.astype(np.float64).T  # type: ignore[union-attr]
     for i in range(40):
-        np.testing.assert_array_equal(found.rows[i], np.argsort(-exact[i], kind="stable")[:20])
+        np.testing.assert_array_equal(retrieved.rows[i], np.argsort(-exact[i], kind="stable")[:20])

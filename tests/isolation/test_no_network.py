@@ -111,12 +111,12 @@ def test_the_recorder_notices_a_connection_of_a_child(log: Path) -> None:
     assert "socket.connect 192.0.2.1" in events(log)
 
 
-def test_the_help_asks_no_host(log: Path) -> None:
+def test_the_help_contacts_no_host(log: Path) -> None:
     assert "build" in run(log, "-m", "chamfer", "--help")
     assert not events(log)
 
 
-def test_building_and_searching_ask_no_host(log: Path, corpus: Path) -> None:
+def test_building_and_searching_contact_no_host(log: Path, corpus: Path) -> None:
     collection = str(log.parent / "collection")
     run(log, "-m", "chamfer", "build", str(corpus), "--out", collection)
     assert "d0" in run(log, "-m", "chamfer", "search", collection, "fox tail", "--json")
@@ -147,7 +147,7 @@ finally:
 """
 
 
-def test_serving_asks_no_host(log: Path, corpus: Path) -> None:
+def test_serving_contacts_no_host(log: Path, corpus: Path) -> None:
     if not namespace():
         pytest.skip("no network namespace here: the fixed port could be taken")
     collection = str(log.parent / "collection")

@@ -58,7 +58,7 @@ def test_an_invalid_record_is_reported_with_its_line(tmp_path: Path, change: dic
         read_click_log(tmp_path / "log.ndjson")
 
 
-def test_a_missing_log_and_a_line_that_is_no_object_are_reported(tmp_path: Path) -> None:
+def test_a_missing_log_and_a_line_that_is_not_an_object_are_reported(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="expected a log"):
         read_click_log(tmp_path / "log.ndjson")
     (tmp_path / "log.ndjson").write_text(json.dumps(RECORD) + "\n[1]\n")

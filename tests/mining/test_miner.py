@@ -113,8 +113,8 @@ def test_groups_have_positives_then_negatives_and_all_their_texts(searcher: Sear
     groups = pq.read_table(pool_tables.groups_path(out)).to_pylist()
     texts = dict(zip(*pq.read_table(pool_tables.documents_path(out)).to_pydict().values(), strict=True))
     assert len(groups) == report.groups == 10
-    for row, judged in zip(groups, judged_queries(), strict=True):
-        assert row["doc_ids"][0] == judged.relevant[0]
+    for row, query in zip(groups, judged_queries(), strict=True):
+        assert row["doc_ids"][0] == query.relevant[0]
         assert row["labels"] == [1.0] + [0.0] * 4
         assert len(set(row["doc_ids"])) == 5
         assert all(texts[doc_id].startswith("the ") for doc_id in row["doc_ids"])
@@ -160,8 +160,8 @@ def test_a_positive_that_was_not_retrieved_is_in_the_pool_without_a_rank(searche
 def test_candidates_outside_the_nearest_clusters_are_dropped(searcher: Searcher, tmp_path: Path) -> None:
     run(searcher, tmp_path / "mined.parquet", replace(CONFIG, clusters=6, nearest=2, duplicate=None))
     for row in pq.read_table(tmp_path / "mined.parquet").to_pylist():
-        for fate, place in zip(row["fates"], row["cluster"], strict=True):
-            assert (fate == "cluster") == (place > 2 and fate != "positive")
+        for fate, cluster_rank in zip(row["fates"], row["cluster"], strict=True):
+            assert (fate == "cluster") == (cluster_rank > 2 and fate != "positive")
 
 
 def test_a_resumed_run_writes_the_same_bytes_as_an_uninterrupted_one(searcher: Searcher, tmp_path: Path) -> None:
@@ -205,10 +205,10 @@ def test_an_unknown_corpus_and_an_unknown_feature_are_rejected(searcher: Searche
 
 
 def test_judging_mined_groups_adds_a_column_aligned_with_doc_ids(searcher: Searcher, tmp_path: Path) -> None:
-    out, judged = tmp_path / "mined.parquet", tmp_path / "judged.parquet"
+    out, scored = tmp_path / "mined.parquet", tmp_path / "judged.parquet"
     run(searcher, out)
-    count = judge_file(pool_tables.groups_path(out), judged, WordReranker(), column="words", block=4)
-    rows = pq.read_table(judged).to_pylist()
+    count = judge_file(pool_tables.groups_path(out), scored, WordReranker(), column="words", block=4)
+    rows = pq.read_table(scored).to_pylist()
     assert count == sum(len(row["doc_ids"]) for row in rows) == 50
     row = rows[0]
     assert row["words"][0] == pytest.approx(
@@ -271,8 +271,8 @@ def test_wrong_modality_negatives_outrank_the_positive_and_others_share_its_moda
 
 
 def test_a_reranker_that_reads_images_receives_the_images_of_groups(tmp_path: Path) -> None:
-    (tmp_path / "asked.png").write_bytes(b"asked")
-    group = Group("q", "which one", ["a", "b"], [1.0, 0.0], query_image=Path("asked.png"))
+    (tmp_path / "query.png").write_bytes(b"query")
+    group = Group("q", "which one", ["a", "b"], [1.0, 0.0], query_image=Path("query.png"))
     write_groups(tmp_path / "g.groups.parquet", [group])
     write_documents(tmp_path / "g.documents.parquet", [(["a", "b"], ["one", "two"])])
     add_images(tmp_path / "g.documents.parquet", {"b": b"picture"})
@@ -286,4 +286,4 @@ def test_a_reranker_that_reads_images_receives_the_images_of_groups(tmp_path: Pa
             return super().score_pairs(pairs)
 
     assert judge_file(tmp_path / "g.groups.parquet", tmp_path / "out.parquet", Seeing()) == 2
-    assert set(seen) == {(tmp_path / "asked.png", None), (tmp_path / "asked.png", b"picture")}
+    assert set(seen) == {(tmp_path / "query.png", None), (tmp_path / "query.png", b"picture")}

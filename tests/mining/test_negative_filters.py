@@ -46,8 +46,8 @@ def test_without_a_scored_positive_the_margin_drops_every_candidate() -> None:
     assert negative_filters.within_margin(f32(0.1, 0.9), NAN, 0.1).all()
 
 
-def test_a_candidate_without_a_similarity_is_not_alike() -> None:
-    assert negative_filters.alike(f32(0.95, 0.94, NAN), 0.95).tolist() == [True, False, False]
+def test_a_candidate_without_a_similarity_is_not_a_duplicate() -> None:
+    assert negative_filters.near_duplicates(f32(0.95, 0.94, NAN), 0.95).tolist() == [True, False, False]
 
 
 def test_consistency_needs_one_positive_among_the_first_candidates() -> None:
@@ -64,10 +64,10 @@ def test_the_cyclic_stride_starts_again_at_the_next_index() -> None:
 
 @given(n=st.integers(0, 40), stride=st.integers(1, 60), keep=st.integers(0, 50))
 def test_a_stride_visits_every_index_once(n: int, stride: int, keep: int) -> None:
-    places = negative_filters.cyclic(n, stride, keep).tolist()
-    assert len(places) == min(n, keep)
-    assert len(set(places)) == len(places)
-    assert set(places) <= set(range(n))
+    indices = negative_filters.cyclic(n, stride, keep).tolist()
+    assert len(indices) == min(n, keep)
+    assert len(set(indices)) == len(indices)
+    assert set(indices) <= set(range(n))
     assert sorted(negative_filters.cyclic(n, stride, n).tolist()) == list(range(n))
 
 
@@ -79,10 +79,10 @@ def test_a_stride_of_zero_is_rejected() -> None:
 def test_clusters_are_ranked_by_similarity_to_the_query() -> None:
     centres = np.array([[1, 0], [0, 1], [-1, 0]], dtype=np.float32)
     vectors = np.array([[0.9, 0.1], [0.2, 0.8], [-0.7, -0.1]], dtype=np.float32)
-    own, places = negative_filters.nearest_clusters(vectors, np.array([[0.1, 0.9]], dtype=np.float32), centres)
-    assert own.tolist() == [0, 1, 2]
-    assert places.tolist() == [[2, 1, 3]]
-    assert negative_filters.outside_clusters(places[0, own].astype(np.float32), 2).tolist() == [False, False, True]
+    clusters, ranks = negative_filters.nearest_clusters(vectors, np.array([[0.1, 0.9]], dtype=np.float32), centres)
+    assert clusters.tolist() == [0, 1, 2]
+    assert ranks.tolist() == [[2, 1, 3]]
+    assert negative_filters.outside_clusters(ranks[0, clusters].astype(np.float32), 2).tolist() == [False, False, True]
 
 
 def test_the_fate_is_the_first_filter_that_drops_and_positives_stay_positive() -> None:

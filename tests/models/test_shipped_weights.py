@@ -1,4 +1,4 @@
-"""The trained models that come with Chamfer open, and do the plainest of what they are for."""
+"""The shipped models open and pass the simplest test of their purpose."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def test_mini_late_finds_the_answer_with_unit_document_tokens_and_when_it_is_poo
         assert np.diff(documents.offsets).max() <= most
         np.testing.assert_allclose(np.linalg.norm(documents.values, axis=1), 1, atol=1e-5)
         for query, best in (("Why did the fox lose his tail?", 0), ("wing slipstream lift distribution", 2)):
-            asked = encoder.encode_queries([Query("q", query)], (VectorKind.TOKENS,)).tokens
-            assert asked is not None
-            similar = asked.values @ documents.values.T
+            query_tokens = encoder.encode_queries([Query("q", query)], (VectorKind.TOKENS,)).tokens
+            assert query_tokens is not None
+            similar = query_tokens.values @ documents.values.T
             scores = [similar[:, a:b].max(axis=1).sum() for a, b in pairwise(documents.offsets)]
             assert int(np.argmax(scores)) == best
 
 
-def test_mini_sparse_gives_the_dense_vectors_of_mini_and_finds_words_of_like_meaning(tmp_path: Path) -> None:
+def test_mini_sparse_gives_the_dense_vectors_of_mini_and_matches_related_words(tmp_path: Path) -> None:
     config = DeviceConfig(cache_dir=tmp_path)
     sparse, mini = (load_encoder(name, config) for name in ("mini-sparse", "mini"))
-    found = sparse.encode_documents(DOCUMENTS, (VectorKind.DENSE, VectorKind.SPARSE))
-    own = mini.encode_documents(DOCUMENTS, (VectorKind.DENSE,))
-    assert found.dense is not None
-    assert own.dense is not None
-    np.testing.assert_array_equal(found.dense.values, own.dense.values)
+    by_sparse = sparse.encode_documents(DOCUMENTS, (VectorKind.DENSE, VectorKind.SPARSE))
+    by_mini = mini.encode_documents(DOCUMENTS, (VectorKind.DENSE,))
+    assert by_sparse.dense is not None
+    assert by_mini.dense is not None
+    np.testing.assert_array_equal(by_sparse.dense.values, by_mini.dense.values)
     for query, best in (("foxes", 0), ("slipstreams", 2), ("royal", 1)):  # no document says royal
-        scores = _scores(sparse.encode_queries([Query("q", query)], (VectorKind.SPARSE,)).sparse, found.sparse)
+        scores = _scores(sparse.encode_queries([Query("q", query)], (VectorKind.SPARSE,)).sparse, by_sparse.sparse)
         assert int(np.argmax(scores)) == best
         assert scores[best] > 0
 

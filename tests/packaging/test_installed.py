@@ -62,7 +62,7 @@ print("used")
 
 
 def environment() -> dict[str, str]:
-    """Without PYTHONPATH: it would put the sources in front of what was installed."""
+    """Runs without PYTHONPATH, which would put the sources before the installed package."""
     return {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("CHAMFER_")}
 
 
@@ -104,26 +104,26 @@ def installed(
     folder = tmp_path_factory.mktemp(request.param)
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     python = folder / "venv" / "bin" / "python"
-    own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     # addsitedir would also run the .pth files there, among them that of an editable chamfer; a plain path does not.
     shared = [sysconfig.get_path("purelib"), *site.getsitepackages()]
-    (own / "zz_dependencies.pth").write_text("\n".join(dict.fromkeys(shared)) + "\n")
+    (site_packages / "zz_dependencies.pth").write_text("\n".join(dict.fromkeys(shared)) + "\n")
     if request.param == "wheel":
         run(sys.executable, *PIP, "--python", python, "install", "--no-deps", "--no-index", "--ignore-installed", wheel)
-        return python, own
+        return python, site_packages
     source = checkout(folder / "source")
     words = ["install", *OFFLINE, "--ignore-installed", "--editable"]
     run(sys.executable, *PIP, "--python", python, *words, source)
     return python, source / "src"
 
 
-def test_the_wheel_holds_chamfer_alone(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package_chamfer(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"chamfer"}
 
 
-def test_the_wheel_holds_what_the_product_reads_and_no_training_reports(wheel: Path) -> None:
+def test_the_wheel_contains_every_file_that_is_read_and_no_training_reports(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "chamfer/py.typed" in names
     assert "chamfer/demo/fairytaleqa/corpus.jsonl" in names
@@ -134,7 +134,9 @@ def test_the_wheel_holds_what_the_product_reads_and_no_training_reports(wheel: P
 
 
 @pytest.mark.parametrize("regular", [True, False], ids=["with __init__", "without __init__"])
-def test_it_works_beside_a_users_own_packages(installed: tuple[Path, Path], tmp_path: Path, regular: bool) -> None:
+def test_the_package_works_beside_user_packages_of_the_same_folder_names(
+    installed: tuple[Path, Path], tmp_path: Path, regular: bool
+) -> None:
     python, home = installed
     for name in ("models", "indexing"):
         (tmp_path / name).mkdir()

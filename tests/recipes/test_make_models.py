@@ -1,4 +1,4 @@
-"""`make models` from nothing, on made-up sets: all models and their first stages, also after a kill."""
+"""`make models` from nothing, on synthetic sets: all models and their first stages, also after a kill."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ DEVICE = DeviceConfig(backend="torch", threads=1)
 
 
 @pytest.mark.slow
-def test_one_command_makes_every_model_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+def test_one_command_makes_every_model_and_resumes_after_a_kill(tmp_path: Path) -> None:
     if shutil.which("make") is None:
         pytest.skip("no make")
     data, into = write_sets(tmp_path / "data", documents=16), tmp_path / "into"
-    # The environment that runs the tests stands for the one that make would install.
+    # The environment of the tests replaces the one that make would install.
     given = [f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.dev", f"DATA={data}", f"INTO={into}"]
     command = [
         "make",
@@ -48,9 +48,9 @@ def test_one_command_makes_every_model_and_goes_on_after_a_kill(tmp_path: Path) 
     for name in ("mini-late", "mini-sparse"):
         kind = VectorKind.TOKENS if name == "mini-late" else VectorKind.SPARSE
         encoder = load_encoder(f"trained:{weights / name}", DEVICE)
-        found = encoder.encode_documents([Document("d", "the fox in the castle")], [kind]).vectors(kind)
-        assert found is not None
-        assert len(found) == 1
+        vectors = encoder.encode_documents([Document("d", "the fox in the castle")], [kind]).vectors(kind)
+        assert vectors is not None
+        assert len(vectors) == 1
     for folder in (into / "var" / "mini" / "mini-cross-first", weights / "mini-cross"):
         scores = load_reranker(str(folder), DEVICE).score(Query("q", "fox"), [Document("d", "the fox"), Document("e")])
         assert scores.shape == (2,)

@@ -1,4 +1,4 @@
-"""Training groups from BEIR folders: teachers, kept vectors, and going on after a kill."""
+"""Training groups from BEIR folders: teachers, stored vectors, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def source(name: str) -> Source:
 
 
 class Interrupted(Exception):
-    """What a kill is here."""
+    """Stands for a kill."""
 
 
 class Counting:
-    """`mini-384` that counts the texts it encodes, and stops before the one that would be too many."""
+    """`mini-384` that counts the texts it encodes, and raises at the limit."""
 
     def __init__(self, encoder: MiniEncoder, most: int = 10**9) -> None:
         self._encoder = encoder
@@ -64,28 +64,28 @@ def test_teachers_are_those_of_the_texts_that_the_groups_name(tmp_path: Path, en
     groups, texts = mined(chosen, write_sets(tmp_path) / chosen.folder, tmp_path / "out", encoder)
     assert groups
     for group in groups:
-        asked = encoder.encode_queries([Query("", group.query)], BOTH)
-        for place, doc_id in enumerate(group.doc_ids):
-            found = encoder.encode_documents([Document("", texts[doc_id])], BOTH)
-            assert asked.dense is not None
-            assert found.dense is not None
-            assert asked.tokens is not None
-            assert found.tokens is not None
-            best = [max(float(q @ d) for d in found.tokens.values) for q in asked.tokens.values]
-            assert group.teachers["maxsim"][place] == pytest.approx(sum(best), abs=5e-3)
-            assert group.teachers["dense"][place] == pytest.approx(
-                float(asked.dense.values[0] @ found.dense.values[0]), abs=1e-5
+        encoded_query = encoder.encode_queries([Query("", group.query)], BOTH)
+        for index, doc_id in enumerate(group.doc_ids):
+            encoded_document = encoder.encode_documents([Document("", texts[doc_id])], BOTH)
+            assert encoded_query.dense is not None
+            assert encoded_document.dense is not None
+            assert encoded_query.tokens is not None
+            assert encoded_document.tokens is not None
+            best = [max(float(q @ d) for d in encoded_document.tokens.values) for q in encoded_query.tokens.values]
+            assert group.teachers["maxsim"][index] == pytest.approx(sum(best), abs=5e-3)
+            assert group.teachers["dense"][index] == pytest.approx(
+                float(encoded_query.dense.values[0] @ encoded_document.dense.values[0]), abs=1e-5
             )
         assert [label > 0 for label in group.labels].count(True) >= 1
 
 
-def test_where_titles_ask_no_document_shows_its_own(tmp_path: Path, encoder: MiniEncoder) -> None:
+def test_documents_of_title_queries_are_stored_without_their_title(tmp_path: Path, encoder: MiniEncoder) -> None:
     groups, texts = mined(source("scifact-titles"), write_sets(tmp_path) / "scifact", tmp_path / "out", encoder)
     for group in groups:
         assert not texts[group.doc_ids[group.positives[0]]].startswith(group.query)
 
 
-def test_kept_vectors_are_those_of_mini_and_raw_ones_are_gone(tmp_path: Path, encoder: MiniEncoder) -> None:
+def test_stored_vectors_are_those_of_mini_and_raw_ones_are_removed(tmp_path: Path, encoder: MiniEncoder) -> None:
     from chamfer.indexing.building.corpus import read_corpus
 
     data, out = write_sets(tmp_path), tmp_path / "out"
@@ -101,7 +101,7 @@ def test_kept_vectors_are_those_of_mini_and_raw_ones_are_gone(tmp_path: Path, en
     assert not any((out / ".raw").iterdir())
 
 
-def test_a_killed_run_goes_on_with_the_first_block_that_is_missing(tmp_path: Path, encoder: MiniEncoder) -> None:
+def test_a_killed_run_resumes_at_the_first_missing_block(tmp_path: Path, encoder: MiniEncoder) -> None:
     folder = write_sets(tmp_path) / "fairytaleqa"
     whole = Counting(encoder)
     expected = mined(source("fairytaleqa"), folder, tmp_path / "whole", whole)
@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_with_the_first_block_that_is_missing(tmp_path: Pat
     assert again.count == 0
 
 
-def test_other_texts_under_the_same_name_are_encoded_anew(tmp_path: Path, encoder: MiniEncoder) -> None:
+def test_changed_texts_under_the_same_name_are_encoded_again(tmp_path: Path, encoder: MiniEncoder) -> None:
     mined(source("nl2bash"), write_sets(tmp_path / "a") / "nl2bash", tmp_path / "out", encoder)
     other = Counting(encoder)
     groups, texts = mined(source("nl2bash"), write_sets(tmp_path / "b", seed=1) / "nl2bash", tmp_path / "out", other)

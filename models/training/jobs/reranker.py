@@ -27,8 +27,10 @@ from chamfer.models.training.losses.answers import answer_loss
 class RerankerRecipe(Recipe):
     """backbone is the folder of a chat model; LoRA goes into its language part. Served as unime:FOLDER.
 
-    pair_weight      of "is this candidate right?", for the positive and the `hard_negatives` best-ranked negatives
-    list_weight      of "which candidate is right?", for the positive among all sampled negatives in random order
+    pair_weight      weight of the question "is this candidate right?", for the positive and the
+                     `hard_negatives` best-ranked negatives
+    list_weight      weight of the question "which candidate is right?", for the positive among all sampled
+                     negatives in random order
     hard_negatives   at most data.num_negatives
     softmax_over     answers: probability among the possible answers; vocabulary: among all tokens (as published)
 

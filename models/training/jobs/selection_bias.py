@@ -1,7 +1,7 @@
 """Correction of pooling bias in a job (CET, arXiv 2209.05072): the selection model, and the weights it leads to.
 
-A positive label says relevant and selected for judgement. Beside the ranker R stands a model S of the selection, and
-each weighs the negatives of the other. `released` is the authors' code, in which S has the ranker's own input; its
+A positive label means relevant and selected for judgement. A model S of the selection is trained beside the ranker R,
+and each weights the negatives of the other. `released` is the authors' code, in which S has the ranker's own input; its
 optimum ranks like training without weights. To correct anything S must differ: `pool` gives it the pool's features
 alone, `logged` fits it to the logged selection.
 """

@@ -27,7 +27,7 @@ def cached(encode: Callable[..., Tensor], calls: Sequence[Call]) -> Tensor:
 class _Cached(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, encode: Callable[..., Tensor], calls: Sequence[Call]) -> Tensor:
-        del anchor  # only there so that autograd asks for a gradient
+        del anchor  # present only so that autograd computes a gradient
         ctx.encode, ctx.calls, ctx.states = encode, calls, []
         device = calls[0][0].device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))

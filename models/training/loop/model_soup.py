@@ -34,7 +34,7 @@ def soup(folders: Sequence[Path], out: Path, weights: Sequence[float] = ()) -> N
     checkpoints = [open_checkpoint(folder) for folder in folders]
     first = checkpoints[0].description
     for folder, checkpoint in zip(folders[1:], checkpoints[1:], strict=True):
-        _check_alike(folders[0], first, folder, checkpoint.description)
+        _check_compatible(folders[0], first, folder, checkpoint.description)
     normal = [share / sum(shares) for share in shares]
     head = _mean(folders, [checkpoint.head for checkpoint in checkpoints], normal)
     write_checkpoint(out, first, head, _mean_update(checkpoints, normal))
@@ -45,7 +45,7 @@ def soup(folders: Sequence[Path], out: Path, weights: Sequence[float] = ()) -> N
     (out / "report.json").write_text(json.dumps({"soup": ingredients}, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_alike(folder: Path, description: Description, other: Path, compared: Description) -> None:
+def _check_compatible(folder: Path, description: Description, other: Path, compared: Description) -> None:
     differing = [
         f"{field.name} is {getattr(compared, field.name)!r} in {other}, "
         f"{getattr(description, field.name)!r} in {folder}"
@@ -60,8 +60,9 @@ def _mean(
     folders: Sequence[Path], heads: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
 ) -> dict[str, Tensor]:
     for folder, head in zip(folders, heads, strict=True):
-        if unlike := sorted(name for name in {*heads[0], *head} if not _fit(heads[0].get(name), head.get(name))):
-            raise InvalidInput(f"heads cannot be averaged: {', '.join(unlike)} differ in {folder} and {folders[0]}")
+        names = sorted(name for name in {*heads[0], *head} if not _compatible(heads[0].get(name), head.get(name)))
+        if names:
+            raise InvalidInput(f"heads cannot be averaged: {', '.join(names)} differ in {folder} and {folders[0]}")
     return {
         name: torch.stack([w * head[name] for w, head in zip(weights, heads, strict=True)]).sum(dim=0)
         if tensor.is_floating_point()
@@ -70,11 +71,11 @@ def _mean(
     }
 
 
-def _fit(one: Tensor | None, other: Tensor | None) -> bool:
+def _compatible(first: Tensor | None, second: Tensor | None) -> bool:
     """Whether both can be averaged: real numbers of one shape, or equal identifiers."""
-    if one is None or other is None or one.shape != other.shape:
+    if first is None or second is None or first.shape != second.shape:
         return False
-    return one.is_floating_point() or torch.equal(one, other)
+    return first.is_floating_point() or torch.equal(first, second)
 
 
 def _mean_update(checkpoints: Sequence[Checkpoint], weights: Sequence[float]) -> dict[str, LowRankUpdate]:

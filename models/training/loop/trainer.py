@@ -1,7 +1,7 @@
 """The training loop: transformers' Trainer over draws of groups; resumable, seeded, on CPU, one GPU or several.
 
 sentence-transformers' trainers extend this same Trainer, but their collators turn each text column into features and
-have no place for a list of candidates with labels, teachers' scores and weights, so Chamfer uses the class below them.
+cannot carry a list of candidates with labels, teachers' scores and weights, so Chamfer uses the class below them.
 Checkpoints hold only what is trained, a few megabytes: adapters and heads, with the state of optimiser and schedule.
 """
 

@@ -1,6 +1,6 @@
 """The command line: parse arguments, call the library, print. Data goes to stdout, everything else to stderr.
 
-The file of a command bears its name: `chamfer build` is cli/build.py.
+Each command has a module of its name: `chamfer build` is cli/build.py.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ OutOption = Annotated[
     Path, typer.Option(help="Pool log to write (.parquet); groups and documents are written beside it.")
 ]
 ConsistencyOption = Annotated[
-    int, typer.Option(help="Use a query only if a positive is among its first so many candidates; 0: always.")
+    int, typer.Option(help="Skip a query unless a positive is among its first N candidates; 0: never.")
 ]
 ByOption = Annotated[
     str, typer.Option(help="Feature that --margin and --share compare: score, judge, dense.score, ...")
@@ -35,7 +35,7 @@ TwinOption = Annotated[
 ]
 ClustersOption = Annotated[int, typer.Option(help="Number of k-means clusters of the corpus (LEMON); 0: no clusters.")]
 NearestOption = Annotated[
-    int, typer.Option(help="With --clusters: keep candidates of so many clusters nearest to the query.")
+    int, typer.Option(help="With --clusters: keep candidates from the N clusters nearest to the query.")
 ]
 ModalityOption = Annotated[
     str,
@@ -144,10 +144,12 @@ def read_judged_queries(queries: Path, split: str) -> list[JudgedQuery]:
     for qrel in read_qrels(queries, split):
         if qrel.relevance > 0:
             relevant.setdefault(qrel.query_id, []).append(qrel.doc_id)
-    judged = [JudgedQuery(q, tuple(relevant[q.query_id])) for q in read_queries(queries) if q.query_id in relevant]
-    if not judged:
+    judged_queries = [
+        JudgedQuery(q, tuple(relevant[q.query_id])) for q in read_queries(queries) if q.query_id in relevant
+    ]
+    if not judged_queries:
         raise InvalidInput(f"no query of {queries} has a relevant document in split {split!r}")
-    return judged
+    return judged_queries
 
 
 def _parse_ranks(text: str, depth: int) -> tuple[int, int]:

@@ -31,7 +31,7 @@ def _plan(
     corpus: CorpusArgument,
     queries: Annotated[
         Path | None,
-        typer.Option(help="BEIR folder or JSONL of queries. Default: the corpus's queries, or made-up ones."),
+        typer.Option(help="BEIR folder or JSONL of queries. Default: the corpus's queries, or generated ones."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Directory for plan.html, plan.png, plan.json and plan.toml.")] = Path(
         "plan"
@@ -166,10 +166,10 @@ def _report(advice: Advice, encoder: str, ndcg: dict[str, float], out: Path) -> 
     replace_file(out / "plan.json", json.dumps(record, indent=1) + "\n")
     if settings:
         replace_file(out / "plan.toml", settings)
-        terminal.messages.print(f"{out}/plan.html shows it; {out}/plan.toml builds it: chamfer build ... --config")
+        terminal.messages.print(f"report: {out}/plan.html; to build it: chamfer build ... --config {out}/plan.toml")
     else:
         (out / "plan.toml").unlink(missing_ok=True)
-        terminal.messages.print(f"{out}/plan.html shows what there is", style="yellow")
+        terminal.messages.print(f"see {out}/plan.html for all measurements", style="yellow")
         raise typer.Exit(1)
 
 

@@ -113,7 +113,7 @@ def warn_of_rejects(rejects: Rejects) -> None:
 
 def recall_sentence(recall: ChannelRecall, n_documents: int) -> str:
     """The measured recall of a channel; with the expected one where the collection is larger than the sample."""
-    queries = f"{recall.queries} {'made-up ' if recall.made_up else ''}queries"
+    queries = f"{recall.queries} {'generated ' if recall.made_up else ''}queries"
     larger = n_documents > recall.documents
     expected = f"; expected over {n_documents:,} documents: {recall.at(n_documents):.1%}" if larger else ""
     return (

@@ -1,3 +1,4 @@
-"""The words of Chamfer: types, errors, protocols, artifacts, text analysis, evaluation. Imports nothing of the
-project.
+"""What all packages share: types, errors, protocols, artifacts, text analysis, evaluation.
+
+Imports no other package of Chamfer.
 """

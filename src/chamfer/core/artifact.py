@@ -49,7 +49,7 @@ class ArtifactWriter:
         self.directory = directory
 
     def path(self, name: str) -> Path:
-        """Where a file of this name is to be written by the caller."""
+        """The path at which the caller is to write a file of this name."""
         if "/" in name or name.startswith(".") or name == MANIFEST:
             raise InvalidInput(f"artifact file name {name!r}: expected a plain name other than {MANIFEST}")
         return self.directory / name
@@ -173,7 +173,7 @@ def open_artifact(path: Path, kind: str, *, verify: bool = False) -> Artifact:
         )
     if manifest.pop("sha256", None) != _manifest_digest(manifest):
         raise Corrupt(
-            f"{manifest_path} does not have the SHA-256 that it gives for itself: it changed after it was written; "
+            f"{manifest_path} does not match the SHA-256 that it records for itself: it changed after it was written; "
             "restore it from a copy or build again"
         )
     if found_kind != kind:
@@ -258,7 +258,7 @@ def digest_of(*parts: Any) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces to choose."""
+    """Canonical JSON: equal values give equal text, with sorted keys and no optional spaces."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -281,7 +281,7 @@ def _write_manifest(directory: Path, kind: str, body: Mapping[str, Any]) -> None
 
 
 def _manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of everything else that a manifest says, as it comes back from JSON."""
+    """SHA-256 over all other entries of a manifest, as they are read back from JSON."""
     return digest_of(json.loads(json.dumps(manifest)))
 
 

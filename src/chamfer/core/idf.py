@@ -1,4 +1,4 @@
-"""BM25's inverse document frequency, for the lexical channel and for the networks that weigh terms by it."""
+"""BM25's inverse document frequency, for the lexical channel and for the networks that weight terms by it."""
 
 from __future__ import annotations
 

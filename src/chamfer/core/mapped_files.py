@@ -1,4 +1,4 @@
-"""Reading files without holding descriptors, and a clear error where the system has no more of them.
+"""Reading files without holding descriptors, and a clear error where the system runs out of them.
 
 `numpy.memmap` keeps one descriptor for each array (`mmap` duplicates it), so that a process with the usual limit of
 1,024 could open about 75 segments. Here a file is mapped by pyarrow, whose mapping outlives the closed descriptor;
@@ -38,7 +38,7 @@ def map_file(path: Path) -> Any:
 
 
 def map_array(path: Path) -> Array:
-    """The array of a .npy file, read-only. Raises ValueError if it is none, or holds objects."""
+    """The array of a .npy file, read-only. Raises ValueError if it is not one, or holds Python objects."""
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
@@ -66,13 +66,13 @@ def naming_limits(path: Path) -> Iterator[None]:
 
 
 def _exhausted_limit(path: Path, error: OSError) -> str | None:
-    """What to tell about an error that a limit of the system caused, None for any other."""
+    """The message for an error that a limit of the system caused; None for any other error."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return (
             f"{path}: too many open files: this process may open {soft:,} at a time (`ulimit -n`, at most {hard:,}) "
             f"and has {_open_files()} open. Chamfer keeps no file of a collection open and needs fewer than 32 at a "
-            "time; raise the limit (`ulimit -n 4096`) or close what else this process holds"
+            "time; raise the limit (`ulimit -n 4096`) or close other files of this process"
         )
     if error.errno == errno.ENOMEM or "Cannot allocate memory" in str(error):
         return (
@@ -88,7 +88,7 @@ def _open_files() -> str:
     try:
         return f"{len(os.listdir(_OPEN_FILES)):,}"
     except OSError:
-        return "as many"  # listing them needs a descriptor as well
+        return "as many"  # listing them needs a descriptor too
 
 
 def _most_mappings() -> str:

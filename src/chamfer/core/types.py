@@ -191,7 +191,7 @@ class AnchorScores:
     def __post_init__(self) -> None:
         _expect(
             self.values.dim == len(self.queries),
-            f"there are {len(self.queries)} anchor queries for {self.values.dim} columns of scores, expected as many",
+            f"found {len(self.queries)} anchor queries for {self.values.dim} columns of scores, expected one for each",
         )
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ class MiningConfig:
     plan, depth          candidates are the first `depth` of this plan
     first_rank           best rank (from 1) that a negative may have
     last_rank            worst rank that a negative may have; 0: depth
-    consistency          use a query only if a positive is among its first so many candidates; 0: always
+    consistency          skip a query unless a positive is among its first n candidates; 0: never
     by                   feature in which margin and share compare a candidate with the best positive: score,
                          dense.score, judge, ...
     margin, share        drop candidates above positive - margin, above positive - share * |positive|

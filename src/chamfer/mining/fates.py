@@ -55,9 +55,9 @@ def dropped_by(pool: Pool, config: MiningConfig) -> list[tuple[str, Bool]]:
     outside = negative_filters.outside_ranks(features["rank"], config.first_rank, config.worst_rank)
     dropped.append(("rank", outside))
     if config.duplicate is not None:
-        dropped.append(("duplicate", negative_filters.alike(features["duplicate"], config.duplicate)))
+        dropped.append(("duplicate", negative_filters.near_duplicates(features["duplicate"], config.duplicate)))
     if config.twin is not None and "twin" in features:
-        dropped.append(("twin", negative_filters.alike(features["twin"], config.twin)))
+        dropped.append(("twin", negative_filters.near_duplicates(features["twin"], config.twin)))
     if "cluster" in features:
         dropped.append(("cluster", negative_filters.outside_clusters(features["cluster"], config.nearest)))
     if config.margin is not None:

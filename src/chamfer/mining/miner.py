@@ -141,11 +141,11 @@ class Miner:
 
     def _relevant(self, block: Sequence[JudgedQuery]) -> list[list[Document]]:
         """The relevant documents of each query that are in the collection."""
-        ids = [doc_id for judged in block for doc_id in judged.relevant]
+        ids = [doc_id for query in block for doc_id in query.relevant]
         rows = self._searcher.collection.rows(ids)
         documents = iter(self._searcher.collection.documents(rows[rows >= 0]))
         in_collection = iter((rows >= 0).tolist())
-        return [[next(documents) for _ in judged.relevant if next(in_collection)] for judged in block]
+        return [[next(documents) for _ in query.relevant if next(in_collection)] for query in block]
 
     def _check_by(self, pools: Sequence[Pool]) -> None:
         by = self._config.by

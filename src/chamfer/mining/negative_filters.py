@@ -37,14 +37,14 @@ def within_share(scores: F32, positive: float, share: float) -> Bool:
     return _above(scores, positive - share * abs(positive))
 
 
-def above(scores: F32, most: float) -> Bool:
-    """Candidates that score above `most`, independent of the positive's score."""
-    return _above(scores, most)
+def above(scores: F32, maximum: float) -> Bool:
+    """Candidates that score above `maximum`, independent of the positive's score."""
+    return _above(scores, maximum)
 
 
-def alike(similarity: F32, most: float) -> Bool:
-    """Candidates whose similarity to a positive is at least `most`: near-duplicates. NaN does not count as similar."""
-    return np.nan_to_num(similarity, nan=-np.inf) >= most
+def near_duplicates(similarity: F32, threshold: float) -> Bool:
+    """Candidates whose similarity to a positive is at least `threshold`. NaN does not count as similar."""
+    return np.nan_to_num(similarity, nan=-np.inf) >= threshold
 
 
 def outside_clusters(cluster_ranks: F32, nearest: int) -> Bool:

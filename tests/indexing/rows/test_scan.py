@@ -11,7 +11,7 @@ import pytest
 from chamfer.core.types import DenseVectors, TokenVectors
 from chamfer.indexing.families import dense
 from chamfer.indexing.families.dense import DenseRetriever
-from chamfer.indexing.families.multivector import retriever as multivector
+from chamfer.indexing.families.multivector import search as multivector
 from chamfer.indexing.families.multivector.config import MultivectorConfig
 from chamfer.indexing.families.multivector.family import MultivectorFamily
 from chamfer.indexing.families.multivector.token_storage import StoredTokens

@@ -12,7 +12,7 @@ from chamfer.models.backends.backend import load_backbone
 from chamfer.models.backends.config import DeviceConfig, decide
 
 
-def test_an_unwritable_cache_does_not_stop_the_start(tmp_path: Path) -> None:
+def test_an_unwritable_cache_does_not_prevent_the_start(tmp_path: Path) -> None:
     import torch
 
     class Doubler(torch.nn.Module):
@@ -22,8 +22,8 @@ def test_an_unwritable_cache_does_not_stop_the_start(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     backbone = load_backbone(Doubler, "f" * 64, DeviceConfig(cache_dir=blocked / "below", precision="fp32"))
-    out = backbone(np.array([[1, 2]]), np.array([[1, 0]]))
-    np.testing.assert_array_equal(out[..., 0], [[2.0, 0.0]])
+    doubled = backbone(np.array([[1, 2]]), np.array([[1, 0]]))
+    np.testing.assert_array_equal(doubled[..., 0], [[2.0, 0.0]])
 
 
 def test_contradictory_device_settings_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Converted graphs on disk: found again, never half there, and never a reason not to start."""
+"""Converted graphs on disk: read again, never incomplete, and no fault of the disk prevents a start."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_folder_that_another_host_writes_is_left_alone_whatever_its_process_nu
 
 
 @pytest.mark.parametrize("kind", [OSError, RuntimeError])
-def test_a_disk_that_refuses_costs_the_conversion_and_not_the_start(tmp_path: Path, kind: type[Exception]) -> None:
+def test_a_failing_disk_does_not_prevent_the_start(tmp_path: Path, kind: type[Exception]) -> None:
     def refuse(graph: str, folder: Path) -> None:
         raise kind("no space left on device")
 
@@ -97,13 +97,13 @@ def test_a_disk_that_refuses_costs_the_conversion_and_not_the_start(tmp_path: Pa
 
 
 @pytest.mark.parametrize("below", ["cache", "deep/er/cache"])
-def test_a_home_that_is_no_directory_does_not_stop_the_start(tmp_path: Path, below: str) -> None:
+def test_a_home_that_is_not_a_directory_does_not_prevent_the_start(tmp_path: Path, below: str) -> None:
     home = tmp_path / "home"
     home.write_text("")
     assert cached_graph("name", home / below, make=made([]), write=write, read=read) == "graph"
 
 
-def test_a_damaged_graph_is_made_and_written_anew(tmp_path: Path) -> None:
+def test_a_damaged_graph_is_made_and_written_again(tmp_path: Path) -> None:
     (tmp_path / "name").mkdir()
     assert cached_graph("name", tmp_path, make=made([]), write=write, read=read) == "graph"
     assert read(tmp_path / "name") == "graph"

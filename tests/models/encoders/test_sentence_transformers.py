@@ -1,4 +1,4 @@
-"""Foreign models through sentence-transformers: roles, order, truncation, fingerprints, errors."""
+"""Models from elsewhere through sentence-transformers: roles, order, truncation, fingerprints, errors."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_a_dense_model_gives_sentence_transformers_own_vectors_with_roles(dense_
 
     reference = SentenceTransformer(str(dense_path), device="cpu")
     encoder = load_encoder(f"dense:{dense_path}", CONFIG)
-    found = encoder.encode_documents(DOCUMENTS, [VectorKind.DENSE]).dense
-    assert found is not None
-    np.testing.assert_allclose(found.values, reference.encode_document(TEXTS), atol=1e-5)
-    asked = encoder.encode_queries([Query("q", "w1 w2")], [VectorKind.DENSE]).dense
-    assert asked is not None
-    np.testing.assert_allclose(asked.values, reference.encode_query(["w1 w2"]), atol=1e-6)
-    assert not np.allclose(asked.values, reference.encode_document(["w1 w2"]), atol=1e-3), "the prompts differ"
+    document_vectors = encoder.encode_documents(DOCUMENTS, [VectorKind.DENSE]).dense
+    assert document_vectors is not None
+    np.testing.assert_allclose(document_vectors.values, reference.encode_document(TEXTS), atol=1e-5)
+    query_vectors = encoder.encode_queries([Query("q", "w1 w2")], [VectorKind.DENSE]).dense
+    assert query_vectors is not None
+    np.testing.assert_allclose(query_vectors.values, reference.encode_query(["w1 w2"]), atol=1e-6)
+    assert not np.allclose(query_vectors.values, reference.encode_document(["w1 w2"]), atol=1e-3), "the prompts differ"
 
 
 def test_a_multivector_model_gives_sentence_transformers_own_tokens(tokens_path: Path) -> None:
@@ -77,12 +77,12 @@ def test_a_multivector_model_gives_sentence_transformers_own_tokens(tokens_path:
 
     reference: Any = MultiVectorEncoder(str(tokens_path), device="cpu")
     encoder = load_encoder(f"multivector:{tokens_path}", CONFIG)
-    found = encoder.encode_documents(DOCUMENTS[:5], [VectorKind.TOKENS]).tokens
-    assert found is not None
+    encoded = encoder.encode_documents(DOCUMENTS[:5], [VectorKind.TOKENS]).tokens
+    assert encoded is not None
     for i, matrix in enumerate(reference.encode_document(TEXTS[:5], convert_to_numpy=True)):
-        own = found.values[found.offsets[i] : found.offsets[i + 1]]
-        np.testing.assert_allclose(own, matrix, atol=1e-5)
-    assert found.dim == encoder.spec.dims[VectorKind.TOKENS]
+        document_tokens = encoded.values[encoded.offsets[i] : encoded.offsets[i + 1]]
+        np.testing.assert_allclose(document_tokens, matrix, atol=1e-5)
+    assert encoded.dim == encoder.spec.dims[VectorKind.TOKENS]
 
 
 def test_a_sparse_model_gives_sentence_transformers_own_weights(sparse_path: Path) -> None:
@@ -90,13 +90,13 @@ def test_a_sparse_model_gives_sentence_transformers_own_weights(sparse_path: Pat
 
     reference: Any = SparseEncoder(str(sparse_path), device="cpu")
     encoder = load_encoder(f"sparse:{sparse_path}", CONFIG)
-    found = encoder.encode_documents(DOCUMENTS[:5], [VectorKind.SPARSE]).sparse
-    assert found is not None
+    encoded = encoder.encode_documents(DOCUMENTS[:5], [VectorKind.SPARSE]).sparse
+    assert encoded is not None
     expected = reference.encode_document(TEXTS[:5], convert_to_sparse_tensor=False).numpy()
     for i in range(5):
-        row = np.zeros(found.vocabulary, dtype=np.float32)
-        span = slice(found.offsets[i], found.offsets[i + 1])
-        row[found.terms[span]] = found.weights[span]
+        row = np.zeros(encoded.vocabulary, dtype=np.float32)
+        span = slice(encoded.offsets[i], encoded.offsets[i + 1])
+        row[encoded.terms[span]] = encoded.weights[span]
         np.testing.assert_allclose(row, expected[i], atol=1e-5)
 
 
@@ -112,9 +112,9 @@ def test_a_query_has_the_same_bits_in_any_batch(dense_path: Path) -> None:
 
 
 def test_truncation_is_counted(dense_path: Path) -> None:
-    found = load_encoder(f"dense:{dense_path}", CONFIG).encode_documents([Document("a", LONG), *DOCUMENTS], [])
-    assert found.truncated.tolist() == [True] + [False] * len(DOCUMENTS)
-    assert found.n_tokens[0] == 62
+    encoded = load_encoder(f"dense:{dense_path}", CONFIG).encode_documents([Document("a", LONG), *DOCUMENTS], [])
+    assert encoded.truncated.tolist() == [True] + [False] * len(DOCUMENTS)
+    assert encoded.n_tokens[0] == 62
 
 
 def test_the_fingerprint_follows_weights_and_prompts(dense_path: Path, tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_a_cross_encoder_scores_in_the_order_of_its_input(cross_path: Path) -> N
 
     reference = CrossEncoder(str(cross_path), device="cpu")
     reranker = load_reranker(f"cross_encoder:{cross_path}", replace(CONFIG, precision="fp32"))
-    found = reranker.score(Query("q", "w1 w2"), DOCUMENTS)
-    np.testing.assert_allclose(found, reference.predict([("w1 w2", text) for text in TEXTS]), atol=1e-5)
-    assert len(set(found.tolist())) > 3
+    scores = reranker.score(Query("q", "w1 w2"), DOCUMENTS)
+    np.testing.assert_allclose(scores, reference.predict([("w1 w2", text) for text in TEXTS]), atol=1e-5)
+    assert len(set(scores.tolist())) > 3
     assert reranker.score(Query("q", "w1"), []).shape == (0,)
 
 
@@ -152,7 +152,7 @@ def test_a_cross_encoder_with_several_labels_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnii", "all-MiniLM", "dense:", "colbert:x"])
-def test_a_name_that_means_nothing_lists_what_does(name: str) -> None:
+def test_an_unknown_encoder_name_lists_the_valid_ones(name: str) -> None:
     with pytest.raises(InvalidInput, match="Catalogue: mini"):
         load_encoder(name, CONFIG)
 

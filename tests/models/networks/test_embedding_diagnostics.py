@@ -1,4 +1,4 @@
-"""Geometry of embeddings against hand computations, and the collapse that it must see."""
+"""Geometry of embeddings against hand computations, and the collapse that it must detect."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_the_participation_ratio_by_hand() -> None:
 
 
 def test_the_geometry_of_two_orthogonal_vectors_by_hand() -> None:
-    found = embedding_diagnostics.geometry(np.eye(2, dtype=np.float32))
-    assert found.effective_rank == pytest.approx(2.0)
-    assert found.mean_cosine == 0.0
-    assert found.uniformity == pytest.approx(-4.0)  # |x - y|^2 = 2
-    assert found.same_side == pytest.approx(0.5)
-    assert found.dimension_use == pytest.approx(1.0)
+    measured = embedding_diagnostics.geometry(np.eye(2, dtype=np.float32))
+    assert measured.effective_rank == pytest.approx(2.0)
+    assert measured.mean_cosine == 0.0
+    assert measured.uniformity == pytest.approx(-4.0)  # |x - y|^2 = 2
+    assert measured.same_side == pytest.approx(0.5)
+    assert measured.dimension_use == pytest.approx(1.0)
 
 
 def test_alignment_is_the_squared_distance_of_pairs() -> None:
@@ -62,11 +62,11 @@ def test_collapse_is_seen_along_an_axis_and_rotated() -> None:
     line[:, 0] = 1.0
     rotation = np.linalg.qr(np.random.default_rng(2).standard_normal((32, 32)))[0].astype(np.float32)
     for collapsed in (line, embedding_diagnostics.unit_rows(line @ rotation)):
-        found = embedding_diagnostics.geometry(collapsed)
-        assert found.effective_rank == pytest.approx(1.0, abs=1e-3)
-        assert found.mean_cosine == pytest.approx(1.0, abs=1e-5)
-        assert found.uniformity == pytest.approx(0.0, abs=1e-3)
-        assert "train against collapse" in embedding_diagnostics.meaning_for_fde(found)
+        measured = embedding_diagnostics.geometry(collapsed)
+        assert measured.effective_rank == pytest.approx(1.0, abs=1e-3)
+        assert measured.mean_cosine == pytest.approx(1.0, abs=1e-5)
+        assert measured.uniformity == pytest.approx(0.0, abs=1e-3)
+        assert "train against collapse" in embedding_diagnostics.meaning_for_fde(measured)
 
 
 def test_measures_but_dimension_use_do_not_depend_on_the_axes() -> None:
@@ -89,7 +89,7 @@ def test_spread_vectors_are_good_for_fde_and_a_cone_is_not() -> None:
     )
 
 
-def test_rows_of_zeros_are_left_out_and_one_vector_has_no_geometry() -> None:
+def test_zero_rows_are_ignored_and_a_single_vector_is_refused() -> None:
     assert len(embedding_diagnostics.unit_rows(np.array([[0.0, 0.0], [3.0, 4.0]]))) == 1
     with pytest.raises(InvalidInput, match="at least 2"):
         embedding_diagnostics.geometry(np.ones((1, 3), dtype=np.float32))

@@ -1,4 +1,4 @@
-"""The trained parts: what they compute, against slow forms."""
+"""The trained heads against slow reference computations."""
 
 from __future__ import annotations
 
@@ -50,27 +50,27 @@ def test_weights_of_some_terms_are_those_among_all_and_unknown_ones_have_none(
 ) -> None:
     hidden, _, mask = states
     terms = torch.tensor([0, 3, 4, 9, 17, 20, 25])
-    found = sparse(hidden, mask, terms)
-    torch.testing.assert_close(found[:, :5], sparse(hidden, mask)[:, terms[:5]])
-    assert not found[:, 5:].any()
+    weights = sparse(hidden, mask, terms)
+    torch.testing.assert_close(weights[:, :5], sparse(hidden, mask)[:, terms[:5]])
+    assert not weights[:, 5:].any()
 
 
-def test_a_word_that_stands_there_weighs_its_saturation_times_its_largest_presence(
+def test_the_weight_of_a_present_word_is_its_saturation_times_its_largest_presence(
     sparse: SparseHead, states: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> None:
     hidden = states[0]
     at = torch.tensor([[4, -1, 4, 30, -1], [-1, -1, -1, -1, -1], [7, 4, -1, -1, -1]])
     saturation = torch.rand(3, 5)
     terms = torch.tensor([4, 7, 9, 30])
-    found = sparse.present(hidden, at, saturation, terms).detach()
+    weights = sparse.present(hidden, at, saturation, terms).detach()
     presence = torch.nn.functional.softplus(sparse.presence(hidden)).squeeze(-1).detach()
     for row in range(3):
         for column, term in enumerate(terms):
-            own = [float(saturation[row, p] * presence[row, p]) for p in range(5) if at[row, p] == term]
-            assert float(found[row, column]) == pytest.approx(max(own, default=0.0), abs=1e-6)
+            at_positions = [float(saturation[row, p] * presence[row, p]) for p in range(5) if at[row, p] == term]
+            assert float(weights[row, column]) == pytest.approx(max(at_positions, default=0.0), abs=1e-6)
 
 
-def test_an_untrained_sparse_head_gives_standing_words_their_saturation_and_weight_to_words_like_them() -> None:
+def test_an_untrained_sparse_head_gives_present_words_their_saturation_and_similar_words_a_weight() -> None:
     head = SparseHead(20, 20, 20, SparseHeadConfig())
     vocabulary = torch.eye(20)
     vocabulary[8, 7] = 2.0  # term 8 is like term 7: cosine 0.89
@@ -110,7 +110,7 @@ def test_weights_of_terms_are_those_of_the_tokens_of_queries_alone(
     torch.testing.assert_close(head(hidden, ids, query=False).norm(dim=-1), torch.ones(3, 5))
 
 
-def test_document_tokens_count_their_term_to_a_power_times_a_factor_that_begins_at_one(
+def test_the_pooling_weight_of_a_document_token_is_initially_its_term_weight_to_the_configured_power(
     states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     hidden, ids, _ = states
@@ -131,14 +131,14 @@ def test_document_tokens_count_their_term_to_a_power_times_a_factor_that_begins_
 
 
 class Recorder(torch.nn.Module):
-    """A tower that keeps the segments it was given."""
+    """A tower that records the segments that it receives."""
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         self.segments = segments
         return torch.nn.functional.one_hot(ids, 20).float() * mask[:, :, None]
 
 
-def test_segments_of_a_pair_are_read_off_its_separators() -> None:
+def test_segments_of_a_pair_follow_from_its_separators() -> None:
     tower = Recorder()
     module = CrossModule(tower, CrossHead(20, CrossHeadConfig(dim=20)), [2, 3])  # type: ignore[arg-type]
     ids = torch.tensor([[2, 8, 9, 3, 8, 7, 3, 0]])
@@ -164,7 +164,7 @@ def test_padding_does_not_move_a_pair_score() -> None:
     torch.testing.assert_close(module(short, (short > 0).long()), module(padded, (padded > 0).long()))
 
 
-def test_joined_pairs_keep_their_frame_and_the_limit() -> None:
+def test_joined_pairs_keep_their_special_tokens_and_the_limit() -> None:
     query, document = [2, *range(10, 20), 3], [2, *range(30, 60), 3]
     assert pair_ids([2, 8, 3], [2, 9, 3], 16) == [2, 8, 3, 9, 3]
     assert pair_ids([2, 8, 3], document, 8) == [2, 8, 3, 30, 31, 32, 33, 3]
@@ -174,7 +174,7 @@ def test_joined_pairs_keep_their_frame_and_the_limit() -> None:
     assert joined[-1] == 3
 
 
-def test_folding_an_adapter_adds_its_scaled_product() -> None:
+def test_merging_an_adapter_adds_its_scaled_product() -> None:
     tower = Tower(torch.nn.ModuleDict({"layer": torch.nn.Linear(3, 4)}), [0])
     before = tower.transformer["layer"].weight.clone()
     down, up = torch.randn(2, 3), torch.randn(4, 2)

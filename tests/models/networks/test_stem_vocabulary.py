@@ -1,4 +1,4 @@
-"""Terms of learned sparse vectors: numbered by stem, weighed by BM25's saturation, placed at the tokens they begin."""
+"""Terms of learned sparse vectors: numbered by stem, weighted by BM25's saturation, placed at their first token."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def terms() -> Terms:
     return Terms(build_vocabulary(TEXTS, "english", 2)[0], TermConfig(buckets=16))
 
 
-def test_build_vocabulary_are_the_stems_of_enough_texts_with_their_idf_and_words() -> None:
+def test_the_vocabulary_has_the_stems_of_at_least_min_df_texts_with_idf_and_words() -> None:
     names, idf, words = build_vocabulary([*TEXTS, "kings kings"], "english", 2)
     assert (names[:-1] < names[1:]).all()
-    by_forms = {tuple(sorted(own.items())): float(value) for own, value in zip(words, idf, strict=False)}
+    by_forms = {
+        tuple(sorted(word_counts.items())): float(value) for word_counts, value in zip(words, idf, strict=False)
+    }
     king, horse = (("king", 2), ("kings", 3)), (("horse", 1), ("horses", 1))
     assert set(by_forms) == {king, horse}
     assert by_forms[king] == pytest.approx(math.log(5 / 4.5))
@@ -37,13 +39,13 @@ def test_build_vocabulary_are_the_stems_of_enough_texts_with_their_idf_and_words
     assert len(idf) == len(names) + 1
 
 
-def test_forms_of_a_word_share_a_number_and_unknown_words_keep_one_beyond(terms: Terms) -> None:
-    known = terms.numbers(["king", "hors"])
-    assert sorted(known.tolist()) == [0, 1]
-    asked, counts = terms.query("Kings king zebra zebra Zebras")
+def test_forms_of_a_word_share_a_number_and_unknown_words_get_a_bucket(terms: Terms) -> None:
+    vocabulary_numbers = terms.numbers(["king", "hors"])
+    assert sorted(vocabulary_numbers.tolist()) == [0, 1]
+    query_numbers, counts = terms.query("Kings king zebra zebra Zebras")
     assert counts.tolist() == [2.0, 3.0]
-    assert asked[0] == known[0]
-    assert 2 <= asked[1] < len(terms)
+    assert query_numbers[0] == vocabulary_numbers[0]
+    assert 2 <= query_numbers[1] < len(terms)
     assert terms.query("the of")[0].tolist() == []
 
 
@@ -57,7 +59,7 @@ def test_a_term_s_weight_is_the_saturation_of_its_count(terms: Terms, tokenizer:
     assert by_number[horse] == pytest.approx(1 * 2.2 / (1 + norm))
 
 
-def test_each_term_stands_at_the_first_piece_of_its_words(terms: Terms, tokenizer: Tokenizer) -> None:
+def test_each_term_is_placed_at_the_first_piece_of_its_words(terms: Terms, tokenizer: Tokenizer) -> None:
     text = "The unhorsed King, Éric's king"
     ids = tokenizer([text], 64).ids[0]
     placed = terms.document(text, ids, tokenizer)
@@ -73,13 +75,13 @@ def test_each_term_stands_at_the_first_piece_of_its_words(terms: Terms, tokenize
     assert placed.truncated.tolist() == []
 
 
-def test_terms_beyond_the_cut_are_there_without_a_place(terms: Terms, tokenizer: Tokenizer) -> None:
+def test_terms_beyond_the_token_limit_are_kept_without_a_position(terms: Terms, tokenizer: Tokenizer) -> None:
     text = "horse " * 10 + "king"
     placed = terms.document(text, tokenizer([text], 6).ids[0], tokenizer)
-    assert [int(placed.terms[place]) for place in placed.truncated] == terms.numbers(["king"]).tolist()
+    assert [int(placed.terms[index]) for index in placed.truncated] == terms.numbers(["king"]).tolist()
 
 
-def test_letters_that_grow_in_lower_case_lose_places_and_never_gain_wrong_ones(
+def test_letters_that_lengthen_in_lower_case_lose_positions_and_never_get_wrong_ones(
     terms: Terms, tokenizer: Tokenizer
 ) -> None:
     text = "İİİ king İ horse"

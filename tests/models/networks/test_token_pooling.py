@@ -1,4 +1,4 @@
-"""Pooling of token vectors: the claims of CRISP's sheet, on random and on degenerate texts."""
+"""Pooling of token vectors: the properties stated in the CRISP paper, on random and degenerate texts."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def test_labels_are_a_local_optimum_with_every_cluster_used(seed: int, n: int, k
     assert set(labels) == set(range(m))
     centres = means(tokens, labels)
     distances = ((tokens[:, None] - centres) ** 2).sum(axis=2)
-    own = distances[np.arange(n), labels]
-    assert (own <= distances.min(axis=1) + 1e-4).all()  # nobody is nearer to another mean (20 iterations suffice here)
+    distance_to_mean = distances[np.arange(n), labels]
+    # No token is nearer to another mean: 20 iterations suffice here.
+    assert (distance_to_mean <= distances.min(axis=1) + 1e-4).all()
 
 
 @given(st.integers(0, 999), st.integers(1, 30), st.integers(1, 9))
@@ -73,20 +74,20 @@ def test_more_clusters_lower_the_spread_and_beat_fixed_spacing() -> None:
     tokens = np.concatenate([points(seed, 1) + 0.1 * points(seed + 100, 9) for seed in range(8)])
     spreads = [spread(tokens, assign(tokens, k)) for k in (1, 2, 4, 8, 16)]
     assert all(later < earlier for earlier, later in itertools.pairwise(spreads))
-    found = assign(tokens, 8).reshape(8, 9)
-    assert (found == found[:, :1]).all()  # the eight clouds
+    labels_by_cloud = assign(tokens, 8).reshape(8, 9)
+    assert (labels_by_cloud == labels_by_cloud[:, :1]).all()  # the eight clouds
 
 
 def joined_by_definition(tokens: np.ndarray, k: int) -> set[frozenset[int]]:
-    """Ward from the definition: of all pairs, join the one whose union has the least spread in excess."""
+    """Ward's method by its definition: of all pairs, merge the one whose union adds least variance."""
     sets = [frozenset([i]) for i in range(len(tokens))]
 
-    def own(members: frozenset[int]) -> float:
+    def cost(members: frozenset[int]) -> float:
         return spread(tokens[sorted(members)], np.zeros(len(members)))
 
     while len(sets) > k:
         a, b = min(
-            itertools.combinations(sets, 2), key=lambda pair: own(pair[0] | pair[1]) - own(pair[0]) - own(pair[1])
+            itertools.combinations(sets, 2), key=lambda pair: cost(pair[0] | pair[1]) - cost(pair[0]) - cost(pair[1])
         )
         sets = [each for each in sets if each not in (a, b)] + [a | b]
     return set(sets)
@@ -96,8 +97,8 @@ def joined_by_definition(tokens: np.ndarray, k: int) -> set[frozenset[int]]:
 def test_wards_clusters_are_those_of_the_definition(seed: int, n: int, k: int) -> None:
     tokens = points(seed, n)
     labels = assign(tokens, k, ward=True)
-    found = {frozenset(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels)}
-    assert found == joined_by_definition(tokens, k)
+    clusters = {frozenset(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels)}
+    assert clusters == joined_by_definition(tokens, k)
 
 
 def test_equal_tokens_share_a_ward_cluster_even_where_k_would_allow_more() -> None:
@@ -109,15 +110,17 @@ def test_equal_tokens_share_a_ward_cluster_even_where_k_would_allow_more() -> No
 
 @pytest.mark.parametrize("ward", [False, True])
 @given(st.integers(0, 999), st.lists(st.integers(1, 4), min_size=1, max_size=14), st.integers(1, 6))
-def test_a_weight_is_so_many_equal_tokens(ward: bool, seed: int, weights: list[int], k: int) -> None:
+def test_an_integer_weight_equals_that_many_equal_tokens(ward: bool, seed: int, weights: list[int], k: int) -> None:
     tokens, counts = points(seed, len(weights)), np.array(weights, dtype=np.float32)
     repeated, last = np.repeat(tokens, weights, axis=0), np.cumsum(weights) - 1
     labels, among = assign(tokens, k, ward=ward, weights=counts), assign(repeated, k, ward=ward)
     together = labels[:, None] == labels[None, :]
     np.testing.assert_array_equal(together, among[last][:, None] == among[last][None, :])
     for normalised in (False, True):
-        own = means(tokens, labels, normalised=normalised, weights=counts)
-        np.testing.assert_allclose(own[labels], means(repeated, among, normalised=normalised)[among[last]], atol=1e-5)
+        weighted = means(tokens, labels, normalised=normalised, weights=counts)
+        np.testing.assert_allclose(
+            weighted[labels], means(repeated, among, normalised=normalised)[among[last]], atol=1e-5
+        )
 
 
 def test_a_text_is_pooled_by_its_own_weights_and_equal_ones_change_nothing() -> None:
@@ -181,8 +184,8 @@ def test_no_rule_gives_more_vectors_than_tokens_nor_none(name: str) -> None:
     rules = parse_pooling(name)
     for n in (0, 1, 2, 3, 7, 60):
         for rule in (rules.query, rules.document):
-            out = pool_one(points(n, n), rule)
-            assert (1 if n else 0) <= len(out) <= n
+            pooled = pool_one(points(n, n), rule)
+            assert (1 if n else 0) <= len(pooled) <= n
 
 
 def test_rules_do_what_their_names_say() -> None:
@@ -204,9 +207,9 @@ def test_a_text_pooled_among_others_has_the_bits_of_the_text_alone() -> None:
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in sets])]).astype(np.int64)
     rule = Pooling("cluster", 8)
     together = pool(TokenVectors(np.concatenate(sets), offsets), rule)
-    for i, own in enumerate(sets):
+    for i, text_vectors in enumerate(sets):
         part = together.values[together.offsets[i] : together.offsets[i + 1]]
-        np.testing.assert_array_equal(part, pool_one(own, rule))
+        np.testing.assert_array_equal(part, pool_one(text_vectors, rule))
 
 
 @pytest.mark.parametrize("name", ["c", "c4x", "x8", "k0", "c101", "c4x8x2", "mean", "w0x101p", "w0x0p", "tail8x8p"])
@@ -228,8 +231,8 @@ def test_a_pooled_encoder_keeps_dense_and_changes_its_fingerprint() -> None:
     np.testing.assert_array_equal(plain.dense.values, pooled.dense.values)
     assert (np.diff(pooled.tokens.offsets) <= np.minimum(4, np.diff(plain.tokens.offsets))).all()
     np.testing.assert_allclose(np.linalg.norm(pooled.tokens.values, axis=1), 1, atol=1e-5)
-    asked = encoder.encode_queries([Query("q", "w1 w2 w3 w4 w5")], [VectorKind.TOKENS]).tokens
-    assert asked is not None
-    assert len(asked.values) == 2
+    query_tokens = encoder.encode_queries([Query("q", "w1 w2 w3 w4 w5")], [VectorKind.TOKENS]).tokens
+    assert query_tokens is not None
+    assert len(query_tokens.values) == 2
     assert encoder.spec.name == "hash+c2x4n"
     assert encoder.spec.fingerprint != inner.spec.fingerprint

@@ -1,4 +1,4 @@
-"""Language models as judges on small random models of the real classes: the code path is tested, quality is not."""
+"""Chat models as rerankers, with small random models of the real classes: the code path is tested, not the quality."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_scores_do_not_depend_on_the_batch(model: str, request: pytest.FixtureRe
 
 
 @pytest.mark.parametrize("model", ["llava", "qwen_vl"])
-def test_images_of_queries_and_documents_are_looked_at(model: str, request: pytest.FixtureRequest) -> None:
+def test_images_of_queries_and_documents_affect_the_score(model: str, request: pytest.FixtureRequest) -> None:
     reranker = GenerativeReranker("judge", request.getfixturevalue(model), QWEN3_VL_RERANKER)
     one, other = (
         reranker.score(Query("q", "fox", image=picture(seed)), [SHOWN[4], Document("f", "", image=picture(9))])
@@ -105,12 +105,12 @@ def test_the_rendered_prompt_holds_query_and_document_and_images(qwen_vl: Langua
     assert prompt.text.endswith("assistant\n" + question.answer_start)
 
 
-def test_a_missing_part_leaves_no_trace(qwen_vl: LanguageModel) -> None:
+def test_a_missing_part_of_a_prompt_is_omitted(qwen_vl: LanguageModel) -> None:
     [message] = pair_messages(TRUE_FALSE, Query("q", "", image=picture(1)), Document("d", "", image=picture(2)))
     assert [part["type"] for part in message["content"]] == ["text", "image", "text", "image", "text"]
 
 
-def test_a_long_document_is_cut_and_the_question_behind_it_is_not(text_model: LanguageModel) -> None:
+def test_a_long_document_is_truncated_and_the_question_after_it_is_not(text_model: LanguageModel) -> None:
     short = text_model.shortened("the fox and the crow " * 500, 20)
     assert short == ("the fox and the crow " * 500)[: len(short)]
     assert len(text_model._tokenizer(short)["input_ids"]) == 20
@@ -120,7 +120,7 @@ def test_a_long_document_is_cut_and_the_question_behind_it_is_not(text_model: La
     assert prompt.tokens < 5000
 
 
-def test_spellings_are_added_and_those_of_several_tokens_left_out(text_model: LanguageModel) -> None:
+def test_probabilities_of_single_token_spellings_are_added_up(text_model: LanguageModel) -> None:
     assert len(text_model.answer_ids(("True", " True", "true", "a very long answer"))) == 3
     with pytest.raises(InvalidInput, match="single token"):
         text_model.answer_ids(("a very long answer",))
@@ -144,13 +144,13 @@ def test_log_odds_ignore_a_constant_and_change_sign_when_the_answers_are_exchang
 
 
 @pytest.mark.parametrize("bad", [b"", b"not an image", picture(1)[:60], b"GIF89a"])
-def test_an_image_that_is_none_is_refused(qwen_vl: LanguageModel, bad: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_refused(qwen_vl: LanguageModel, bad: bytes) -> None:
     reranker = GenerativeReranker("judge", qwen_vl, QWEN3_VL_RERANKER)
     with pytest.raises(InvalidInput, match="image"):
         reranker.score(QUERY, [Document("d", "", image=bad)])
 
 
-def test_a_text_model_refuses_what_is_only_an_image(text_model: LanguageModel) -> None:
+def test_a_text_model_refuses_an_image_without_text(text_model: LanguageModel) -> None:
     for reranker in (
         GenerativeReranker("judge", text_model, TRUE_FALSE),
         ListwiseReranker("list", text_model, ListwiseConfig()),
@@ -159,7 +159,7 @@ def test_a_text_model_refuses_what_is_only_an_image(text_model: LanguageModel) -
             reranker.score(QUERY, [SHOWN[4]])
 
 
-def test_a_list_is_judged_by_the_logits_of_its_numbers(llava: LanguageModel) -> None:
+def test_a_list_is_scored_by_the_logits_of_its_numbers(llava: LanguageModel) -> None:
     reranker = ListwiseReranker("list", llava, ListwiseConfig(pairwise_up_to=2))
     scores = reranker.score(QUERY, SHOWN)
     prompt = llava.prompt(list_messages(QUERY, SHOWN), "(")
@@ -169,14 +169,14 @@ def test_a_list_is_judged_by_the_logits_of_its_numbers(llava: LanguageModel) -> 
     np.testing.assert_allclose(scores, logits - np.log(np.exp(logits).sum()), atol=1e-5)
 
 
-def test_a_few_are_judged_pair_by_pair(text_model: LanguageModel) -> None:
+def test_a_short_list_is_scored_pair_by_pair(text_model: LanguageModel) -> None:
     reranker = ListwiseReranker("list", text_model, ListwiseConfig(pairwise_up_to=3))
     np.testing.assert_allclose(
         reranker.score(QUERY, DOCUMENTS), [reranker.score(QUERY, [d])[0] for d in DOCUMENTS], atol=1e-4
     )
 
 
-def test_with_all_rotations_a_place_in_the_list_has_no_weight(text_model: LanguageModel) -> None:
+def test_with_all_rotations_the_position_in_the_list_has_no_effect(text_model: LanguageModel) -> None:
     reranker = ListwiseReranker("list", text_model, ListwiseConfig(pairwise_up_to=1, window=4, step=2, rotations=4))
     documents = [*DOCUMENTS, Document("d", "number")]
     scores = reranker.score(QUERY, documents)
@@ -185,7 +185,7 @@ def test_with_all_rotations_a_place_in_the_list_has_no_weight(text_model: Langua
 
 
 class Preferring(ListwiseReranker):
-    """Judges windows by a secret order, so that what sliding makes of windows is tested alone."""
+    """Ranks each window by a fixed order, so that the sliding is tested alone."""
 
     def _window_scores(self, query: Query, documents: Any) -> Any:
         self.windows.append(len(documents))
@@ -194,26 +194,26 @@ class Preferring(ListwiseReranker):
 
 @given(st.permutations(range(15)), st.integers(2, 9), st.data())
 @settings(max_examples=40, deadline=None)
-def test_sliding_carries_the_best_to_the_top(
+def test_the_sliding_window_carries_the_best_to_the_top(
     text_model: LanguageModel, order: list[int], window: int, data: Any
 ) -> None:
     step = data.draw(st.integers(1, window - 1))
     reranker = Preferring("list", text_model, ListwiseConfig(pairwise_up_to=1, window=window, step=step))
     reranker.windows = []  # type: ignore[attr-defined]  # of the class above
     scores = reranker.score(QUERY, [Document(str(number), "x") for number in order])
-    best = [order[place] for place in np.argsort(-scores, kind="stable")]
+    best = [order[index] for index in np.argsort(-scores, kind="stable")]
     assert sorted(best) == list(range(15))
     assert best[: window - step] == list(range(window - step))
     assert max(reranker.windows) == window  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("options", [{"window": 10}, {"window": 1}, {"step": 0}, {"step": 9}, {"rotations": 0}])
-def test_a_faulty_listwise_configuration_is_refused(options: Any) -> None:
+def test_an_invalid_listwise_configuration_is_refused(options: Any) -> None:
     with pytest.raises(InvalidInput):
         ListwiseConfig(**options)
 
 
-def test_names_of_the_settings_lead_to_the_right_judge(text_path: Path, llava_path: Path) -> None:
+def test_reranker_names_load_the_right_class(text_path: Path, llava_path: Path) -> None:
     kinds = {name: load_reranker(f"{name}:{text_path}", CONFIG) for name in ("yes_no", "true_false", "unime")}
     assert [type(r).__name__ for r in kinds.values()] == [
         "GenerativeReranker",

@@ -30,10 +30,10 @@ def sigmoid(x: F32) -> F32:
     return np.asarray(1 / (1 + np.exp(-x)), dtype=np.float32)
 
 
-class Told:
-    """Gives the scores that it was told, changed."""
+class GivenScores:
+    """Returns the given scores, changed by a function."""
 
-    name = fingerprint = "told"
+    name = fingerprint = "given"
     reads_images = False
     score_kind = "logit"
 
@@ -42,8 +42,8 @@ class Told:
         self._change = change
 
     def score(self, query: Query, documents: Sequence[Document]) -> F32:
-        own = [self._scores[query.text, document.text] for document in documents]
-        return self._change(np.array(own, dtype=np.float32))
+        scores = [self._scores[query.text, document.text] for document in documents]
+        return self._change(np.array(scores, dtype=np.float32))
 
 
 def reference(*scores: float) -> Reference:
@@ -68,7 +68,7 @@ PROBABILITIES = reference(0.99, 0.013, 0.55, 0.9)
     ],
 )
 def test_the_cause_of_a_difference_is_named(expected: Reference, change: Callable[[F32], F32], cause: str) -> None:
-    finding = compare(Told(expected.pairs, change), expected)  # type: ignore[arg-type]  # its kind is a plain string
+    finding = compare(GivenScores(expected.pairs, change), expected)  # type: ignore[arg-type]  # its kind is a plain string
     assert finding.agrees == (not cause)
     assert cause in finding.cause
 
@@ -80,14 +80,14 @@ def test_the_published_scores_are_those_of_the_model_cards() -> None:
 
 def test_a_recorded_reference_agrees_with_the_model_it_was_recorded_from(tmp_path: Path) -> None:
     pairs = [ReferencePair(query, text, float(len(text))) for query, text in ORDINARY_PAIRS]
-    found = record(Told(pairs, lambda x: x), "here")  # type: ignore[arg-type]
-    write_reference(found, tmp_path / "scores.json")
-    assert read_reference(tmp_path / "scores.json") == found
-    assert compare(Told(pairs, lambda x: x), found).largest_difference == 0  # type: ignore[arg-type]
+    recorded = record(GivenScores(pairs, lambda x: x), "here")  # type: ignore[arg-type]
+    write_reference(recorded, tmp_path / "scores.json")
+    assert read_reference(tmp_path / "scores.json") == recorded
+    assert compare(GivenScores(pairs, lambda x: x), recorded).largest_difference == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "m", "source": "s", "tolerance": 1, "pairs": []}'])
-def test_a_file_that_is_no_reference_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_reference_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(InvalidInput):
         read_reference(tmp_path / "scores.json")
@@ -96,7 +96,7 @@ def test_a_file_that_is_no_reference_is_refused(tmp_path: Path, text: str) -> No
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers warns about tiny models
-def test_the_command_records_agrees_and_finds_another_activation(tmp_path: Path) -> None:
+def test_the_command_records_a_reference_and_detects_another_activation(tmp_path: Path) -> None:
     folder = tiny_transformer(tmp_path / "one", "BertForSequenceClassification", num_labels=1)
     options = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
     bare = tiny_transformer(tmp_path / "two", "BertForSequenceClassification", num_labels=1, **options)

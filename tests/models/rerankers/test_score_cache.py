@@ -1,4 +1,4 @@
-"""The score cache: what is the same pair, what is kept, how much, and that results are the reranker's own."""
+"""The score cache: which pairs are equal, what is cached, the size limit, and that results equal the reranker's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCUMENTS = [Document(f"d{i}", f"w{i} w{i + 1} w{2 * i}") for i in range(6)]
 
 
 class Counting:
-    """Scores by length; counts what it was asked."""
+    """Scores by length; records the number of pairs of each call."""
 
     name = "counting"
     reads_images = True
@@ -30,13 +30,13 @@ class Counting:
 
     def __init__(self, fingerprint: str = "one") -> None:
         self.fingerprint = fingerprint
-        self.asked: list[int] = []
+        self.call_sizes: list[int] = []
 
     def score(self, query: Query, documents: Sequence[Document]) -> F32:
-        raise AssertionError("pairs are asked for")
+        raise AssertionError("expected a call of score_pairs")
 
     def score_pairs(self, pairs: Sequence[Pair]) -> F32:
-        self.asked.append(len(pairs))
+        self.call_sizes.append(len(pairs))
         values = [np.nan if "nan" in d.text else len(q.text) + 10.0 * len(d.content) for q, d in pairs]
         return np.asarray(values, dtype=np.float32)
 
@@ -46,18 +46,18 @@ def test_a_pair_is_scored_once_whatever_its_doc_id() -> None:
     cached = CachedReranker(inner, ScoreCache(1 << 20))
     first = cached.score(QUERY, DOCUMENTS)
     again = cached.score(Query("other id", QUERY.text), [*DOCUMENTS, Document("x", DOCUMENTS[0].text)])
-    assert inner.asked == [6]
+    assert inner.call_sizes == [6]
     assert again.tolist() == [*first.tolist(), first[0]]
 
 
-def test_a_pair_that_occurs_twice_in_one_call_is_asked_once() -> None:
+def test_a_pair_that_occurs_twice_in_one_call_is_scored_once() -> None:
     inner = Counting()
     scores = CachedReranker(inner, ScoreCache(1 << 20)).score(QUERY, [DOCUMENTS[0], DOCUMENTS[5], DOCUMENTS[0]])
-    assert inner.asked == [2]
+    assert inner.call_sizes == [2]
     assert scores[0] == scores[2] != scores[1]
 
 
-def test_models_queries_titles_and_images_are_told_apart() -> None:
+def test_models_queries_titles_and_images_have_different_keys() -> None:
     documents = [
         Document("d", "b", "a"),
         Document("d", "ab"),
@@ -68,11 +68,11 @@ def test_models_queries_titles_and_images_are_told_apart() -> None:
     queries = [QUERY, Query("q", "w1"), Query("q", "w1", image=b"1")]
     keys = [key for name in ("m", "n") for q in queries for key in pair_keys(name, [(q, d) for d in documents])]
     assert len(set(keys)) == 2 * 3 * 5
-    same_as_first = Document("e", "a b")  # what models read of a title and a text is one string
+    same_as_first = Document("e", "a b")  # models read title and text as one string
     assert pair_keys("m", [(QUERY, same_as_first)]) == keys[:1]
 
 
-def test_an_image_file_that_changes_is_another_pair(tmp_path: Path) -> None:
+def test_a_changed_image_file_is_scored_again(tmp_path: Path) -> None:
     import os
 
     path = tmp_path / "a.png"
@@ -82,7 +82,7 @@ def test_an_image_file_that_changes_is_another_pair(tmp_path: Path) -> None:
     assert pair_keys("m", [(QUERY, Document("d", image=path))]) != before
 
 
-def test_the_least_recently_used_scores_leave_first() -> None:
+def test_the_least_recently_used_scores_are_evicted_first() -> None:
     cache = ScoreCache(3 * ENTRY_BYTES)
     keys = [bytes([i]) for i in range(4)]
     cache.put(keys[:3], np.arange(3, dtype=np.float32))
@@ -94,7 +94,7 @@ def test_the_least_recently_used_scores_leave_first() -> None:
     assert (cache.hits, cache.misses) == (4, 1)
 
 
-def test_the_bytes_of_an_entry_are_not_understated() -> None:
+def test_the_estimated_bytes_of_an_entry_are_not_too_low() -> None:
     import tracemalloc
 
     cache, n = ScoreCache(1 << 30), 20_000
@@ -113,14 +113,14 @@ def test_scores_that_are_not_finite_are_not_kept() -> None:
     for _ in range(2):
         with pytest.raises(Internal, match="'bad'"):
             cached.score(QUERY, [Document("good", "w"), Document("bad", "nan")])
-    assert inner.asked == [2, 1]
+    assert inner.call_sizes == [2, 1]
 
 
-def test_without_bytes_nothing_is_kept_and_less_is_refused() -> None:
+def test_zero_bytes_disable_the_cache_and_negative_bytes_are_refused() -> None:
     inner = Counting()
     cached = CachedReranker(inner, ScoreCache(0))
     assert cached.score(QUERY, DOCUMENTS).tolist() == cached.score(QUERY, DOCUMENTS).tolist()
-    assert inner.asked == [6, 6]
+    assert inner.call_sizes == [6, 6]
     with pytest.raises(InvalidInput):
         ScoreCache(-1)
 

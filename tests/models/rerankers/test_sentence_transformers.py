@@ -1,4 +1,4 @@
-"""Cross-encoders on every backend against the library's own prediction; hostile inputs; what the fingerprint sees."""
+"""Cross-encoders on every backend against the library's own prediction; hostile inputs; the fingerprint."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def predicted(path: Path, query: str = QUERY.text, **options: Any) -> Any:
 
 @pytest.mark.parametrize("backend", ["torch", "openvino", "onnx"])
 def test_a_backend_gives_the_librarys_scores(path: Path, backend: Any) -> None:
-    found = load_cross_encoder(str(path), replace(FP32, backend=backend)).score(QUERY, DOCUMENTS)
-    np.testing.assert_allclose(found, predicted(path), atol=1e-5)
+    scores = load_cross_encoder(str(path), replace(FP32, backend=backend)).score(QUERY, DOCUMENTS)
+    np.testing.assert_allclose(scores, predicted(path), atol=1e-5)
 
 
 def test_int8_is_near_the_librarys_scores_and_is_not_the_same(path: Path) -> None:
@@ -69,12 +69,12 @@ def test_the_models_own_activation_is_applied_and_named(tmp_path: Path) -> None:
     )
     logits = load_cross_encoder(str(bare), FP32)
     assert logits.score_kind == "logit"
-    found = logits.score(QUERY, DOCUMENTS)
-    np.testing.assert_allclose(found, predicted(bare), atol=1e-4)
-    assert found.min() < 0
+    scores = logits.score(QUERY, DOCUMENTS)
+    np.testing.assert_allclose(scores, predicted(bare), atol=1e-4)
+    assert scores.min() < 0
 
 
-def test_a_score_has_the_same_bits_alone_and_in_any_company(path: Path) -> None:
+def test_a_score_has_the_same_bits_alone_and_in_any_batch(path: Path) -> None:
     reranker = load_cross_encoder(str(path), replace(FP32, backend="openvino"))
     together = reranker.score(QUERY, DOCUMENTS)
     assert [float(reranker.score(QUERY, [d])[0]) for d in DOCUMENTS] == together.tolist()
@@ -94,7 +94,7 @@ def test_ten_megabytes_of_text_score_like_their_beginning(path: Path) -> None:
     assert reranker.score(QUERY, [huge]).tolist() == reranker.score(QUERY, [start]).tolist()
 
 
-def test_half_formed_text_is_scored(path: Path) -> None:
+def test_text_with_lone_surrogates_is_scored(path: Path) -> None:
     assert np.isfinite(load_cross_encoder(str(path), FP32).score(Query("q", "w1 \ud800"), [Document("d", "\udfff w2")]))
 
 

@@ -1,5 +1,7 @@
-"""Our own cross-encoders on hostile input: megabytes, images, a model that gives NaN. (What they share with all
-rerankers is in tests/contracts.)"""
+"""Cross-encoders of `chamfer train` on hostile input: megabytes, images, a model that gives NaN.
+
+tests/contracts has the tests that apply to all rerankers.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,11 @@ def test_ten_megabytes_of_text_score_like_their_beginning(reranker: TrainedReran
     text = "a fox lost his tail " * 500_000
     [long, short] = reranker.score(QUERY, [Document("long", text), Document("short", text[:50_000])])
     assert long == short
-    [asked] = reranker.score(Query("q", text), [Document("d", "a fox")])
-    assert np.isfinite(asked)
+    [long_query_score] = reranker.score(Query("q", text), [Document("d", "a fox")])
+    assert np.isfinite(long_query_score)
 
 
-def test_what_is_only_an_image_is_refused_and_an_image_beside_a_text_not_looked_at(reranker: TrainedReranker) -> None:
+def test_an_image_without_text_is_refused_and_an_image_beside_text_ignored(reranker: TrainedReranker) -> None:
     with pytest.raises(InvalidInput, match="document 'b' is an image"):
         reranker.score(QUERY, [Document("a", "fox"), Document("b", "", image=PICTURE)])
     with pytest.raises(InvalidInput, match="the query has an image"):
@@ -42,7 +44,7 @@ def test_what_is_only_an_image_is_refused_and_an_image_beside_a_text_not_looked_
     assert with_image == without
 
 
-def test_a_pair_for_which_the_model_gives_nan_is_marked_alone(reranker: TrainedReranker) -> None:
+def test_only_the_pair_for_which_the_model_gives_nan_is_marked(reranker: TrainedReranker) -> None:
     sound = reranker._graph
 
     def broken(ids: Any, mask: Any) -> Any:
@@ -54,9 +56,9 @@ def test_a_pair_for_which_the_model_gives_nan_is_marked_alone(reranker: TrainedR
     expected = reranker.score(QUERY, documents)
     reranker._graph = broken
     try:
-        found = reranker.score_pairs([(QUERY, document) for document in documents])
-        assert np.isnan(found).tolist() == [False, True, False]
-        assert found[[0, 2]].tolist() == expected[[0, 2]].tolist()
+        pair_scores = reranker.score_pairs([(QUERY, document) for document in documents])
+        assert np.isnan(pair_scores).tolist() == [False, True, False]
+        assert pair_scores[[0, 2]].tolist() == expected[[0, 2]].tolist()
         with pytest.raises(Internal, match="document 'long'"):
             reranker.score(QUERY, documents)
     finally:

@@ -1,5 +1,5 @@
 """Fixtures of the training tests."""
 
-from support_training import backbone, recipe_of, seeing
+from support_training import backbone, multimodal, recipe_of
 
-__all__ = ["backbone", "recipe_of", "seeing"]
+__all__ = ["backbone", "multimodal", "recipe_of"]

@@ -1,4 +1,4 @@
-"""The application: errors, request ids, readiness, overload, clients who leave, metrics, documentation."""
+"""The application: errors, request ids, readiness, overload, clients that disconnect, metrics, documentation."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_errors_are_problem_documents_with_pointers() -> None:
         ("GET", "/v1/collections/", 404, "not_found"),
     ],
 )
-def test_what_is_not_there_is_a_problem_document(method: str, path: str, status: int, code: str) -> None:
+def test_an_unknown_path_or_method_is_a_problem_document(method: str, path: str, status: int, code: str) -> None:
     async def check(client: Any) -> None:
         response = await client.request(method, path, json={"query": "x"} if method == "POST" else None)
         assert response.status_code == status
@@ -87,7 +87,7 @@ def test_what_is_not_there_is_a_problem_document(method: str, path: str, status:
     with_fables(check)
 
 
-def test_a_sane_request_id_is_echoed() -> None:
+def test_a_valid_request_id_is_echoed() -> None:
     async def check(client: Any) -> None:
         response = await client.post(SEARCH, json={"query": QUERY}, headers={"X-Request-ID": "trace-1:a.b_c"})
         assert response.headers["x-request-id"] == "trace-1:a.b_c"
@@ -141,7 +141,7 @@ def test_an_unhandled_error_is_a_logged_500_without_internals() -> None:
     assert [call.kwargs["path"] for call in captured.calls if call.method_name == "error"] == ["/v1/collections/fables"]
 
 
-def test_ready_only_after_the_warm_up() -> None:
+def test_the_service_is_ready_only_after_the_warm_up() -> None:
     gate = threading.Event()
 
     def slow(_: Path) -> Pipeline:
@@ -165,7 +165,7 @@ def test_ready_only_after_the_warm_up() -> None:
     asyncio.run(body())
 
 
-def test_collection_detail_tells_what_it_is_made_of() -> None:
+def test_collection_detail_describes_channels_encoder_and_plans() -> None:
     async def check(client: Any) -> None:
         detail = (await client.get("/v1/collections/fables")).json()
         assert detail["documents"] == 8
@@ -208,7 +208,7 @@ def test_a_full_queue_is_429_with_retry_after() -> None:
     asyncio.run(body())
 
 
-def test_a_client_who_left_is_dropped_before_work() -> None:
+def test_a_search_of_a_disconnected_client_is_not_run() -> None:
     gate, entered = threading.Event(), threading.Event()
 
     async def body() -> None:
@@ -259,7 +259,7 @@ async def leave_after(app: Any, seconds: float) -> None:
     await app(scope, receive, send)
 
 
-def test_time_that_is_over_is_504() -> None:
+def test_an_exceeded_deadline_is_504() -> None:
     async def check(client: Any) -> None:
         response = await client.post(SEARCH, json={"query": QUERY, "timeout_ms": 1e-6})
         assert response.status_code == 504
@@ -268,7 +268,7 @@ def test_time_that_is_over_is_504() -> None:
     with_fables(check)
 
 
-def test_reload_takes_up_a_new_snapshot(tmp_path: Path) -> None:
+def test_reload_opens_a_newer_snapshot(tmp_path: Path) -> None:
     def load(path: Path) -> Pipeline:
         return pipeline(collection=collection(snapshot=(path / "CURRENT").read_text()))
 
@@ -319,12 +319,12 @@ def test_openapi_describes_bodies_with_examples_that_are_valid() -> None:
 def references(value: Any) -> set[str]:
     """Every $ref below a value."""
     if isinstance(value, dict):
-        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
-        return own.union(*(references(item) for item in value.values()))
+        named = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return named.union(*(references(item) for item in value.values()))
     return set().union(*(references(item) for item in value)) if isinstance(value, list) else set()
 
 
-def test_documents_with_what_json_lacks_are_still_answered() -> None:
+def test_documents_with_values_that_json_lacks_are_still_returned() -> None:
     odd = [
         Document(
             "odd", "text \ud800 here", "title", {"number": float("nan"), "when": Path("x"), 5: "five", "large": 2**80}
@@ -341,7 +341,7 @@ def test_documents_with_what_json_lacks_are_still_answered() -> None:
     with_fables(check, load=lambda _: pipeline(collection=collection(odd)))
 
 
-def test_the_console_is_served_with_a_strict_policy_and_nothing_from_elsewhere() -> None:
+def test_the_console_is_served_with_a_strict_policy_and_no_external_resources() -> None:
     async def check(client: Any) -> None:
         for path in ("/", "/console.css", "/console.js", "/favicon.svg"):
             response = await client.get(path)
@@ -362,6 +362,6 @@ def test_limits_that_contradict_each_other_are_refused() -> None:
         ServerConfig(reload_seconds=0)
 
 
-def test_an_answer_with_an_unknown_field_would_not_pass_the_documentation() -> None:
+def test_the_documented_response_schema_rejects_unknown_fields() -> None:
     with pytest.raises(ValidationError):
         SearchAnswer.model_validate({"hits": [], "surprise": 1})

@@ -47,8 +47,8 @@ def load(_: Path) -> Pipeline:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     app = fables_app(load=load, examples={"fables": ["Why did the fox lose his tail?", "Who freed the lion?"]})
-    with running_server(app) as found:
-        yield found
+    with running_server(app) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, address: str) -> Callable[..., Any]:
-    def go(**place: str) -> Any:
-        browser.get(f"{address}/?{urlencode(place)}")
+    def go(**address_parts: str) -> Any:
+        browser.get(f"{address}/?{urlencode(address_parts)}")
         return browser
 
     return go
@@ -87,10 +87,10 @@ def wait(browser: Any, script: str) -> Any:
 
 
 def texts(browser: Any, selector: str) -> list[str]:
-    found: list[str] = browser.execute_script(
+    shown: list[str] = browser.execute_script(
         "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector
     )
-    return found
+    return shown
 
 
 def press(browser: Any, *keys: str) -> None:
@@ -99,7 +99,7 @@ def press(browser: Any, *keys: str) -> None:
     ActionChains(browser).send_keys(*keys).perform()
 
 
-def test_the_start_offers_examples_and_a_click_searches(visit: Callable[..., Any]) -> None:
+def test_the_start_page_offers_examples_that_search_on_click(visit: Callable[..., Any]) -> None:
     browser = visit()
     wait(browser, "document.querySelectorAll('.examples button').length === 2")
     browser.execute_script("document.querySelector('.examples button').click()")
@@ -137,7 +137,7 @@ def test_feedback_shows_its_documents_and_the_trust_in_them(visit: Callable[...,
     assert texts(browser, ".hit:first-child .stage.feedback .value")[0].startswith("× 0.")
 
 
-def test_a_deep_link_compares_two_plans_and_marks_what_moved(visit: Callable[..., Any]) -> None:
+def test_a_deep_link_compares_two_plans_and_marks_changed_ranks(visit: Callable[..., Any]) -> None:
     browser = visit(q="why did the fox lose his tail", plan="fast", compare="best", k="5")
     wait(browser, "document.querySelectorAll('.column').length === 2")
     left, right = (texts(browser, f".column:nth-child({n}) .hit .about span:first-child") for n in (1, 2))
@@ -151,7 +151,7 @@ def test_a_deep_link_compares_two_plans_and_marks_what_moved(visit: Callable[...
     assert any(change != "=" for change in changes)
 
 
-def test_back_returns_to_the_search_before(visit: Callable[..., Any]) -> None:
+def test_the_back_button_returns_to_the_previous_search(visit: Callable[..., Any]) -> None:
     from selenium.webdriver.common.keys import Keys
 
     browser = visit(q="fox", plan="balanced")
@@ -162,7 +162,7 @@ def test_back_returns_to_the_search_before(visit: Callable[..., Any]) -> None:
     assert wait(browser, "document.querySelector('#query').value === 'fox'")
 
 
-def test_keys_walk_through_the_hits_and_open_them(visit: Callable[..., Any]) -> None:
+def test_arrow_keys_select_hits_and_open_them(visit: Callable[..., Any]) -> None:
     from selenium.webdriver.common.keys import Keys
 
     browser = visit(q="the heron waited", plan="balanced")
@@ -219,7 +219,7 @@ def test_every_control_has_a_label(visit: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("compare", ["", "best"])
-def test_at_phone_width_nothing_is_cut_off(visit: Callable[..., Any], browser: Any, compare: str) -> None:
+def test_nothing_is_cut_off_at_phone_width(visit: Callable[..., Any], browser: Any, compare: str) -> None:
     metrics = {"width": 360, "height": 780, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
@@ -230,7 +230,7 @@ def test_at_phone_width_nothing_is_cut_off(visit: Callable[..., Any], browser: A
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_the_page_breaks_none_of_its_own_policy(visit: Callable[..., Any], browser: Any) -> None:
+def test_the_page_does_not_violate_its_content_security_policy(visit: Callable[..., Any], browser: Any) -> None:
     browser.get_log("browser")
     visit(q="fox", plan="best", compare="fast")
     wait(browser, "document.querySelectorAll('.column').length === 2")

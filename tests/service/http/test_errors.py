@@ -81,7 +81,7 @@ def test_every_error_has_its_status_in_every_format(error: ChamferError, status:
     assert tei_error(error)[0] == tei_status
 
 
-def test_the_errors_themselves_know_nothing_of_http() -> None:
+def test_the_error_classes_have_no_http_status() -> None:
     assert not any(hasattr(kind, "status") for kind in vars(errors).values())
 
 
@@ -91,7 +91,7 @@ def test_a_fault_of_the_service_is_not_described_to_the_caller() -> None:
     assert body["code"] == "corrupt"
 
 
-def test_overload_says_when_to_come_back_in_whole_seconds() -> None:
+def test_overload_responses_have_retry_after_in_whole_seconds() -> None:
     response = problem_response(Overloaded("full", retry_after_seconds=1.2), "r-1", "/there")
     assert response.headers["retry-after"] == "2"
     assert json.loads(response.body)["retry_after_seconds"] == 2
@@ -99,7 +99,7 @@ def test_overload_says_when_to_come_back_in_whole_seconds() -> None:
     assert "retry-after" not in problem_response(InvalidInput("no"), "r-1", "/there").headers
 
 
-def test_faults_of_a_part_point_into_the_whole() -> None:
+def test_pointers_of_a_nested_body_are_prefixed_with_its_position() -> None:
     error = InvalidBody([FieldError("/k", "too small"), FieldError("", "not an object")]).under("/searches/4")
     assert [fault.pointer for fault in error.errors] == ["/searches/4/k", "/searches/4"]
     assert error.detail == "/searches/4/k: too small (and 1 more)"

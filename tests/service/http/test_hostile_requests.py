@@ -1,4 +1,4 @@
-"""Requests that mean harm or nonsense: each gets a 4xx problem that tells no internals, and the service goes on."""
+"""Malicious and malformed requests: each gets a 4xx problem document without internals, and the service continues."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Any]:
     """The responses to all refused bodies from one service, which must answer a plain search in the end."""
-    found: dict[str, Any] = {}
+    responses: dict[str, Any] = {}
 
     async def body() -> None:
         async with client_of(fables_app()) as client:
             for name, content in REFUSED.items():
-                found[name] = await client.post(SEARCH, content=content)
+                responses[name] = await client.post(SEARCH, content=content)
             assert (await client.post(SEARCH, json={"query": "fox"})).status_code == 200
 
     asyncio.run(body())
-    return found
+    return responses
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -127,7 +127,7 @@ def test_a_body_beyond_the_limit_is_413_before_it_is_read() -> None:
 
 
 @pytest.mark.parametrize("length", ["-1", "abc", "1" * 5000, ""])
-def test_an_odd_content_length_does_no_harm(length: str) -> None:
+def test_an_invalid_content_length_does_not_fail_the_service(length: str) -> None:
     async def check(client: Any) -> None:
         response = await client.post(SEARCH, content=b'{"query": "fox"}', headers={"Content-Length": length})
         assert response.status_code in (200, 413)
@@ -211,7 +211,7 @@ def test_no_generated_body_makes_the_service_fail(bodies: list[dict[str, Any]]) 
         "/%2e%2e/console.js",
     ],
 )
-def test_odd_paths_find_nothing(path: str) -> None:
+def test_malformed_paths_are_refused(path: str) -> None:
     async def check(client: Any) -> None:
         response = await client.post(path, json={"query": "fox"})
         assert response.status_code in (404, 405)

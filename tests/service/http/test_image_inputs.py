@@ -1,4 +1,4 @@
-"""Images in requests: what is read, and that a request cannot send the service where it likes."""
+"""Images in requests: which sources are read, and that a request cannot choose which host the service contacts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PICTURE = picture(3)
 
 @pytest.fixture
 def host() -> Iterator[tuple[str, list[str]]]:
-    """A web server of pictures and of traps: (HOST:PORT, the paths that were asked)."""
-    asked: list[str] = []
+    """A web server of images and of hostile responses: (HOST:PORT, the requested paths)."""
+    requested: list[str] = []
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             if self.path == "/away":
                 self.send_response(302)
                 self.send_header("Location", f"http://{self.headers['host']}/picture")
@@ -50,7 +50,7 @@ def host() -> Iterator[tuple[str, list[str]]]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield f"127.0.0.1:{server.server_port}", asked
+    yield f"127.0.0.1:{server.server_port}", requested
     server.shutdown()
     server.server_close()
     thread.join()
@@ -92,19 +92,19 @@ def test_a_data_uri_beyond_the_limit_is_refused_before_it_is_decoded() -> None:
         read(uri(b"x" * 200), max_bytes=100)
 
 
-def test_an_allowed_host_is_asked(host: tuple[str, list[str]]) -> None:
+def test_an_image_is_fetched_from_an_allowed_host(host: tuple[str, list[str]]) -> None:
     assert read(f"http://{host[0]}/picture", hosts=(host[0],)) == PICTURE
 
 
 @pytest.mark.parametrize("listed", [(), ("example.org",), ("127.0.0.1",), ("127.0.0.1:1",)])
-def test_a_host_that_is_not_listed_is_not_asked(host: tuple[str, list[str]], listed: tuple[str, ...]) -> None:
+def test_no_request_is_sent_to_a_host_that_is_not_listed(host: tuple[str, list[str]], listed: tuple[str, ...]) -> None:
     with pytest.raises(InvalidInput, match=r"images\.hosts"):
         read(f"http://{host[0]}/picture", hosts=listed)
     assert not host[1]
 
 
 @pytest.mark.parametrize("trick", ["http://{good}@{evil}/picture", "http://{good}#@{evil}/", "http://{evil}/?{good}"])
-def test_a_listed_name_elsewhere_in_the_url_does_not_help(host: tuple[str, list[str]], trick: str) -> None:
+def test_a_listed_host_name_elsewhere_in_the_url_does_not_allow_it(host: tuple[str, list[str]], trick: str) -> None:
     with pytest.raises(ChamferError):
         read(trick.format(good="good.example", evil=host[0]), hosts=("good.example",), seconds=0.5)
     assert not host[1]
@@ -125,7 +125,7 @@ def test_size_time_and_status_are_limited(host: tuple[str, list[str]]) -> None:
         read(f"http://{host[0]}/none", hosts=(host[0],))
 
 
-def test_the_address_of_an_image_is_told_from_a_text() -> None:
+def test_an_image_uri_is_distinguished_from_text() -> None:
     for address in ("http://a/b.png", " https://a/b.JPEG?x=1 ", "data:image/png;base64,AA"):
         assert looks_like_image(address)
     for text in ("see http://a/b.png for more", "http://a/b.html", "a data:image/png", ""):

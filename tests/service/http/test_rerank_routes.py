@@ -25,7 +25,7 @@ ORDER = [3, 1, 4, 0, 2]
 
 
 class Judge(PairReranker):
-    """Logits by length, to see what is activated."""
+    """Logits by the length of the text, so that activation is visible."""
 
     def __init__(self, kind: str = "logit", name: str = "judge") -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def rerank_app(rerankers: Mapping[str, Any] | None = None, **config: Any) -> Any
 
     log = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
     loaded = {"judge": Judge()} if rerankers is None else rerankers
-    loads = {name: (lambda own=own: own) for name, own in loaded.items()}
+    loads = {name: (lambda reranker=reranker: reranker) for name, reranker in loaded.items()}
     settings = ServerConfig(reranking=RerankingConfig(**config))
     return create_app({}, settings, lambda _: None, rerankers=loads, log=log)  # type: ignore[arg-type,return-value]  # no collection
 
@@ -72,7 +72,7 @@ def sigmoid(value: float) -> float:
 
 @pytest.mark.filterwarnings("ignore")  # of the client's own models
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_the_cohere_client_reads_our_answer(address: str, version: str) -> None:
+def test_the_cohere_client_reads_the_response(address: str, version: str) -> None:
     import cohere
 
     kind = cohere.Client if version == "v1" else cohere.ClientV2
@@ -99,7 +99,7 @@ def test_the_cohere_client_raises_its_own_errors(address: str) -> None:
     assert "judge" in missing.value.body["message"]
 
 
-def test_jinas_shape_is_answered_with_documents(address: str) -> None:
+def test_a_request_in_jinas_format_returns_documents(address: str) -> None:
     body = {
         "model": "judge",
         "query": {"text": "fox"},
@@ -119,7 +119,7 @@ def uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def test_vllms_shape_of_images_is_read(address: str) -> None:
+def test_images_in_vllms_format_are_read(address: str) -> None:
     image = {"type": "image_url", "image_url": {"url": uri(picture(1))}}
     body = {
         "query": {"content": [{"type": "text", "text": "fox"}]},
@@ -129,7 +129,7 @@ def test_vllms_shape_of_images_is_read(address: str) -> None:
     assert [result["index"] for result in answer["results"]] == [0, 1]
 
 
-def test_teis_shape_is_a_bare_array_with_raw_or_activated_scores(address: str) -> None:
+def test_teis_format_is_a_bare_array_with_raw_or_activated_scores(address: str) -> None:
     plain = httpx.post(f"{address}/rerank", json={"query": "fox", "texts": TEXTS}).raise_for_status().json()
     assert [entry["index"] for entry in plain] == ORDER
     assert plain[0] == {"index": 3, "score": pytest.approx(sigmoid(2.3), abs=1e-6)}
@@ -153,18 +153,18 @@ def test_teis_shape_is_a_bare_array_with_raw_or_activated_scores(address: str) -
         {"query": "fox", "documents": [{"image": "data:image/png;base64,AA=="}], "model": "text"},
     ],
 )
-def test_a_faulty_body_is_answered_in_coheres_and_jinas_way(address: str, body: Any) -> None:
+def test_an_invalid_body_is_reported_in_coheres_and_jinas_format(address: str, body: Any) -> None:
     answer = httpx.post(f"{address}/v1/rerank", json=body)
     assert answer.status_code == 400
     assert answer.json()["message"] == answer.json()["detail"] != ""
 
 
-def test_a_faulty_document_is_named_by_its_place(address: str) -> None:
+def test_an_invalid_document_is_reported_with_its_pointer(address: str) -> None:
     answer = httpx.post(f"{address}/v1/rerank", json={"query": "fox", "documents": ["a", "http://host/b.png"]})
     assert answer.json()["message"].startswith("/documents/1:")
 
 
-def test_errors_of_tei_have_its_statuses_and_shape() -> None:
+def test_errors_in_teis_format_have_its_statuses() -> None:
     async def test(client: Any) -> None:
         for body, status, kind in (
             ({"query": "fox"}, 422, "Validation"),
@@ -181,7 +181,7 @@ def test_errors_of_tei_have_its_statuses_and_shape() -> None:
     with_service(test, max_documents=3)
 
 
-def test_a_full_queue_is_429_with_retry_after_in_both_shapes() -> None:
+def test_a_full_queue_is_429_with_retry_after_in_both_formats() -> None:
     async def test(client: Any) -> None:
         bodies = {"/v1/rerank": {"query": "fox", "documents": TEXTS}, "/rerank": {"query": "fox", "texts": TEXTS}}
         for path, body in bodies.items():
@@ -230,7 +230,7 @@ def test_a_deadline_returns_what_is_scored_and_says_so() -> None:
         body = {"query": "fox", "documents": TEXTS * 4, "timeout_ms": 300}
         answer = (await client.post("/v1/rerank", json=body)).raise_for_status().json()
         indices = {result["index"] for result in answer["results"]}
-        assert indices == set(range(len(indices)))  # the most promising, which came first
+        assert indices == set(range(len(indices)))  # the candidate with the best first-stage rank
         assert 0 < len(indices) < 20
         assert answer["degraded"] is True
         assert answer["meta"]["warnings"][0].startswith("degraded")
@@ -240,7 +240,7 @@ def test_a_deadline_returns_what_is_scored_and_says_so() -> None:
     with_service(test, {"judge": judge}, batching=PairBatchingConfig(max_waiting=1000, max_batch=4, inline_ms=0.0))
 
 
-def test_a_client_who_leaves_costs_nothing_further() -> None:
+def test_pairs_of_a_disconnected_client_are_not_scored() -> None:
     judge = Judge()
     judge.before = lambda: time.sleep(0.1)
     config = {"batching": PairBatchingConfig(max_waiting=1000, max_batch=4, inline_ms=0.0)}
@@ -251,7 +251,7 @@ def test_a_client_who_leaves_costs_nothing_further() -> None:
     assert sum(judge.batches) < 40
 
 
-def test_the_model_that_is_named_answers_and_lists_go_whole() -> None:
+def test_the_named_model_scores_and_listwise_rerankers_get_whole_lists() -> None:
     lists = LengthReranker()
 
     async def test(client: Any) -> None:
@@ -295,7 +295,7 @@ def test_activation_and_its_inverse_agree_and_leave_other_kinds_alone() -> None:
     assert np.isfinite(raw(np.array([0.0, 1.0], dtype=np.float32), "probability")).all()
 
 
-def test_ties_are_broken_by_index_and_the_unscored_left_out() -> None:
+def test_ties_are_broken_by_index_and_unscored_documents_omitted() -> None:
     scores = np.array([1.0, np.nan, 2.0, 1.0], dtype=np.float32)
     assert ranked(scores) == [(2, 2.0), (0, 1.0), (3, 1.0)]
 
@@ -305,5 +305,5 @@ def test_a_request_that_could_never_be_queued_is_refused_at_the_start() -> None:
         ServerConfig(reranking=RerankingConfig(max_documents=10_000))
 
 
-def test_the_judge_of_these_tests_is_what_they_take_it_for() -> None:
+def test_the_reranker_of_these_tests_scores_by_length() -> None:
     assert Judge().score(Query("q", "x"), [Document("d", "xx")]).tolist() == [np.float32(0.2)]

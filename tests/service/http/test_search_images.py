@@ -13,7 +13,7 @@ from chamfer.service.search.pipeline import Pipeline
 
 PICTURE = picture(1)
 IMAGE = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
-ASKED = {"query": "fox tail", "image": IMAGE, "k": 8}
+REQUEST = {"query": "fox tail", "image": IMAGE, "k": 8}
 
 
 def plan(model: str | None) -> dict[str, Any]:
@@ -21,8 +21,8 @@ def plan(model: str | None) -> dict[str, Any]:
     return {"channels": channels, **({"rerank": {"model": model, "depth": 8}} if model else {})}
 
 
-class Sees(PairReranker):
-    """Keeps the queries that it was shown."""
+class ImageReranker(PairReranker):
+    """Records the queries that it scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,49 +34,49 @@ class Sees(PairReranker):
 
 
 def test_the_reranker_sees_the_image_and_the_channels_the_text() -> None:
-    judge = Sees()
+    reranker = ImageReranker()
 
     def load(_: Path) -> Pipeline:
-        return pipeline(rerankers={"sees": judge})
+        return pipeline(rerankers={"images": reranker})
 
     async def check(client: Any) -> None:
-        judge.shown.clear()
-        found = (await client.post(SEARCH, json={**ASKED, "plan": plan("sees")})).raise_for_status().json()
-        assert set(judge.shown) == {("fox tail", PICTURE)}
+        reranker.shown.clear()
+        answer = (await client.post(SEARCH, json={**REQUEST, "plan": plan("images")})).raise_for_status().json()
+        assert set(reranker.shown) == {("fox tail", PICTURE)}
         plain = (await client.post(SEARCH, json={"query": "fox tail", "k": 8, "plan": plan(None)})).json()
-        assert {hit["doc_id"] for hit in found["hits"]} == {hit["doc_id"] for hit in plain["hits"]}
+        assert {hit["doc_id"] for hit in answer["hits"]} == {hit["doc_id"] for hit in plain["hits"]}
 
     with_fables(check, load=load)
 
 
-def test_a_plan_that_cannot_look_at_the_image_is_refused_and_says_who_could() -> None:
+def test_a_plan_that_cannot_read_the_image_is_refused_with_the_rerankers_that_can() -> None:
     def load(_: Path) -> Pipeline:
-        return pipeline(rerankers={"length": LengthReranker(), "sees": Sees()})
+        return pipeline(rerankers={"length": LengthReranker(), "images": ImageReranker()})
 
     async def check(client: Any) -> None:
         for model, reason in (("length", "reranker length reads text only"), (None, "it has no reranker")):
-            answer = await client.post(SEARCH, json={**ASKED, "plan": plan(model)})
+            answer = await client.post(SEARCH, json={**REQUEST, "plan": plan(model)})
             assert answer.status_code == 400
             assert reason in answer.json()["detail"]
-            assert "loaded rerankers that read images: sees (models.rerankers)" in answer.json()["detail"]
+            assert "loaded rerankers that read images: images (models.rerankers)" in answer.json()["detail"]
 
     with_fables(check, load=load)
 
 
-def test_a_source_that_is_not_allowed_or_no_image_is_refused_at_its_place() -> None:
+def test_a_source_that_is_not_allowed_or_not_an_image_is_refused_with_its_pointer() -> None:
     def load(_: Path) -> Pipeline:
-        return pipeline(rerankers={"sees": Sees()})
+        return pipeline(rerankers={"images": ImageReranker()})
 
     async def check(client: Any) -> None:
         for source in ("http://169.254.169.254/a.png", "data:image/png;base64,%%", "file:///etc/passwd", "fox"):
-            answer = await client.post(SEARCH, json={**ASKED, "image": source, "plan": plan("sees")})
+            answer = await client.post(SEARCH, json={**REQUEST, "image": source, "plan": plan("images")})
             assert answer.status_code == 400
             assert answer.json()["errors"][0]["pointer"] == "/image"
-        searches = [{**ASKED, "plan": plan("sees")}, {**ASKED, "image": "ftp://x/y.png"}, {"query": "crow"}]
+        searches = [{**REQUEST, "plan": plan("images")}, {**REQUEST, "image": "ftp://x/y.png"}, {"query": "crow"}]
         answer = (await client.post(f"{SEARCH}:batch", json={"searches": searches})).json()
         assert ["error" in result for result in answer["results"]] == [False, True, False]
         assert answer["results"][1]["error"]["errors"][0]["pointer"] == "/searches/1/image"
-        many = await client.post(f"{SEARCH}:batch", json={"searches": [{**ASKED, "image": "x"}] * 65})
+        many = await client.post(f"{SEARCH}:batch", json={"searches": [{**REQUEST, "image": "x"}] * 65})
         assert many.status_code == 413
         assert "reranking.images.max_images" in many.json()["detail"]
 

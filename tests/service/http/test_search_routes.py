@@ -78,7 +78,7 @@ def test_a_filter_is_applied() -> None:
     with_fables(check)
 
 
-def test_a_batch_answers_each_search_or_says_what_is_wrong_with_it() -> None:
+def test_a_batch_returns_a_result_or_an_error_for_each_search() -> None:
     async def check(client: Any) -> None:
         searches = [
             {"query": "fox", "k": 2},
@@ -114,7 +114,7 @@ def test_64_concurrent_callers_get_the_same_hits_as_one() -> None:
     with_fables(check, load=judged)
 
 
-def test_a_faulty_filter_is_pointed_at() -> None:
+def test_an_invalid_filter_is_reported_with_its_pointer() -> None:
     async def check(client: Any) -> None:
         for condition, pointer in (
             ({"and": [{"field": "number", "equals": 1}, {"field": "number"}]}, "/filter/and/1"),

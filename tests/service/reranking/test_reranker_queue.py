@@ -1,4 +1,4 @@
-"""Pairs of many callers: who shares a batch, whose fault is whose, what a deadline cuts, what a departure spares."""
+"""The queue of a reranker: shared batches, isolated failures, deadlines, and callers that disconnect."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def documents(n: int, text: str = "fox") -> list[Document]:
     return [Document(str(i), text + " x" * i) for i in range(n)]
 
 
-def lengths(found: Sequence[Document]) -> list[float]:
-    return [float(len(document.text)) for document in found]
+def lengths(scored: Sequence[Document]) -> list[float]:
+    return [float(len(document.text)) for document in scored]
 
 
 def served(test: Callable[[ServedReranker], Awaitable[None]], reranker: Any, **config: Any) -> None:
@@ -56,22 +56,22 @@ def test_requests_share_batches_and_each_gets_its_own_scores() -> None:
     reranker = PairReranker()
 
     async def test(queue: ServedReranker) -> None:
-        asked = [documents(n, f"fox{n}") for n in (5, 7, 1)]
-        futures = [queue.submit(QUERY, own) for own in asked]
-        for own, mine in zip(asked, futures, strict=True):
-            assert np.concatenate(await asyncio.gather(*mine)).tolist() == lengths(own)
+        requests = [documents(n, f"fox{n}") for n in (5, 7, 1)]
+        futures = [queue.submit(QUERY, request) for request in requests]
+        for request, mine in zip(requests, futures, strict=True):
+            assert np.concatenate(await asyncio.gather(*mine)).tolist() == lengths(request)
         assert reranker.batches == [8, 5]
 
     served(test, reranker)
 
 
-def test_the_first_documents_of_all_come_before_the_last_of_any() -> None:
+def test_first_documents_of_every_request_are_scored_before_the_last_of_any() -> None:
     reranker, gate = PairReranker(), threading.Event()
     reranker.before = lambda: gate.wait(10)
 
     async def test(queue: ServedReranker) -> None:
         first = queue.submit(QUERY, documents(20, "first"))
-        await asyncio.sleep(0.02)  # eight of them are being judged
+        await asyncio.sleep(0.02)  # eight of them are being scored
         second = queue.submit(QUERY, documents(4, "second"))
         gate.set()
         await asyncio.gather(*first, *second)
@@ -82,7 +82,7 @@ def test_the_first_documents_of_all_come_before_the_last_of_any() -> None:
     served(test, reranker)
 
 
-def test_a_request_whose_caller_left_costs_nothing_further() -> None:
+def test_pairs_of_a_disconnected_caller_are_not_scored() -> None:
     reranker, gate = PairReranker(), threading.Event()
     reranker.before = lambda: gate.wait(10)
 
@@ -98,7 +98,7 @@ def test_a_request_whose_caller_left_costs_nothing_further() -> None:
     served(test, reranker)
 
 
-def test_one_poisoned_document_fails_its_own_request_alone() -> None:
+def test_a_failing_document_fails_only_its_own_request() -> None:
     async def test(queue: ServedReranker) -> None:
         good, bad = (
             queue.submit(QUERY, documents(3)),
@@ -111,7 +111,7 @@ def test_one_poisoned_document_fails_its_own_request_alone() -> None:
     served(test, PairReranker())
 
 
-def test_a_judge_of_lists_is_given_whole_lists() -> None:
+def test_a_listwise_reranker_is_given_whole_lists() -> None:
     reranker = LengthReranker()
 
     async def test(queue: ServedReranker) -> None:
@@ -123,7 +123,7 @@ def test_a_judge_of_lists_is_given_whole_lists() -> None:
     served(test, reranker)
 
 
-def test_a_full_queue_refuses_and_takes_nothing() -> None:
+def test_a_full_queue_refuses_a_request_and_queues_none_of_it() -> None:
     async def test(queue: ServedReranker) -> None:
         with pytest.raises(Overloaded, match="pairs to rerank"):
             queue.submit(QUERY, documents(21))

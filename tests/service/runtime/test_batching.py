@@ -1,4 +1,4 @@
-"""The queue: what shares a batch, who is refused or dropped, whose error is whose, and that nothing is lost."""
+"""The queue: shared batches, refused and dropped items, isolated errors, and that no item is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chamfer.service.runtime.batching import Batcher, BatchingConfig
 
 
 class Watcher:
-    """Counts what the queue tells."""
+    """Records the events of the queue."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -79,7 +79,7 @@ async def blocked(batcher: Batcher[str, str], work: Work) -> asyncio.Future[str]
     return first
 
 
-def test_an_item_alone_is_run_alone() -> None:
+def test_a_single_item_is_run_without_waiting_for_others() -> None:
     async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
         assert await batcher.submit(["one"])[0] == "ONE"
         assert watcher.batches == [1]
@@ -87,7 +87,7 @@ def test_an_item_alone_is_run_alone() -> None:
     play(scenario)
 
 
-def test_what_gathers_while_the_worker_is_busy_shares_the_next_batch() -> None:
+def test_items_queued_while_the_worker_is_busy_share_the_next_batch() -> None:
     async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
         first = await blocked(batcher, work)
         others = [batcher.submit([str(n)])[0] for n in range(10)]
@@ -135,7 +135,7 @@ def test_a_full_queue_refuses_at_once_and_names_the_setting() -> None:
     play(scenario, max_waiting=3)
 
 
-def test_callers_who_left_make_room_and_are_never_run() -> None:
+def test_items_of_disconnected_callers_free_the_queue_and_are_not_run() -> None:
     async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
         first = await blocked(batcher, work)
         gone, stays = batcher.submit(["gone", "stays"])
@@ -150,7 +150,7 @@ def test_callers_who_left_make_room_and_are_never_run() -> None:
     play(scenario, max_waiting=2)
 
 
-def test_a_caller_who_leaves_during_the_run_hurts_nobody() -> None:
+def test_a_caller_who_disconnects_during_a_batch_does_not_affect_others() -> None:
     async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
         first = await blocked(batcher, work)
         first.cancel()
@@ -181,7 +181,7 @@ def test_a_batch_that_breaks_is_an_internal_error_and_the_worker_goes_on(item: s
     play(scenario)
 
 
-def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
+def test_closing_completes_queued_items_and_refuses_new_ones() -> None:
     async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
         first = await blocked(batcher, work)
         waiting = batcher.submit(["a", "b"])
@@ -196,7 +196,7 @@ def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
     play(scenario)
 
 
-def test_before_start_nothing_is_taken() -> None:
+def test_items_are_refused_before_start() -> None:
     batcher: Batcher[str, str] = Batcher(Work(), BatchingConfig(), tokens=len, observer=Watcher())
     with pytest.raises(Unavailable, match="not started"):
         batcher.submit(["a"])
@@ -222,7 +222,7 @@ async def threads_of_batches(batcher: Batcher[str, str], work: Work, count: int)
     return {thread == threading.get_ident() for thread in work.threads}
 
 
-def test_batches_that_end_at_once_come_to_run_on_the_event_loop_until_one_is_slow() -> None:
+def test_fast_batches_run_on_the_event_loop_until_one_is_slow() -> None:
     async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
         assert await threads_of_batches(batcher, work, 10) == {False}
         assert await threads_of_batches(batcher, work, 400) == {False, True}
@@ -250,7 +250,7 @@ def test_a_batch_that_breaks_on_the_event_loop_is_an_internal_error() -> None:
     play(scenario, inline_ms=1000.0)
 
 
-def test_between_two_batches_on_the_event_loop_others_have_their_turn() -> None:
+def test_other_tasks_run_between_two_batches_on_the_event_loop() -> None:
     async def scenario(batcher: Batcher[str, str], work: Work, watcher: Watcher) -> None:
         await threads_of_batches(batcher, work, 400)
         work.seen.clear()

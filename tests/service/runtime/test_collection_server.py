@@ -1,4 +1,4 @@
-"""Serving a collection while it changes: no failed request, nothing closed in use, no outage by a bad snapshot."""
+"""Serving a collection while it changes: no failed request, nothing in use closed, no outage by a bad snapshot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from chamfer.service.search.request import SearchRequest
 
 
 class Shelf:
-    """Loads the snapshot that CURRENT names; remembers what it opened, and can be told to fail."""
+    """Loads the snapshot that CURRENT names; records what it opened, and can be made to fail."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,7 +100,7 @@ def test_before_the_first_pipeline_is_warm_searches_are_unavailable(tmp_path: Pa
     play(tmp_path, scenario)
 
 
-def test_a_new_snapshot_is_taken_up_and_the_old_one_closed(tmp_path: Path) -> None:
+def test_a_newer_snapshot_is_served_and_the_old_one_closed(tmp_path: Path) -> None:
     async def scenario(served: ServedCollection, shelf: Shelf, telemetry: Telemetry) -> None:
         await ready(served)
         shelf.publish(2)
@@ -112,7 +112,7 @@ def test_a_new_snapshot_is_taken_up_and_the_old_one_closed(tmp_path: Path) -> No
     assert all(opened.closed for opened in shelf.opened)
 
 
-def test_a_writer_beside_concurrent_searches_makes_none_fail(tmp_path: Path) -> None:
+def test_concurrent_searches_do_not_fail_while_a_writer_publishes(tmp_path: Path) -> None:
     async def scenario(served: ServedCollection, shelf: Shelf, telemetry: Telemetry) -> None:
         await ready(served)
         done = False
@@ -175,7 +175,7 @@ def test_a_snapshot_that_cannot_be_opened_leaves_the_old_one_serving(tmp_path: P
     play(tmp_path, scenario)
 
 
-def test_a_snapshot_that_opens_but_cannot_search_is_not_taken_up(tmp_path: Path) -> None:
+def test_a_snapshot_that_opens_but_cannot_search_is_not_served(tmp_path: Path) -> None:
     async def scenario(served: ServedCollection, shelf: Shelf, telemetry: Telemetry) -> None:
         await ready(served)
         broken = collection(snapshot="snapshot-000002")
@@ -201,7 +201,7 @@ def test_a_collection_that_cannot_be_opened_at_first_is_tried_again(tmp_path: Pa
     play(tmp_path, scenario, fault=Corrupt("bad bytes"))
 
 
-def test_attempts_at_the_same_bad_snapshot_grow_rare(tmp_path: Path) -> None:
+def test_a_snapshot_that_cannot_be_opened_is_retried_at_growing_intervals(tmp_path: Path) -> None:
     async def scenario(served: ServedCollection, shelf: Shelf, telemetry: Telemetry) -> None:
         polls = 0
         while polls < 40:
@@ -223,7 +223,7 @@ def test_reloading_without_a_new_snapshot_changes_nothing(tmp_path: Path) -> Non
     play(tmp_path, scenario, reload_seconds=30)
 
 
-def test_closing_answers_what_waits(tmp_path: Path) -> None:
+def test_closing_completes_the_queued_searches(tmp_path: Path) -> None:
     waiting: list[Any] = []
 
     async def scenario(served: ServedCollection, shelf: Shelf, telemetry: Telemetry) -> None:

@@ -18,7 +18,7 @@ from chamfer.service.search.request import SearchRequest, SearchResult
 
 
 class Shop:
-    """Stands in for the registries of collections and models; counts what was fetched."""
+    """Replaces the loading of collections and models; records what was loaded."""
 
     def __init__(self) -> None:
         self.fetched: list[tuple[str, Any]] = []
@@ -27,9 +27,9 @@ class Shop:
         self.encoder_name: str | None = "hash"
 
     def open(self, path: Path) -> FakeCollection:
-        found = replace(collection(), encoder_name=self.encoder_name, encoder_fingerprint=self.fingerprint)
-        self.opened.append(found)
-        return found
+        opened = replace(collection(), encoder_name=self.encoder_name, encoder_fingerprint=self.fingerprint)
+        self.opened.append(opened)
+        return opened
 
     def load_encoder(self, name: str, device: Any) -> RecordingEncoder:
         self.fetched.append((name, device))

@@ -1,4 +1,4 @@
-"""The selection log: what is recorded, that it is bounded, and that no request ever knows of its troubles."""
+"""The selection log: what is recorded, its limits, and that its failures do not affect requests."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ async def click(client: Any, answer: dict[str, Any], rank: int = 1) -> Any:
 
 
 def recorded(tmp_path: Path, check: Callable[[Any], Any], **config: Any) -> list[dict[str, Any]]:
-    """The records that a test of the service leaves, once it has stopped."""
+    """The records that the service has written when the test has stopped it."""
     with_fables(check, selection_log=SelectionLogConfig(directory=tmp_path, **config))
     return records(tmp_path)
 
 
-def test_a_search_is_recorded_with_its_whole_pool_and_no_text(tmp_path: Path) -> None:
+def test_a_search_is_recorded_with_its_pool_and_without_its_text(tmp_path: Path) -> None:
     async def check(client: Any) -> None:
         plain = await search(client)
         explained = await search(client, explain=True, k=8)
@@ -66,11 +66,11 @@ def test_a_search_is_recorded_with_its_whole_pool_and_no_text(tmp_path: Path) ->
     assert "fox" not in json.dumps({**first, "doc_ids": []})
 
 
-def test_the_text_is_kept_when_asked(tmp_path: Path) -> None:
+def test_the_query_text_is_recorded_if_configured(tmp_path: Path) -> None:
     assert recorded(tmp_path, search, text=True)[0]["query"] == QUERY
 
 
-def test_clicks_are_taken_for_what_was_shown(tmp_path: Path) -> None:
+def test_clicks_on_shown_documents_are_recorded(tmp_path: Path) -> None:
     async def check(client: Any) -> None:
         answer = await search(client)
         response = await click(client, answer, rank=2)
@@ -88,7 +88,7 @@ def test_clicks_are_taken_for_what_was_shown(tmp_path: Path) -> None:
     assert events[1]["clicks"] == [{"doc_id": events[0]["doc_ids"][1], "rank": 2}]
 
 
-def test_clicks_on_an_unknown_search_are_refused_and_say_why(tmp_path: Path) -> None:
+def test_clicks_on_an_unknown_search_are_refused_with_the_reason(tmp_path: Path) -> None:
     async def check(client: Any) -> None:
         body = {"request_id": "unheard-of", "clicks": [{"doc_id": "fable-1", "rank": 1}]}
         response = await client.post(CLICKS, json=body)
@@ -177,7 +177,7 @@ def test_a_slow_disk_drops_records_and_never_waits(tmp_path: Path, monkeypatch: 
     assert len(recorded(tmp_path, check, max_waiting=4)) <= 5
 
 
-def test_half_a_line_is_taken_off_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partially_written_line_is_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = RotatingFiles(tmp_path, 1 << 20)
     files.append(b"whole\n")
     write = os.write
@@ -191,7 +191,7 @@ def test_half_a_line_is_taken_off_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert path.read_bytes() == b"whole\nafter\n"
 
 
-def test_the_directory_stays_below_its_bytes_and_keeps_the_newest(tmp_path: Path) -> None:
+def test_the_directory_stays_below_max_bytes_and_keeps_the_newest_files(tmp_path: Path) -> None:
     most = 1 << 16
     files = RotatingFiles(tmp_path, most)
     for number in range(500):
@@ -205,7 +205,7 @@ def test_the_directory_stays_below_its_bytes_and_keeps_the_newest(tmp_path: Path
         RotatingFiles(tmp_path, most).append(b"x" * (most // 8 + 1))
 
 
-def test_only_so_many_searches_are_remembered(tmp_path: Path) -> None:
+def test_clicks_are_accepted_only_for_the_most_recent_searches(tmp_path: Path) -> None:
     async def check(client: Any) -> None:
         first, second = await search(client), await search(client)
         assert (await click(client, first)).status_code == 404
@@ -222,11 +222,11 @@ def test_the_log_is_read_back_as_groups(tmp_path: Path) -> None:
 
     recorded(tmp_path, check)
     with next(iter(tmp_path.iterdir())).open("a") as file:
-        file.write('{"event": "search", "requ')  # what a crash of the machine may leave
+        file.write('{"event": "search", "requ')  # a partial line, as a crash of the machine may leave it
     impressions, unreadable = read_click_log(tmp_path)
     assert unreadable == 1
     assert [len(impression.clicked) for impression in impressions] == [1, 0]
-    assert pools_of(impressions) == []  # digests alone, and no queries to find them among
+    assert pools_of(impressions) == []  # digests only, and no queries to match them with
     clicked, other = pools_of(impressions, [Query("q", QUERY)])
     assert clicked.query.text == QUERY
     assert np.flatnonzero(clicked.positive).tolist() == [2]
@@ -242,7 +242,7 @@ def test_a_folder_without_a_log_is_not_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"sample": 0.0}, {"sample": 1.5}, {"depth": 0}, {"max_bytes": 1000}])
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_selection_log_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=r"selection_log\."):
         SelectionLogConfig(**wrong)
 

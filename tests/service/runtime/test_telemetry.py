@@ -1,4 +1,4 @@
-"""Metrics stand in a registry of their own; the log is one JSON object a line."""
+"""Metrics are in a separate registry; the log is one JSON object per line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_two_services_in_one_process_do_not_share_metrics() -> None:
     assert REGISTRY.get_sample_value("chamfer_http_requests_total") is None
 
 
-def test_the_metrics_can_be_parsed_and_the_queue_is_read_when_asked() -> None:
+def test_metrics_can_be_parsed_and_the_queue_depth_is_read_when_rendered() -> None:
     telemetry = Telemetry(json_logger(io.StringIO()))
     fables = CollectionTelemetry(telemetry, "fables")
     depth = 3

@@ -1,4 +1,4 @@
-"""Deadlines: what fits, how durations are estimated, and that a stage which was skipped is tried again."""
+"""Deadlines: which work fits, how durations are estimated, and that a skipped stage is tried again."""
 
 from __future__ import annotations
 

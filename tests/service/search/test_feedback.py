@@ -1,4 +1,4 @@
-"""Feedback functions: the identities of the papers, hand computations, and what is never changed."""
+"""Feedback functions: the identities of the papers, hand computations, and invariants."""
 
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ def test_alpha_one_and_beta_zero_give_the_query_bit_for_bit(seed: int, k: int) -
 @given(sparse_rows, sparse_documents)
 def test_alpha_one_and_beta_zero_give_the_sparse_query_bit_for_bit(row: dict[int, float], d: SparseVectors) -> None:
     query = sparse(row)
-    for found in (sparse_rocchio(query, d, Mixture(1.0, 0.0), 10), rm3(query, d, np.ones(len(d), np.float32), 1.0, 10)):
-        assert (found.terms.tolist(), found.weights.tolist()) == (query.terms.tolist(), query.weights.tolist())
+    for expanded in (
+        sparse_rocchio(query, d, Mixture(1.0, 0.0), 10),
+        rm3(query, d, np.ones(len(d), np.float32), 1.0, 10),
+    ):
+        assert (expanded.terms.tolist(), expanded.weights.tolist()) == (query.terms.tolist(), query.weights.tolist())
 
 
 @settings(deadline=None, max_examples=50)
@@ -112,26 +115,26 @@ def test_equal_weights_at_the_limit_keep_the_smaller_term() -> None:
 @given(sparse_rows, sparse_documents)
 def test_sparse_rocchio_equals_the_dense_one_where_no_term_is_left_out(row: dict[int, float], d: SparseVectors) -> None:
     query, mixture = sparse(row), Mixture(0.4, 0.6)
-    found = sparse_rocchio(query, d, mixture, VOCABULARY)
-    assert full(found)[0] == pytest.approx(rocchio(full(query)[0], full(d), mixture), rel=1e-5, abs=1e-6)
+    expanded = sparse_rocchio(query, d, mixture, VOCABULARY)
+    assert full(expanded)[0] == pytest.approx(rocchio(full(query)[0], full(d), mixture), rel=1e-5, abs=1e-6)
 
 
 def test_rm3_by_hand() -> None:
     query, documents = sparse({1: 2.0}), sparse({1: 1.0, 2: 3.0}, {2: 1.0, 3: 1.0})
     # P(t|R) before the cut: 1: 3 * 1/4, 2: 3 * 3/4 + 1 * 1/2, 3: 1 * 1/2; the two largest are 2 and 1
-    found = rm3(query, documents, np.array([3.0, 1.0], np.float32), original=0.5, terms=2)
-    assert as_dict(found) == pytest.approx({1: 1.0 + 0.75 / 3.5, 2: 2.75 / 3.5})
+    expanded = rm3(query, documents, np.array([3.0, 1.0], np.float32), original=0.5, terms=2)
+    assert as_dict(expanded) == pytest.approx({1: 1.0 + 0.75 / 3.5, 2: 2.75 / 3.5})
 
 
 @settings(deadline=None, max_examples=50)
 @given(sparse_rows, sparse_documents, st.floats(0, 1), st.floats(0, 1))
 def test_rm3_keeps_the_querys_mass(row: dict[int, float], d: SparseVectors, original: float, trusted: float) -> None:
     query = sparse(row)
-    found = rm3(query, d, np.ones(len(d), np.float32), original, 5, trusted)
-    assert found.weights.sum() == pytest.approx(query.weights.sum(), rel=1e-4)
+    expanded = rm3(query, d, np.ones(len(d), np.float32), original, 5, trusted)
+    assert expanded.weights.sum() == pytest.approx(query.weights.sum(), rel=1e-4)
 
 
-def test_rm3_counts_documents_alike_where_a_score_is_not_positive() -> None:
+def test_rm3_weights_documents_equally_if_a_score_is_not_positive() -> None:
     query, documents = sparse({1: 1.0}), sparse({2: 1.0}, {3: 1.0})
     assert as_dict(rm3(query, documents, np.array([5.0, -1.0], np.float32), 0.0, 5)) == pytest.approx({2: 0.5, 3: 0.5})
 
@@ -139,7 +142,7 @@ def test_rm3_counts_documents_alike_where_a_score_is_not_positive() -> None:
 def test_expansion_vectors_count_beta_times_the_query_and_the_rarest_come_first() -> None:
     query = unit(dense(0, 4))
     documents = TokenVectors(np.eye(12, dtype=np.float32)[:3] * 2, np.array([0, 2, 3], dtype=np.int64))
-    expanded = expand_tokens(query, documents, lambda found: 1 - found @ np.arange(12.0) / 10, 0.5, 8, 2)
+    expanded = expand_tokens(query, documents, lambda centres: 1 - centres @ np.arange(12.0) / 10, 0.5, 8, 2)
     assert expanded[:4].tobytes() == query.tobytes()
     weights = np.linalg.norm(expanded[4:], axis=1)
     assert weights == pytest.approx([0.5 * 4 * 0.2 / 0.3, 0.5 * 4 * 0.1 / 0.3])
@@ -150,12 +153,12 @@ def test_maxsim_after_expansion_is_maxsim_and_a_weighted_mean_of_the_centres_mat
     query, corpus = unit(dense(0, 5)), [unit(dense(n, 7)) for n in range(10, 14)]
     documents = TokenVectors(np.concatenate(corpus[:2]), np.array([0, 7, 14], dtype=np.int64))
     rarity = np.linspace(0.2, 0.8, 14)
-    expanded = expand_tokens(query, documents, lambda found: 1 - rarity[: len(found)], 0.7, 32, 14)
+    expanded = expand_tokens(query, documents, lambda centres: 1 - rarity[: len(centres)], 0.7, 32, 14)
     for document in corpus:
-        own = (query @ document.T).max(axis=1).sum()
+        maxsim = (query @ document.T).max(axis=1).sum()
         matches = (documents.values @ document.T).max(axis=1)
         assert (expanded @ document.T).max(axis=1).sum() == pytest.approx(
-            own + 0.7 * 5 * np.average(matches, weights=rarity), rel=1e-5
+            maxsim + 0.7 * 5 * np.average(matches, weights=rarity), rel=1e-5
         )
 
 
@@ -163,26 +166,26 @@ def test_maxsim_after_expansion_is_maxsim_and_a_weighted_mean_of_the_centres_mat
 def test_documents_without_tokens_expand_nothing(lengths: list[int]) -> None:
     query = dense(0, 3)
     documents = TokenVectors(np.empty((0, 12), np.float32), np.cumsum([0, *lengths]).astype(np.int64))
-    assert expand_tokens(query, documents, lambda found: np.zeros(len(found)), 0.5, 8, 4) is query
+    assert expand_tokens(query, documents, lambda centres: np.zeros(len(centres)), 0.5, 8, 4) is query
 
 
 def test_centres_that_every_document_matches_expand_nothing() -> None:
     query, documents = dense(0, 3), TokenVectors(dense(1, 4), np.array([0, 4], dtype=np.int64))
-    assert expand_tokens(query, documents, lambda found: np.ones(len(found)), 0.5, 8, 4) is query
+    assert expand_tokens(query, documents, lambda centres: np.ones(len(centres)), 0.5, 8, 4) is query
 
 
-def test_standing_out_by_hand() -> None:
+def test_the_standout_z_score_by_hand() -> None:
     assert standout(np.array([4.0, 2.0, 0.0], np.float32), 1) == pytest.approx((4 - 2) / np.sqrt(8 / 3))
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0, 1.0, 1.0]])
-def test_nothing_stands_out_of_a_short_or_level_ranking(scores: list[float]) -> None:
+def test_the_standout_z_score_of_a_short_or_constant_ranking_is_zero(scores: list[float]) -> None:
     assert standout(np.array(scores, np.float32), 1) == 0.0
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-100, 100, width=16), min_size=5, max_size=20), st.sampled_from([0.5, 4.0]))
-def test_standing_out_does_not_depend_on_the_scale_of_scores(scores: list[float], factor: float) -> None:
+def test_the_standout_z_score_does_not_depend_on_the_scale_of_scores(scores: list[float], factor: float) -> None:
     falling = np.sort(np.array(scores, np.float32))[::-1]
     assert standout(falling * np.float32(factor) + 1, 3) == pytest.approx(standout(falling, 3), rel=1e-3, abs=1e-3)
     assert standout(falling, 3) <= np.sqrt(len(scores) / 3 - 1) + 1e-9
@@ -194,7 +197,7 @@ def test_trust_rises_from_low_to_high() -> None:
 
 
 def full(vectors: SparseVectors) -> F32:
-    out = np.zeros((len(vectors), VOCABULARY), dtype=np.float32)
+    dense = np.zeros((len(vectors), VOCABULARY), dtype=np.float32)
     owner = np.repeat(np.arange(len(vectors)), np.diff(vectors.offsets))
-    out[owner, vectors.terms] = vectors.weights
-    return out
+    dense[owner, vectors.terms] = vectors.weights
+    return dense

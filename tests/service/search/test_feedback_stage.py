@@ -21,10 +21,10 @@ METHODS = {"dense": {"method": "average"}, "lexical": {"method": "rm3"}}
 
 
 def a_plan(searched: Any = HYBRID, /, **feedback: Any) -> Plan:
-    """A plan over the channels `searched`, with two documents of feedback to dense and no guard unless told."""
+    """A plan over the channels `searched`, with two feedback documents for channel dense and, by default, no guard."""
     rest = {key: feedback.pop(key) for key in ("rescore", "fusion") if key in feedback}
-    asked = {"channels": DENSE, "depth": 2, "guard": None, **feedback}
-    return Plan.model_validate({"channels": searched, **rest, "feedback": asked})
+    settings = {"channels": DENSE, "depth": 2, "guard": None, **feedback}
+    return Plan.model_validate({"channels": searched, **rest, "feedback": settings})
 
 
 def without(plan: Plan) -> Plan:
@@ -32,8 +32,8 @@ def without(plan: Plan) -> Plan:
 
 
 def run_one(plan: Plan | str, searching: Pipeline | None = None, **request: Any) -> SearchResult:
-    asked = {"query": QUERY, "k": 8, "explain": True, **request}
-    [answer] = (searching or pipeline()).run([SearchRequest(plan=plan, **asked)])
+    fields = {"query": QUERY, "k": 8, "explain": True, **request}
+    [answer] = (searching or pipeline()).run([SearchRequest(plan=plan, **fields)])
     if isinstance(answer, ChamferError):
         raise answer
     return answer
@@ -43,17 +43,17 @@ def ranking(result: SearchResult) -> list[tuple[str, float]]:
     return [(hit.doc_id, hit.score) for hit in result.hits]
 
 
-def stages(result: SearchResult, place: int = 0) -> list[dict[str, Any]]:
-    explanation = result.hits[place].explanation
+def stages(result: SearchResult, index: int = 0) -> list[dict[str, Any]]:
+    explanation = result.hits[index].explanation
     assert explanation is not None
-    found: list[dict[str, Any]] = explanation["stages"]
-    return found
+    explained: list[dict[str, Any]] = explanation["stages"]
+    return explained
 
 
 def documents(result: SearchResult) -> list[str]:
     [stage] = [stage for stage in stages(result) if stage["stage"] == "feedback"]
-    found: list[str] = stage["documents"]
-    return found
+    doc_ids: list[str] = stage["documents"]
+    return doc_ids
 
 
 @pytest.mark.parametrize(("mode", "searched"), [("after", HYBRID), ("both", HYBRID), ("before", DENSE)])
@@ -80,8 +80,8 @@ def test_a_second_round_scores_alpha_times_the_query_and_beta_times_the_document
 def run_length(text: str) -> float:
     from support_service import encode
 
-    found: Any = encode([text], [VectorKind.DENSE], 8).vectors(VectorKind.DENSE)
-    return float(np.linalg.norm(found.values[0]))
+    vectors: Any = encode([text], [VectorKind.DENSE], 8).vectors(VectorKind.DENSE)
+    return float(np.linalg.norm(vectors.values[0]))
 
 
 def test_average_is_rocchio_with_equal_shares() -> None:
@@ -103,12 +103,12 @@ def test_feedback_documents_come_from_the_fused_ranking_from_the_channels_own_or
     assert documents(run_one(a_plan(source="lexical"), query=query)) == lexical
 
 
-def test_before_leaves_the_second_ranking_alone_and_both_fuses_it_with_the_other_channel() -> None:
+def test_interpolation_before_returns_the_second_ranking_and_both_fuses_it() -> None:
     before, both = run_one(a_plan(interpolate="before")), run_one(a_plan(interpolate="both"))
     assert [s["stage"] for s in stages(before)] == ["retrieve", "retrieve", "fuse", "feedback", "retrieve_again"]
     assert stages(before)[-1]["score"] == before.hits[0].score
-    told = [(s["stage"], s["name"]) for s in stages(both)[3:]]
-    assert told == [
+    explained = [(s["stage"], s["name"]) for s in stages(both)[3:]]
+    assert explained == [
         ("feedback", "dense"),
         ("retrieve_again", "dense"),
         ("retrieve", "lexical"),
@@ -118,7 +118,7 @@ def test_before_leaves_the_second_ranking_alone_and_both_fuses_it_with_the_other
     assert sum(shares) == pytest.approx(both.hits[0].score, rel=1e-6)
 
 
-def test_before_with_the_whole_weight_on_dense_is_plain_feedback() -> None:
+def test_interpolation_before_with_all_weight_on_dense_is_plain_feedback() -> None:
     alone = a_plan(DENSE, interpolate="after")
     for mode in ("before", "both"):
         weighted = a_plan({"dense": {"weight": 1.0}, "lexical": {"weight": 0.0}}, interpolate=mode)
@@ -127,26 +127,26 @@ def test_before_with_the_whole_weight_on_dense_is_plain_feedback() -> None:
 
 def test_the_explanation_names_documents_shares_and_trust() -> None:
     plan = a_plan(guard={"low": 0.0, "high": 4.0})
-    told = next(s for s in stages(run_one(plan)) if s["stage"] == "feedback")
-    assert told["source"] == "fused"
-    assert 0 < told["trust"] < 1
-    assert told["trust"] == pytest.approx(told["standout"] / 4, abs=1e-3)
-    assert (told["method"], told["alpha"], told["skipped"]) == ("rocchio", 0.4, False)
-    assert told["beta"] == pytest.approx(0.6 * told["trust"])
-    assert told["rank"] == 1, "the first hit was the first feedback document"
+    explained = next(s for s in stages(run_one(plan)) if s["stage"] == "feedback")
+    assert explained["source"] == "fused"
+    assert 0 < explained["trust"] < 1
+    assert explained["trust"] == pytest.approx(explained["standout"] / 4, abs=1e-3)
+    assert (explained["method"], explained["alpha"], explained["skipped"]) == ("rocchio", 0.4, False)
+    assert explained["beta"] == pytest.approx(0.6 * explained["trust"])
+    assert explained["rank"] == 1, "the first hit was the first feedback document"
 
 
-def test_a_first_ranking_that_does_not_stand_out_is_not_learnt_from() -> None:
+def test_feedback_is_skipped_if_the_first_ranking_does_not_stand_out() -> None:
     stored = collection()
     plan = a_plan(guard={"low": 50.0, "high": 60.0})
     result = run_one(plan, pipeline(collection=stored))
     assert ranking(result) == ranking(run_one(without(plan)))
-    told = stages(result)[-1]
-    assert (told["stage"], told["skipped"], told["trust"]) == ("feedback", True, 0.0)
+    explained = stages(result)[-1]
+    assert (explained["stage"], explained["skipped"], explained["trust"]) == ("feedback", True, 0.0)
     assert stored.channels["dense"].retriever.calls == [(1, 100)], "it was searched once"
 
 
-def test_a_guard_that_trusts_everything_is_no_guard() -> None:
+def test_a_guard_that_trusts_every_ranking_changes_nothing() -> None:
     assert ranking(run_one(a_plan(guard={"low": 0.0, "high": 0.0}))) == ranking(run_one(a_plan()))
 
 
@@ -171,18 +171,18 @@ def test_a_channel_that_only_rescores_does_so_with_the_expanded_query() -> None:
     assert ranking(run_one(nothing)) == ranking(plain)
 
 
-def test_documents_outside_a_filter_are_neither_learnt_from_nor_found() -> None:
+def test_documents_outside_a_filter_are_neither_feedback_documents_nor_hits() -> None:
     result = run_one(a_plan(), filter=lambda document: document.metadata["number"] >= 6)
     assert {hit.doc_id for hit in result.hits} == {"fable-6", "fable-7"}
     assert set(documents(result)) == {"fable-6", "fable-7"}
 
 
-def test_a_query_that_finds_nothing_has_no_second_round() -> None:
+def test_a_query_without_hits_has_no_second_round() -> None:
     plan = a_plan({"lexical": {}}, channels={"lexical": {"method": "rm3"}})
     assert run_one(plan, query="zyzzyva").hits == ()
 
 
-def test_feedback_past_the_deadline_is_left_out_and_named() -> None:
+def test_feedback_past_the_deadline_is_skipped_and_reported() -> None:
     clock, stored = ManualClock(), collection()
     searching = pipeline(collection=stored, clock=clock)
     stored.channels["lexical"].retriever.before = lambda: clock.wait(2.0)
@@ -191,7 +191,7 @@ def test_feedback_past_the_deadline_is_left_out_and_named() -> None:
     assert ranking(result) == ranking(run_one(without(a_plan())))
 
 
-def test_a_second_search_past_the_deadline_leaves_the_first_ones_ranking() -> None:
+def test_a_second_search_past_the_deadline_keeps_the_first_ranking() -> None:
     clock, stored = ManualClock(), collection()
     searching = pipeline(collection=stored, clock=clock)
     calls = stored.channels["dense"].retriever.calls
@@ -240,14 +240,14 @@ def test_the_features_of_a_pool_are_the_numbers_of_the_explanations() -> None:
         result = run_one(plan, searching, pool=8)
         assert result.pool is not None
         wanted: dict[str, list[float]] = {}
-        for place in range(len(result.hits)):
-            for stage in stages(result, place):
+        for index in range(len(result.hits)):
+            for stage in stages(result, index):
                 again = {"retrieve": stage["name"], "retrieve_again": f"{stage['name']}.again"}
                 for value in ("rank", "score"):
                     if stage[value] is not None:
                         name = f"{again.get(stage['stage'], stage['stage'])}.{value}"
-                        wanted.setdefault(name, [np.nan] * len(result.hits))[place] = stage[value]
-        found = result.pool.features()
-        assert found.keys() == wanted.keys()
+                        wanted.setdefault(name, [np.nan] * len(result.hits))[index] = stage[value]
+        features = result.pool.features()
+        assert features.keys() == wanted.keys()
         for name, values in wanted.items():
-            np.testing.assert_array_equal(found[name], np.array(values, dtype=np.float32), err_msg=f"{plan} {name}")
+            np.testing.assert_array_equal(features[name], np.array(values, dtype=np.float32), err_msg=f"{plan} {name}")

@@ -30,10 +30,10 @@ def candidates(*queries: dict[int, float]) -> Candidates:
     depth = max(map(len, queries))
     rows = np.full((len(queries), depth), -1, dtype=np.int64)
     scores = np.full((len(queries), depth), -np.inf, dtype=np.float32)
-    for place, query in enumerate(queries):
+    for index, query in enumerate(queries):
         ranked = sorted(query.items(), key=lambda item: (-np.float32(item[1]), item[0]))
-        rows[place, : len(ranked)] = [row for row, _ in ranked]
-        scores[place, : len(ranked)] = [score for _, score in ranked]
+        rows[index, : len(ranked)] = [row for row, _ in ranked]
+        scores[index, : len(ranked)] = [score for _, score in ranked]
     return Candidates(rows, scores)
 
 
@@ -63,7 +63,7 @@ def test_interpolation_with_min_max_by_hand() -> None:
         {"a": candidates({1: 10.0, 2: 5.0, 3: 0.0}), "b": candidates({2: 4.0, 4: 2.0})}, {"a": 0.6, "b": 0.4}
     )
     assert as_dict(fused) == pytest.approx({1: 0.6, 2: 0.6 * 0.5 + 0.4, 3: 0.0, 4: 0.0})
-    assert fused.candidates.rows.tolist() == [[2, 1, 3, 4]]  # the tie of 3 and 4 stands by row
+    assert fused.candidates.rows.tolist() == [[2, 1, 3, 4]]  # the tie of 3 and 4 is ordered by row
     assert fused.channels["b"].ranks.tolist() == [[1, 0, 0, 2]]
     assert np.isnan(fused.channels["b"].scores[0, 1])
 
@@ -94,11 +94,11 @@ def test_an_unknown_normalisation_is_refused() -> None:
 @given(some_runs, st.sampled_from(["none", "min_max", "z_score"]))
 def test_fusing_a_run_with_itself_inverts_no_pair(run: Candidates, normalisation: str) -> None:
     fused = interpolate({"a": run, "b": run}, {"a": 0.7, "b": 0.3}, normalisation)
-    place = {row: rank for rank, row in enumerate(run.of(0)[0].tolist())}
+    rank_by_row = {row: rank for rank, row in enumerate(run.of(0)[0].tolist())}
     rows, scores = fused.candidates.of(0)
-    assert set(rows.tolist()) == set(place)
-    for i in range(len(rows) - 1):  # rounding may merge neighbours, which then stand by row
-        assert place[int(rows[i])] < place[int(rows[i + 1])] or scores[i] == scores[i + 1]
+    assert set(rows.tolist()) == set(rank_by_row)
+    for i in range(len(rows) - 1):  # rounding may make neighbours equal, which are then ordered by row
+        assert rank_by_row[int(rows[i])] < rank_by_row[int(rows[i + 1])] or scores[i] == scores[i + 1]
 
 
 @settings(deadline=None, max_examples=60)
@@ -110,7 +110,7 @@ def test_reciprocal_rank_fusion_of_a_run_with_itself_keeps_its_order(run: Candid
 
 @settings(deadline=None, max_examples=60)
 @given(some_runs, runs)
-def test_a_channel_of_weight_zero_takes_no_part(run: Candidates, other: Candidates) -> None:
+def test_a_channel_of_weight_zero_does_not_contribute(run: Candidates, other: Candidates) -> None:
     fused = interpolate({"a": run, "b": other}, {"a": 1.0, "b": 0.0}, "none")
     assert fused.candidates.rows.tolist() == run.rows.tolist()
     assert fused.candidates.scores.tolist() == run.scores.tolist()
@@ -134,7 +134,7 @@ def test_interpolation_agrees_with_a_slow_oracle(a: Candidates, b: Candidates, w
 
 @settings(deadline=None, max_examples=60)
 @given(runs, runs)
-def test_fused_scores_fall_ties_stand_by_row_and_shares_add_up(a: Candidates, b: Candidates) -> None:
+def test_fused_scores_descend_ties_are_ordered_by_row_and_shares_add_up(a: Candidates, b: Candidates) -> None:
     fused = interpolate({"a": a, "b": b}, {"a": 0.5, "b": 0.25})
     for query in range(2):
         rows, scores = fused.candidates.of(query)
@@ -151,7 +151,7 @@ def test_runs_over_different_numbers_of_queries_are_refused() -> None:
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_a_weight_that_is_not_a_number_from_zero_up_is_refused(weight: float) -> None:
+def test_a_negative_or_non_finite_weight_is_refused(weight: float) -> None:
     with pytest.raises(InvalidInput, match="fusion weight"):
         interpolate({"a": candidates({1: 1.0})}, {"a": weight})
 
@@ -163,7 +163,7 @@ def test_a_missing_weight_and_a_k_of_zero_are_refused() -> None:
         reciprocal_rank({"a": candidates({1: 1.0})}, {"a": 1.0}, k=0.0)
 
 
-def test_judged_documents_come_first_and_the_rest_keep_order_and_gaps() -> None:
+def test_scored_documents_come_first_and_the_others_keep_order_and_differences() -> None:
     current = candidates({1: 9.0, 2: 8.0, 3: 5.0, 4: 3.0})
     ranked = scored_head_first(current, 2, np.asarray([0.1, 0.7], dtype=np.float32))
     assert ranked.rows.tolist() == [[2, 1, 3, 4]]
@@ -171,7 +171,7 @@ def test_judged_documents_come_first_and_the_rest_keep_order_and_gaps() -> None:
     assert (np.diff(ranked.scores[0]) < 0).all()
 
 
-def test_judging_everything_sorts_by_the_new_scores_with_ties_by_row() -> None:
+def test_scoring_all_documents_sorts_by_the_new_scores_with_ties_by_row() -> None:
     ranked = scored_head_first(candidates({5: 3.0, 1: 2.0, 3: 1.0}), 10, np.asarray([1.0, 2.0, 1.0], dtype=np.float32))
     assert ranked.rows.tolist() == [[1, 3, 5]]
 
@@ -183,7 +183,7 @@ def test_a_stage_that_gives_nan_or_too_few_scores_is_an_internal_error() -> None
             scored_head_first(current, 2, np.asarray(scores, dtype=np.float32))
 
 
-def test_blending_with_share_one_or_zero_keeps_one_side() -> None:
+def test_blending_with_share_one_or_zero_keeps_one_order() -> None:
     new, old = np.asarray([1.0, 3.0, 2.0], dtype=np.float32), np.asarray([9.0, 5.0, 1.0], dtype=np.float32)
     assert blend(1.0, new, old).tolist() == [0.0, 1.0, 0.5]
     assert blend(0.0, new, old).tolist() == [1.0, 0.5, 0.0]
@@ -193,13 +193,13 @@ def test_blending_with_share_one_or_zero_keeps_one_side() -> None:
 @given(some_runs, some_runs)
 def test_centred_scores_are_min_max_scores_less_half_the_weights(a: Candidates, b: Candidates) -> None:
     weights = {"a": 0.5, "b": 0.25}
-    found = {"a": a, "b": b}
-    centred, min_max = (interpolate(found, weights, name) for name in ("centred", "min_max"))
-    lower = 0.5 * sum(weights[name] for name, run in found.items() if len(run.of(0)[0]))
+    runs = {"a": a, "b": b}
+    centred, min_max = (interpolate(runs, weights, name) for name in ("centred", "min_max"))
+    lower = 0.5 * sum(weights[name] for name, run in runs.items() if len(run.of(0)[0]))
     assert as_dict(centred) == pytest.approx({row: score - lower for row, score in as_dict(min_max).items()}, abs=1e-5)
 
 
-def test_fusion_by_distribution_by_hand() -> None:
+def test_distribution_based_fusion_by_hand() -> None:
     fused = distribution_based(
         {"a": candidates({1: 4.0, 2: 2.0, 3: 0.0}), "b": candidates({2: 7.0})}, {"a": 2.0, "b": 1.0}
     )
@@ -207,12 +207,12 @@ def test_fusion_by_distribution_by_hand() -> None:
     assert as_dict(fused) == pytest.approx({1: 2 * 8 / 12, 2: 2 * 6 / 12 + 0.5, 3: 2 * 4 / 12})
 
 
-def test_equal_scores_are_half_by_distribution() -> None:
+def test_distribution_based_fusion_gives_equal_scores_one_half() -> None:
     assert as_dict(distribution_based({"a": candidates({1: 3.0, 2: 3.0})}, {"a": 1.0})) == {1: 0.5, 2: 0.5}
 
 
 def distinct(run: Candidates) -> bool:
-    """Whether all scores are far apart for their size: near-equal ones are ordered by rounding, here and elsewhere."""
+    """Whether no two scores are nearly equal: rounding would decide their order, here and in the reference."""
     scores = run.of(0)[1].astype(np.float64)
     return bool(len(scores) < 2 or (-np.diff(scores)).min() > 1e-3)
 
@@ -227,8 +227,8 @@ def points(run: Candidates) -> list[Any]:
     return [ScoredPoint(id=int(r), version=0, score=float(s)) for r, s in zip(rows, scores, strict=True)]
 
 
-def by_qdrant(found: Sequence[Any]) -> dict[int, float]:
-    return {int(point.id): float(point.score) for point in found}
+def by_qdrant(runs: Sequence[Any]) -> dict[int, float]:
+    return {int(point.id): float(point.score) for point in runs}
 
 
 @settings(deadline=None, max_examples=60)
@@ -253,10 +253,10 @@ def test_fusion_by_distribution_equals_qdrants(a: Candidates, b: Candidates) -> 
 
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_the_whole_weight_on_one_channel_gives_its_order_alone(first: str) -> None:
-    found = {"a": candidates({1: 3.0, 2: 1.0}), "b": candidates({5: 0.2, 1: 0.1})}
-    weights = {name: float(name == first) for name in found}
-    for fused in (interpolate(found, weights), reciprocal_rank(found, weights), distribution_based(found, weights)):
-        assert fused.candidates.rows.tolist() == found[first].rows.tolist()
+    runs = {"a": candidates({1: 3.0, 2: 1.0}), "b": candidates({5: 0.2, 1: 0.1})}
+    weights = {name: float(name == first) for name in runs}
+    for fused in (interpolate(runs, weights), reciprocal_rank(runs, weights), distribution_based(runs, weights)):
+        assert fused.candidates.rows.tolist() == runs[first].rows.tolist()
 
 
 @settings(deadline=None, max_examples=60)
@@ -279,7 +279,7 @@ def test_min_max_fusion_does_not_depend_on_a_channels_scale(
         assert as_dict(here) == pytest.approx(as_dict(there), abs=1e-3)
 
 
-def test_rows_that_a_ranking_did_not_hold_come_first_with_those_that_it_did() -> None:
+def test_scored_rows_come_first_whether_or_not_they_were_in_the_ranking() -> None:
     current = as_candidates([(np.array([7, 3, 9]), np.array([0.9, 0.5, 0.1], dtype=np.float32))], 3)
     ranked = scored_rows_first(current, np.array([3, 42]), np.array([-2.0, -1.0], dtype=np.float32))
     assert ranked.rows.tolist() == [[42, 3, 7, 9]]
@@ -289,7 +289,7 @@ def test_rows_that_a_ranking_did_not_hold_come_first_with_those_that_it_did() ->
     np.testing.assert_allclose(gaps[2], 0.1 - 0.9, rtol=1e-5)
 
 
-def test_nothing_judged_leaves_a_ranking_as_it_was() -> None:
+def test_scoring_no_documents_leaves_the_ranking_unchanged() -> None:
     current = as_candidates([(np.array([7, 3]), np.array([0.9, 0.5], dtype=np.float32))], 2)
     ranked = scored_rows_first(current, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
     np.testing.assert_array_equal(ranked.rows, current.rows)

@@ -1,4 +1,4 @@
-"""Pairs of many queries: failures stay with their pair, and a deadline cuts the tail of its own query."""
+"""Pairs of many queries: a failure affects its pair only, and a deadline its query only."""
 
 from __future__ import annotations
 

@@ -44,14 +44,14 @@ def doc_ids(result: SearchResult) -> list[str]:
 
 
 def comparable(answer: SearchResult | ChamferError) -> object:
-    """All of an answer but its times."""
+    """All fields of a result except its timings."""
     if isinstance(answer, ChamferError):
         return type(answer), answer.detail
     hits = [(hit.doc_id, hit.rank, np.float32(hit.score).tobytes(), hit.explanation) for hit in answer.hits]
     return hits, answer.degraded, answer.truncated_query, answer.plan
 
 
-def test_a_single_channel_answers_with_its_own_scores_best_first() -> None:
+def test_a_single_channel_returns_its_own_scores_best_first() -> None:
     result = run_one(pipeline(), plan=Plan(channels={"dense": ChannelPlan()}), k=8)
     query = encode([QUERY], [VectorKind.DENSE], 8).vectors(VectorKind.DENSE).values[0]  # type: ignore[union-attr]
     texts = encode([d.content for d in fables()], [VectorKind.DENSE], 256).vectors(VectorKind.DENSE).values  # type: ignore[union-attr]
@@ -81,7 +81,7 @@ def test_a_plan_of_text_channels_alone_is_not_encoded() -> None:
     assert encoder.calls == []
 
 
-def test_requests_that_ask_the_same_of_a_channel_share_one_search() -> None:
+def test_requests_with_equal_parameters_share_one_search_of_a_channel() -> None:
     stored = collection()
     pipeline(collection=stored).run([SearchRequest(query=f"{QUERY} {n}") for n in range(5)])
     assert stored.channels["dense"].retriever.calls == [(5, 100)]
@@ -103,7 +103,7 @@ def test_rescoring_orders_by_exact_maxsim() -> None:
 
 def test_rescoring_all_scores_the_union_of_what_the_channels_found() -> None:
     channels = {"dense": {"depth": 2}, "lexical": {"depth": 2}}
-    found = {
+    retrieved = {
         doc_id
         for name in channels
         for doc_id in doc_ids(run_one(pipeline(), plan=Plan.model_validate({"channels": {name: {"depth": 2}}}), k=2))
@@ -111,8 +111,8 @@ def test_rescoring_all_scores_the_union_of_what_the_channels_found() -> None:
     plan = Plan.model_validate({"channels": channels, "rescore": {"channel": "multivector", "depth": "all"}})
     exact = run_one(pipeline(), plan=Plan(channels={"multivector": ChannelPlan()}), k=8)
     rescored = run_one(pipeline(), plan=plan, k=2, explain=True)
-    expected = [doc_id for doc_id in doc_ids(exact) if doc_id in found][:2]
-    assert len(found) > 2
+    expected = [doc_id for doc_id in doc_ids(exact) if doc_id in retrieved][:2]
+    assert len(retrieved) > 2
     assert doc_ids(rescored) == expected
     assert plan.as_json["rescore"]["depth"] == "all"
 
@@ -127,16 +127,16 @@ def test_rescoring_by_interpolation_explains_the_exact_score_and_the_blend() -> 
     plan = {"channels": HYBRID, "rescore": {"channel": "multivector", "interpolate": 0.5}}
     result = run_one(pipeline(), plan=Plan.model_validate(plan), k=8, explain=True)
     stages = [hit.explanation["stages"] for hit in result.hits if hit.explanation]
-    fused, exact, blended = (np.asarray([stage[place]["score"] for stage in stages]) for place in (-3, -2, -1))
+    fused, exact, blended = (np.asarray([stage[index]["score"] for stage in stages]) for index in (-3, -2, -1))
     scaled = [(scores - scores.min()) / np.ptp(scores) for scores in (exact, fused)]
     assert blended.tolist() == pytest.approx((0.5 * scaled[0] + 0.5 * scaled[1]).tolist(), abs=1e-6)
     assert blended.tolist() == [hit.score for hit in result.hits]
     assert [stage[-1]["rank"] for stage in stages] == [hit.rank for hit in result.hits]
     by_exact = np.argsort(-exact)
-    assert [stages[place][-2]["rank"] for place in by_exact] == list(range(1, 9))
+    assert [stages[index][-2]["rank"] for index in by_exact] == list(range(1, 9))
 
 
-def test_reranking_judges_the_first_and_keeps_the_rest_below() -> None:
+def test_reranking_scores_the_first_candidates_and_keeps_the_others_below() -> None:
     reranker = LengthReranker()
     plan = Plan.model_validate({"channels": HYBRID, "rerank": {"model": "length", "depth": 3}})
     before = run_one(pipeline(), plan=Plan.model_validate({"channels": HYBRID}), k=8)
@@ -169,17 +169,17 @@ def test_filters_of_one_batch_do_not_mix() -> None:
     assert [doc_ids(a) for a in answers if isinstance(a, SearchResult)] == [[f"fable-{n}"] for n in range(4)]
 
 
-def test_filters_that_are_equal_in_python_but_not_in_json_are_told_apart() -> None:
+def test_filters_that_are_equal_in_python_but_not_in_json_are_not_merged() -> None:
     stored = collection()
     conditions = [Equals("number", 1), Equals("number", True), Equals("number", 1)]
-    asked: list[object] = []
+    received: list[object] = []
     allowed = stored.allowed
-    stored.allowed = lambda condition: (asked.append(condition.value), allowed(condition))[1]  # type: ignore[method-assign]
+    stored.allowed = lambda condition: (received.append(condition.value), allowed(condition))[1]  # type: ignore[method-assign]
     pipeline(collection=stored).run([SearchRequest(query=QUERY, filter=condition) for condition in conditions])
-    assert [type(value) for value in asked] == [int, bool]
+    assert [type(value) for value in received] == [int, bool]
 
 
-def test_the_explanation_adds_up() -> None:
+def test_the_contributions_in_an_explanation_add_up_to_the_score() -> None:
     searching = pipeline(rerankers={"length": LengthReranker()})
     for hit in run_one(searching, plan="best", explain=True, k=8).hits:
         assert hit.explanation is not None
@@ -290,7 +290,7 @@ def test_one_bad_request_fails_alone() -> None:
     assert [isinstance(a, InvalidInput) for a in answers] == [False, True, True, True, False]
 
 
-def test_a_query_on_which_the_encoder_breaks_fails_alone_and_tells_no_secrets() -> None:
+def test_a_query_on_which_the_encoder_fails_fails_alone_without_internal_details() -> None:
     encoder = RecordingEncoder()
     encoder.fail_on = "poison"
     answers = pipeline(encoder=encoder).run([SearchRequest(query=q) for q in ("fox", "poison", "crow")])
@@ -300,13 +300,13 @@ def test_a_query_on_which_the_encoder_breaks_fails_alone_and_tells_no_secrets() 
     assert isinstance(answers[1].__cause__, RuntimeError)
 
 
-def test_a_deadline_that_is_over_is_refused() -> None:
+def test_a_search_past_its_deadline_is_refused() -> None:
     clock = ManualClock()
     with pytest.raises(DeadlineExceeded, match="timeout_ms"):
         run_one(pipeline(clock=clock), deadline=clock.now)
 
 
-def test_stages_past_the_deadline_are_left_out_and_named() -> None:
+def test_stages_past_the_deadline_are_skipped_and_reported() -> None:
     clock, stored, reranker = ManualClock(), collection(), LengthReranker()
     searching = pipeline(collection=stored, rerankers={"length": reranker}, clock=clock)
     stored.channels["dense"].retriever.before = lambda: clock.wait(2.0)
@@ -316,7 +316,7 @@ def test_stages_past_the_deadline_are_left_out_and_named() -> None:
     assert reranker.calls == []
 
 
-def test_a_channel_past_the_deadline_is_left_out_if_another_has_answered() -> None:
+def test_a_channel_past_the_deadline_is_skipped_if_another_was_searched() -> None:
     clock, stored = ManualClock(), collection()
     searching = pipeline(collection=stored, clock=clock)
     stored.channels["lexical"].retriever.before = lambda: clock.wait(2.0)
@@ -325,7 +325,7 @@ def test_a_channel_past_the_deadline_is_left_out_if_another_has_answered() -> No
     assert doc_ids(result) == doc_ids(run_one(searching, plan="fast"))
 
 
-def test_a_deadline_over_before_any_channel_answered_is_an_error() -> None:
+def test_a_deadline_that_passes_before_any_channel_was_searched_is_an_error() -> None:
     clock, encoder = ManualClock(), RecordingEncoder()
     searching = pipeline(encoder=encoder, clock=clock)
     original = encoder.encode_queries
@@ -334,7 +334,7 @@ def test_a_deadline_over_before_any_channel_answered_is_an_error() -> None:
         run_one(searching, deadline=clock.now + 1.0)
 
 
-def test_a_late_request_does_not_cost_its_neighbours_a_stage() -> None:
+def test_a_late_request_does_not_skip_a_stage_for_others_in_its_batch() -> None:
     clock, stored = ManualClock(), collection()
     searching = pipeline(collection=stored, clock=clock)
     stored.channels["dense"].retriever.before = lambda: clock.wait(2.0)
@@ -348,7 +348,7 @@ def test_a_late_request_does_not_cost_its_neighbours_a_stage() -> None:
     assert "rescore:multivector" in patient.timings_ms
 
 
-def test_a_channel_whose_vectors_the_encoder_cannot_give_is_not_offered() -> None:
+def test_a_channel_whose_vectors_the_encoder_lacks_is_not_offered() -> None:
     searching = pipeline(encoder=None)
     assert searching.capabilities.channels == ("lexical",)
     assert doc_ids(run_one(searching, query="pebbles")) == ["fable-1"]
@@ -370,7 +370,7 @@ def test_warming_up_raises_what_a_search_raises() -> None:
         pipeline(encoder=encoder).warm_up()
 
 
-def test_an_empty_batch_gives_no_answers() -> None:
+def test_an_empty_batch_gives_no_results() -> None:
     assert pipeline().run([]) == []
 
 
@@ -380,7 +380,7 @@ def test_closing_closes_the_collection() -> None:
     assert stored.closed
 
 
-def test_a_closed_pipeline_keeps_no_channel_alive() -> None:
+def test_a_closed_pipeline_holds_no_reference_to_a_channel() -> None:
     stored = collection()
     retriever = weakref.ref(stored.channels["dense"].retriever)
     searching = pipeline(collection=stored)

@@ -1,4 +1,4 @@
-"""The schema of plans: what it reads, and what it refuses."""
+"""The schema of plans: accepted and refused plans."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_feedback_reads_from_toml_and_json_with_the_papers_defaults() -> None:
         ({"channels": {"dense": {"method": "average", "alpha": 1.0}}}, "Extra inputs"),
     ],
 )
-def test_faulty_feedback_is_refused_with_the_reason(feedback: object, message: str) -> None:
+def test_invalid_feedback_is_refused_with_the_reason(feedback: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Plan.model_validate({"channels": {"dense": {}}, "feedback": feedback})
 
@@ -94,7 +94,7 @@ def test_faulty_feedback_is_refused_with_the_reason(feedback: object, message: s
         {"channels": {"dense": {}}, "name": "x"},
     ],
 )
-def test_a_faulty_plan_is_refused(fault: object) -> None:
+def test_an_invalid_plan_is_refused(fault: object) -> None:
     with pytest.raises(ValidationError):
         Plan.model_validate(fault)
 

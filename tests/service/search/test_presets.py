@@ -47,7 +47,7 @@ def test_a_collection_without_usable_channels_has_no_plans() -> None:
     assert named_plans(Capabilities(()), {}) == {}
 
 
-def test_an_explicit_plan_that_names_a_missing_channel_is_refused_with_what_there_is() -> None:
+def test_a_plan_that_names_a_missing_channel_is_refused_with_the_available_channels() -> None:
     plan = Plan(channels={"dens": ChannelPlan()})
     with pytest.raises(InvalidInput, match=r"'dens'.*dense, lexical, multivector.*did you mean 'dense'"):
         resolve(plan, FULL, {})
@@ -67,14 +67,14 @@ def test_an_unknown_plan_name_is_refused_with_the_nearest() -> None:
         resolve("fsat", FULL, named_plans(FULL, {}))
 
 
-def test_configured_plans_may_replace_presets_and_are_left_out_where_they_cannot_run() -> None:
+def test_configured_plans_may_replace_presets_and_are_omitted_if_they_cannot_run() -> None:
     mine, impossible = Plan(channels={"lexical": ChannelPlan()}), Plan(channels={"colour": ChannelPlan()})
     plans = named_plans(FULL, {"fast": mine, "impossible": impossible})
     assert plans["fast"].plan is mine
     assert "impossible" not in plans
 
 
-def test_feedback_names_what_the_collection_has_and_what_its_vectors_are() -> None:
+def test_feedback_errors_name_the_channels_and_their_kinds_of_vectors() -> None:
     capabilities = Capabilities(("dense", "lexical"), expandable={"dense": VectorKind.DENSE})
     plan = {"channels": {"dense": {}, "lexical": {}}, "feedback": {"channels": {"lexical": {}}}}
     with pytest.raises(

@@ -35,14 +35,14 @@ def test_groups_and_documents_come_back_as_they_were_written(tmp_path: Path) -> 
     assert read_documents(tmp_path / "d.parquet") == documents
 
 
-def test_a_teacher_that_a_group_lacks_is_not_there_when_read(tmp_path: Path) -> None:
+def test_a_teacher_missing_from_a_group_is_absent_when_read(tmp_path: Path) -> None:
     groups, _ = make_groups(1)
     bare = Group(query_id="x", query="?", doc_ids=["a"], labels=[1.0])
     write_groups(tmp_path / "g.parquet", [*groups, bare])
     assert read_groups(tmp_path / "g.parquet")[1].teachers == {}
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_inconsistent_groups_are_refused_with_the_reason() -> None:
     with pytest.raises(InvalidInput, match=r"'q' has 2 candidates and 1 labels"):
         Group(query_id="q", query="?", doc_ids=["a", "b"], labels=[1.0])
     with pytest.raises(InvalidInput, match=r"'q' has no relevant candidate"):
@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_named() -> None:
         read_groups(Path("g.parquet"))
 
 
-def test_no_positive_is_drawn_as_a_negative_and_ranks_stay_in_their_window() -> None:
+def test_negatives_are_never_positives_and_come_from_the_configured_range() -> None:
     labels = [0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     group = Group(query_id="q", query="?", doc_ids=[str(i) for i in range(8)], labels=labels)
     for seed in range(50):
@@ -63,7 +63,7 @@ def test_no_positive_is_drawn_as_a_negative_and_ranks_stay_in_their_window() -> 
         assert len(set(others)) == 2
 
 
-def test_a_draw_is_a_function_of_seed_epoch_and_place() -> None:
+def test_a_draw_depends_on_seed_epoch_and_index_alone() -> None:
     groups, documents = make_groups(6)
     config = DataConfig(groups=Path(), documents=Path(), num_negatives=2, epochs=2)
     one, two = (Draws(groups, documents, config, ["bm25"], seed=3) for _ in range(2))

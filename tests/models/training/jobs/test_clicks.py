@@ -1,4 +1,4 @@
-"""Learning from clicks: the losses by hand and in expectation, and the logs they are read from."""
+"""Learning from clicks: the losses by hand and in expectation, and the logs from which they are read."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_exact_noise_gradients_are_the_published_ones() -> None:
     assert (-noise.grad).tolist() == pytest.approx([-g, g * (1 - g) * r / p], rel=1e-5)
 
 
-def test_an_unclicked_document_rests_at_the_logarithm_of_its_noise() -> None:
+def test_an_unclicked_document_converges_to_the_logarithm_of_its_noise_probability() -> None:
     for g in (-3.0, 0.0, 2.0):
         score = torch.tensor(1.0, requires_grad=True)
         for _ in range(3000):
@@ -117,7 +117,7 @@ def test_without_noise_both_forms_have_the_plain_logistic_gradients() -> None:
         torch.testing.assert_close(scores.grad, torch.sigmoid(scores).detach() - clicked)
 
 
-def test_an_impression_is_what_was_shown_in_the_order_shown() -> None:
+def test_an_impression_has_the_shown_documents_in_the_order_shown() -> None:
     group = Group(
         query_id="q",
         query="?",
@@ -125,14 +125,14 @@ def test_an_impression_is_what_was_shown_in_the_order_shown() -> None:
         labels=[1.0, 0.0, 0.0],
         teachers={"rank": [2, 3, 1], "shown": [1, 0, 1], "propensity": [math.nan, 0.1, 0.8], "bm25": [1, 2, 3]},
     )
-    own = as_impression(group, eta=0.5)
-    assert list(own.doc_ids) == ["a", "b"]
-    assert list(own.labels) == [0.0, 1.0]
-    np.testing.assert_allclose(own.teachers["propensity"], [0.8, 2**-0.5])
-    assert own.teachers.keys() == {"rank", "propensity"}
+    impression = as_impression(group, eta=0.5)
+    assert list(impression.doc_ids) == ["a", "b"]
+    assert list(impression.labels) == [0.0, 1.0]
+    np.testing.assert_allclose(impression.teachers["propensity"], [0.8, 2**-0.5])
+    assert impression.teachers.keys() == {"rank", "propensity"}
 
 
-def test_groups_that_are_no_impressions_are_named() -> None:
+def test_groups_that_are_not_impressions_are_refused() -> None:
     bare = Group(query_id="q", query="?", doc_ids=["a"], labels=[1.0])
     with pytest.raises(InvalidInput, match=r"'q' has no column 'rank'; chamfer selections"):
         as_impression(bare, 1.0)
@@ -146,6 +146,6 @@ def test_propensity_sees_whole_impressions_and_noise_draws_some_for_each_click(r
     for click_loss, expected in (("propensity", 9), ("noise", 1 + 3)):
         recipe = load_recipe(recipe_of("clicks", click_loss=click_loss))
         student = ClicksStudent(recipe)  # type: ignore[arg-type]
-        places = student.sample(group, recipe.data, rng)
-        assert len(set(places)) == expected
-        assert 2 in places
+        indices = student.sample(group, recipe.data, rng)
+        assert len(set(indices)) == expected
+        assert 2 in indices

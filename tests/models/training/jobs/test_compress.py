@@ -1,4 +1,4 @@
-"""Job `compress`: the weighted SVD by hand and against plain SVD, and models that come back smaller."""
+"""Job `compress`: the weighted SVD by hand and against plain SVD, and models that become smaller."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_the_fisher_information_of_two_examples_by_hand() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 3.0]]))
     examples = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])]
-    found = importances({"w": layer}, lambda x: layer(x).square().sum() / 2, examples)["w"]
-    assert found.tolist() == pytest.approx([1 / 2, 144 / 2])
+    information = importances({"w": layer}, lambda x: layer(x).square().sum() / 2, examples)["w"]
+    assert information.tolist() == pytest.approx([1 / 2, 144 / 2])
     assert layer.weight.grad is None
 
 
@@ -77,7 +77,7 @@ def test_full_rank_gives_the_weights_back_even_where_inputs_have_no_importance(i
     torch.testing.assert_close(outer @ inner, weight, atol=1e-4, rtol=1e-4)
 
 
-def test_a_rank_keeps_its_share_of_the_numbers() -> None:
+def test_the_rank_keeps_the_configured_share_of_parameters() -> None:
     weight = torch.empty(768, 3072)
     assert rank_of(weight, 1.0) == 614  # the rank from which factors save nothing
     assert rank_of(torch.empty(768, 768), 1.0) == 384
@@ -87,7 +87,7 @@ def test_a_rank_keeps_its_share_of_the_numbers() -> None:
     assert 0.49 < rank * (768 + 3072) / weight.numel() <= 0.5
 
 
-def test_pieces_compute_what_their_product_would_and_keep_the_bias() -> None:
+def test_factored_layers_equal_their_product_and_keep_the_bias() -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 6)})
     bias = model["a"].bias
     pieces = factor(model, {"a": 2})["a"]
@@ -153,7 +153,7 @@ def test_a_compressed_model_is_smaller_stands_alone_and_is_a_backbone_of_other_j
     assert load_reranker(str(recipe.out), FP32).score(Query("q", "w2"), [Document("0", "w2 w3")]).shape == (1,)
 
 
-def test_what_cannot_be_compressed_is_said(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_models_that_cannot_be_compressed_are_refused_with_the_reason(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {"poolings": [""], "tables": {"head": {"dim": 16}}}
     late = load_recipe(recipe_of("multivector", "late", **options))
     run(late, tmp_path / "late.work")

@@ -50,7 +50,7 @@ def test_padding_changes_no_state_of_a_decoder_that_sees_both_ways(decoder: Path
     torch.testing.assert_close(padded[0, :3], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_a_decoder_trained_as_an_encoder_serves_what_was_trained(
+def test_a_decoder_trained_as_an_encoder_gives_the_trained_vectors_when_loaded(
     decoder: Path, recipe_of: Recipes, tmp_path: Path
 ) -> None:
     options = {"backbone": str(decoder), "attention": "bidirectional", "temperature": 0.2}
@@ -60,9 +60,9 @@ def test_a_decoder_trained_as_an_encoder_serves_what_was_trained(
     assert fitted.curve[-1]["part_contrastive"] < 0.5 * fitted.curve[0]["part_contrastive"]
     encoder = load_encoder(f"trained:{recipe.out}", DeviceConfig(precision="fp32", device="cpu"))
     texts = ["w1 w2 w3", "w4", ""]
-    found = encoder.encode_documents([Document(t, t) for t in texts], [VectorKind.DENSE]).dense
+    document_vectors = encoder.encode_documents([Document(t, t) for t in texts], [VectorKind.DENSE]).dense
     query = encoder.encode_queries([Query("q", "w3 w1")], [VectorKind.DENSE]).dense
-    assert found is not None
+    assert document_vectors is not None
     assert query is not None
     student = DenseStudent(recipe)  # type: ignore[arg-type]
     modules = dict(student.tower.transformer.named_modules())
@@ -73,10 +73,10 @@ def test_a_decoder_trained_as_an_encoder_serves_what_was_trained(
             modules[name].lora_A["default"].weight.copy_(update.down)
             modules[name].lora_B["default"].weight.copy_(update.up)
         expected = student.eval().score("w3 w1", texts).numpy()
-    np.testing.assert_allclose(found.values @ query.values[0], expected, atol=2e-3)
+    np.testing.assert_allclose(document_vectors.values @ query.values[0], expected, atol=2e-3)
 
 
-def test_layers_that_are_not_there_cannot_be_adapted(decoder: Path, recipe_of: Recipes) -> None:
+def test_adapting_missing_layers_is_refused(decoder: Path, recipe_of: Recipes) -> None:
     tables = {"adapter": {**ADAPTER, "target_modules": ["query"]}}
     with pytest.raises(InvalidInput, match=r"no linear layer named query"):
         DenseStudent(load_recipe(recipe_of("dense", backbone=str(decoder), tables=tables)))  # type: ignore[arg-type]

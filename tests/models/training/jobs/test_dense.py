@@ -52,10 +52,10 @@ def test_cached_gradients_are_those_of_plain_encoding(recipe_of: Recipes) -> Non
     plain = gradients(student_of(recipe_of, gradient_cache=False))
     student = student_of(recipe_of, gradient_cache=True)
     object.__setattr__(student.recipe.fit, "micro_tokens", 32)
-    found = gradients(student)
-    assert plain.keys() == found.keys()
+    cached_gradients = gradients(student)
+    assert plain.keys() == cached_gradients.keys()
     for name, gradient in plain.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(cached_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_the_second_pass_of_cached_gradients_draws_the_same_dropout() -> None:
@@ -66,9 +66,9 @@ def test_the_second_pass_of_cached_gradients_draws_the_same_dropout() -> None:
         return torch.nn.functional.dropout(layer(part), 0.5)
 
     torch.manual_seed(1)
-    out = cached(encode, [(rows[:3],), (rows[3:],)])
-    mask = (out != 0).float()
-    out.sum().backward()
+    encoded = cached(encode, [(rows[:3],), (rows[3:],)])
+    mask = (encoded != 0).float()
+    encoded.sum().backward()
     assert layer.bias.grad is not None
     torch.testing.assert_close(layer.bias.grad, 2 * mask.sum(dim=0))
 
@@ -112,7 +112,7 @@ def test_a_bank_of_the_batch_alone_gives_the_in_batch_loss(recipe_of: Recipes) -
     assert not student._bank.requires_grad
 
 
-def test_a_model_trained_against_a_bank_leaves_documents_where_they_were(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_a_model_trained_against_a_bank_keeps_document_vectors_unchanged(recipe_of: Recipes, tmp_path: Path) -> None:
     path = recipe_of("dense", tables={"adapter": ADAPTER, "data": {"epochs": 5}}, bank=True)
     recipe = load_recipe(path)
     run(recipe, tmp_path / "work")

@@ -1,4 +1,4 @@
-"""Every job: it overfits eight examples, its folder opens as a model, and a resumed run is an unbroken one."""
+"""Every job: it overfits eight examples, its folder opens as a model, and a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ PARTS = {
     "cross_encoder logged": "part_pairwise",
     "reranker": "part_pair",
 }
-SEE = ("reranker", "universal")
+MULTIMODAL = ("reranker", "universal")
 
 
 def with_fit(options: dict[str, Any], **fit: Any) -> dict[str, Any]:
@@ -87,23 +87,23 @@ def with_fit(options: dict[str, Any], **fit: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes, seeing: Path) -> None:
-    options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
+def test_eight_examples_are_overfitted(job: str, recipe_of: Recipes, multimodal: Path) -> None:
+    options = JOBS[job] | ({"backbone": str(multimodal)} if job in MULTIMODAL else {})
     epochs = {"multivector": 60, "reranker": 40}.get(job, 20)  # a head alone, on a frozen backbone, learns slower
     tables = options.get("tables", {})
     options["tables"] = {**tables, "data": {"epochs": epochs}, "fit": {**tables.get("fit", {}), "warmup_ratio": 0.0}}
     path = recipe_of(job.split()[0], **options)
     fitted = run(load_recipe(path), path.parent / "work")
-    first, last = (fitted.curve[place] for place in (0, -1))
+    first, last = (fitted.curve[index] for index in (0, -1))
     part = PARTS.get(job, "part_contrastive")
     assert last[part] < 0.35 * first[part]
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
-    job: str, recipe_of: Recipes, seeing: Path, tmp_path: Path
+    job: str, recipe_of: Recipes, multimodal: Path, tmp_path: Path
 ) -> None:
-    options = JOBS[job] | ({"backbone": str(seeing)} if job in SEE else {})
+    options = JOBS[job] | ({"backbone": str(multimodal)} if job in MULTIMODAL else {})
     options["tables"] = {**options.get("tables", {}), "data": {"epochs": 2}, "fit": {"save_steps": 2}}
     if "adapter" in options["tables"]:
         options["tables"]["adapter"] = {**ADAPTER, "dropout": 0.1}
@@ -116,17 +116,17 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
 
     def stop(step: int, steps: int, loss: float) -> None:
         del steps, loss
-        if step == 3:  # the checkpoint of step 2 is there
+        if step == 3:  # after the checkpoint of step 2
             raise Stop
 
     with pytest.raises(Stop):
         run(broken, tmp_path / "broken.work", stop)
     resumed = run(broken, tmp_path / "broken.work")
     assert resumed.resumed_at == 2
-    expected, found = load_file(whole.out / WEIGHTS), load_file(broken.out / WEIGHTS)
-    assert expected.keys() == found.keys()
+    expected, actual = load_file(whole.out / WEIGHTS), load_file(broken.out / WEIGHTS)
+    assert expected.keys() == actual.keys()
     for name, tensor in expected.items():
-        np.testing.assert_array_equal(tensor, found[name], err_msg=name)
+        np.testing.assert_array_equal(tensor, actual[name], err_msg=name)
 
 
 def test_a_work_directory_of_another_run_is_refused_with_what_differs(recipe_of: Recipes, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_work_directory_of_another_run_is_refused_with_what_differs(recipe_of:
         run(load_recipe(path), work)
 
 
-def test_a_run_told_to_stop_ends_there(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_max_steps_ends_a_run_early(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 3}, "fit": {"max_steps": 4}}}
     fitted = run(load_recipe(recipe_of("cross_encoder", **options)), tmp_path / "work")
     assert fitted.steps == 4
@@ -161,7 +161,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe_of: Re
     assert not np.array_equal(weights[0], weights[2])
 
 
-def test_a_trained_reranker_opens_by_its_folder_and_ranks_what_it_learnt(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_a_trained_reranker_opens_by_its_folder_and_ranks_as_trained(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 10}}}
     recipe = load_recipe(recipe_of("cross_encoder", **options))
     run(recipe, tmp_path / "work")
@@ -173,7 +173,7 @@ def test_a_trained_reranker_opens_by_its_folder_and_ranks_what_it_learnt(recipe_
     np.testing.assert_array_equal(reranker.score(Query("q", "w2 w1"), documents[:1]), scores[:1])
 
 
-def test_a_second_stage_begins_with_what_the_first_one_learnt_even_where_it_adapts_more_layers(
+def test_a_second_stage_starts_from_the_first_ones_weights_even_if_it_adapts_more_layers(
     recipe_of: Recipes, tmp_path: Path
 ) -> None:
     upper = {"adapter": {**ADAPTER, "first_layer": 1}, "data": {"epochs": 10}}
@@ -217,26 +217,26 @@ def test_heads_over_one_frozen_backbone_give_all_kinds_in_one_pass(recipe_of: Re
     assert alone.sparse is not None
     np.testing.assert_array_equal(alone.tokens.values, encoding.tokens.values[5:])
     np.testing.assert_array_equal(alone.sparse.weights, encoding.sparse.take([1]).weights)
-    asked = encoder.encode_queries([Query("q", "w2 w1 w2")], [VectorKind.SPARSE]).sparse
-    assert asked is not None
+    query_weights = encoder.encode_queries([Query("q", "w2 w1 w2")], [VectorKind.SPARSE]).sparse
+    assert query_weights is not None
     terms = load_file(f"{folders[1]}/{WEIGHTS}")
-    weights = dict(zip(asked.terms.tolist(), asked.weights.tolist(), strict=True))
+    weights = dict(zip(query_weights.terms.tolist(), query_weights.weights.tolist(), strict=True))
     for word, count in (("w1", 1), ("w2", 2)):
-        place = int(np.searchsorted(terms["head.names"], term_hashes([word]).view(np.int64)[0]))
-        assert weights.pop(place) == pytest.approx(count * float(terms["head.idf"][place]))
+        number = int(np.searchsorted(terms["head.names"], term_hashes([word]).view(np.int64)[0]))
+        assert weights.pop(number) == pytest.approx(count * float(terms["head.idf"][number]))
     assert not weights
 
 
 def test_a_term_s_vector_is_the_mean_of_its_words_by_how_often_they_occur(recipe_of: Recipes) -> None:
     recipe = load_recipe(recipe_of("sparse", "sparse", **JOBS["sparse"]))
     student: Any = STUDENTS["sparse"][1](recipe)
-    found = student._term_vectors([{"w1": 3, "w2": 1}, {"w5": 7}]).numpy()
+    term_vectors = student._term_vectors([{"w1": 3, "w2": 1}, {"w5": 7}]).numpy()
     one, two, five = student._word_vectors(["w1", "w2", "w5"]).numpy()
     mean = 3 * one + two
-    np.testing.assert_allclose(found, [mean / np.linalg.norm(mean), five], atol=1e-6)
+    np.testing.assert_allclose(term_vectors, [mean / np.linalg.norm(mean), five], atol=1e-6)
 
 
-def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_the_loaded_model_gives_the_scores_of_training(recipe_of: Recipes, tmp_path: Path) -> None:
     """Scores of the students and of the opened folders agree to half precision."""
     texts = ["w1 w2 w3", "w4 w1", "w7 w8 w9 w10"]
     documents = [Document(str(i), text) for i, text in enumerate(texts)]
@@ -251,7 +251,7 @@ def test_what_indexing_gets_is_what_training_scored(recipe_of: Recipes, tmp_path
         np.testing.assert_allclose(_scores(kind, q, d), expected, rtol=0.02, atol=0.02)
 
 
-def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_weights(
+def test_the_loaded_model_gives_the_scores_of_training_with_weighted_pooling(
     recipe_of: Recipes, tmp_path: Path
 ) -> None:
     first = load_recipe(recipe_of("multivector", "first", **JOBS["multivector"]))
@@ -260,7 +260,7 @@ def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_wei
     options = JOBS["multivector"] | {"poolings": ["w0x2"], "tables": tables}
     recipe = load_recipe(recipe_of("multivector", "second", init_from=str(first.out), **options))
     run(recipe, tmp_path / "second.work")
-    assert np.abs(load_file(recipe.out / WEIGHTS)["head.count.weight"]).max() > 1e-3  # learnt by the means alone
+    assert np.abs(load_file(recipe.out / WEIGHTS)["head.count.weight"]).max() > 1e-3  # trained through the means alone
     texts = ["w1 w2 w3 w4 w5", "w4 w1", "w7 w8 w9 w10"]
     encoder = load_encoder(f"trained:{recipe.out}+w0x2", FP32)
     d = encoder.encode_documents([Document(text, text) for text in texts], [VectorKind.TOKENS]).tokens
@@ -271,7 +271,7 @@ def test_what_pooled_indexing_gets_is_what_training_scored_where_tokens_have_wei
     np.testing.assert_allclose(_scores(VectorKind.TOKENS, q, d), expected, rtol=0.02, atol=0.02)
 
 
-def test_a_finished_model_may_stand_on_the_way_from_the_untrained_weights(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_wise_ft_interpolates_initial_and_trained_weights(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {**JOBS["multivector"], "tables": {**JOBS["multivector"]["tables"], "adapter": ADAPTER}}
     folders = {}
     for share in (1.0, 0.25, 0.0):
@@ -303,14 +303,16 @@ def _student_of(student: Any, recipe: Any) -> Any:
 def _scores(kind: VectorKind, q: Any, d: Any) -> np.ndarray:
     if kind is VectorKind.DENSE:
         return np.asarray(d.values @ q.values[0])
-    out = []
+    scores = []
     for start, stop in zip(d.offsets[:-1], d.offsets[1:], strict=True):
         if kind is VectorKind.TOKENS:
-            out.append(float((q.values @ d.values[start:stop].T).max(axis=1).sum()))
+            scores.append(float((q.values @ d.values[start:stop].T).max(axis=1).sum()))
         else:
-            own = dict(zip(d.terms[start:stop].tolist(), d.weights[start:stop].tolist(), strict=True))
-            out.append(sum(w * own.get(t, 0.0) for t, w in zip(q.terms.tolist(), q.weights.tolist(), strict=True)))
-    return np.array(out)
+            document_weights = dict(zip(d.terms[start:stop].tolist(), d.weights[start:stop].tolist(), strict=True))
+            scores.append(
+                sum(w * document_weights.get(t, 0.0) for t, w in zip(q.terms.tolist(), q.weights.tolist(), strict=True))
+            )
+    return np.array(scores)
 
 
 def test_a_report_holds_measures_before_and_after_the_curve_and_the_seed(recipe_of: Recipes, tmp_path: Path) -> None:
@@ -363,7 +365,7 @@ def test_every_present_name_of_a_renamed_key_exists() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
-def test_every_recipe_that_comes_with_the_project_loads(path: Path) -> None:
+def test_every_shipped_recipe_loads(path: Path) -> None:
     assert load_recipe(path).job in STUDENTS
 
 
@@ -390,13 +392,8 @@ def test_unknown_keys_and_jobs_are_named(recipe_of: Recipes) -> None:
     assert load_recipe(recipe_of("cross_encoder"), {"fit.batch_size": "64"}).fit.batch_size == 64
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=str)
-def test_every_recipe_that_is_shipped_says_what_its_job_knows(path: Path) -> None:
-    assert load_recipe(path).job in STUDENTS
-
-
 @pytest.mark.slow
-def test_a_killed_command_goes_on_where_it_was(recipe_of: Recipes, tmp_path: Path) -> None:
+def test_a_killed_command_resumes_at_its_checkpoint(recipe_of: Recipes, tmp_path: Path) -> None:
     options = {"tables": {"adapter": ADAPTER, "data": {"epochs": 100}, "fit": {"save_steps": 5}}}
     command = [sys.executable, "-m", "chamfer", "train", str(recipe_of("cross_encoder", **options))]
     environment = dict(os.environ)
@@ -423,10 +420,10 @@ def test_two_processes_train_what_one_would_on_batches_of_twice_the_size(recipe_
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert one["steps"] == two["steps"] == 8
     assert one["before"] == two["before"]
-    for own, other in zip(one["curve"], two["curve"], strict=True):
-        assert own["loss"] == pytest.approx(other["loss"], rel=1e-3)
-    expected, found = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
+    for single, other in zip(one["curve"], two["curve"], strict=True):
+        assert single["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    expected, actual = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
     # A listwise loss does not depend on a bias of all scores: its gradient is rounding, which Adam makes a step of.
     for name in expected.keys() - {"head.outer.bias"}:
-        one_, two_ = (weights[name].astype(np.float32) for weights in (expected, found))
+        one_, two_ = (weights[name].astype(np.float32) for weights in (expected, actual))
         np.testing.assert_allclose(two_, one_, atol=1e-3, err_msg=name)

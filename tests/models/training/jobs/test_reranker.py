@@ -1,6 +1,6 @@
 """Job `reranker`: UniME-V2's joint loss by hand, its prompts, and folders that the served rerankers open.
 
-The models are random and small: that the code path is right is tested, quality is not.
+The models are small and randomly initialised: the code path is tested, not the quality.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def draws_of(learner: RerankerLearner) -> list[Draw]:
     return [draws[i] for i in range(8)]
 
 
-def test_the_loss_is_that_of_the_prompts_written_out(recipe_of: Recipes, seeing: Path) -> None:
-    learner = learner_of(recipe_of, seeing)
+def test_the_loss_is_that_of_the_prompts_written_out(recipe_of: Recipes, multimodal: Path) -> None:
+    learner = learner_of(recipe_of, multimodal)
     draw = draws_of(learner)[0]
     parts = learner.losses([draw], 0)
     odds = learner.score_group(
@@ -83,8 +83,8 @@ def test_the_loss_is_that_of_the_prompts_written_out(recipe_of: Recipes, seeing:
     assert parts["list"].item() > 0
 
 
-def test_prompts_hold_the_texts_and_the_images_of_query_and_candidates(recipe_of: Recipes, seeing: Path) -> None:
-    path = recipe_of("reranker", backbone=str(seeing), tables={"adapter": ADAPTER})
+def test_prompts_hold_the_texts_and_the_images_of_query_and_candidates(recipe_of: Recipes, multimodal: Path) -> None:
+    path = recipe_of("reranker", backbone=str(multimodal), tables={"adapter": ADAPTER})
     add_images(path.parent / "documents.parquet", {"d0-0": picture(1), "d0-1": picture(2)})
     learner = RerankerLearner(load_recipe(path))  # type: ignore[arg-type]
     group = read_groups(path.parent / "groups.parquet")[0]
@@ -101,22 +101,22 @@ def test_prompts_hold_the_texts_and_the_images_of_query_and_candidates(recipe_of
     assert f"(2) {texts['d0-0']}" in listed.prompt.text.replace("<|vision_start|><|image_pad|><|vision_end|>", "")
 
 
-def test_the_right_answer_stands_at_every_place_of_a_list_equally_often(recipe_of: Recipes, seeing: Path) -> None:
-    learner = learner_of(recipe_of, seeing)
+def test_the_right_answer_is_at_every_position_of_a_list_equally_often(recipe_of: Recipes, multimodal: Path) -> None:
+    learner = learner_of(recipe_of, multimodal)
     counts = Counter(order.index(0) for step in range(200) for order in learner.orders(step, [4, 4]))
-    chi_square = sum((counts[place] - 100) ** 2 / 100 for place in range(4))
+    chi_square = sum((counts[position] - 100) ** 2 / 100 for position in range(4))
     assert chi_square < 16.3  # p = 0.001 of three degrees of freedom
     assert learner.orders(1, [4, 4]) != learner.orders(2, [4, 4])
 
 
-def test_eight_lists_are_learnt_by_heart(recipe_of: Recipes, seeing: Path) -> None:
-    learner = learner_of(recipe_of, seeing)
+def test_eight_lists_are_overfitted(recipe_of: Recipes, multimodal: Path) -> None:
+    learner = learner_of(recipe_of, multimodal)
     draws = draws_of(learner)
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=1e-2)
     values = []
     for _ in range(40):
         optimizer.zero_grad()
-        loss = learner.losses(draws, 0)["list"]  # one step's places, over and over
+        loss = learner.losses(draws, 0)["list"]  # the same order in every step
         loss.backward()
         optimizer.step()
         values.append(loss.item())
@@ -124,8 +124,8 @@ def test_eight_lists_are_learnt_by_heart(recipe_of: Recipes, seeing: Path) -> No
     assert learner.notes["lists right"] == 1.0
 
 
-def test_only_the_language_part_of_a_model_that_sees_learns(recipe_of: Recipes, seeing: Path) -> None:
-    learner = learner_of(recipe_of, seeing)
+def test_only_the_language_part_of_a_multimodal_model_is_trained(recipe_of: Recipes, multimodal: Path) -> None:
+    learner = learner_of(recipe_of, multimodal)
     names = [name for name, p in learner.named_parameters() if p.requires_grad]
     assert names
     assert all("language_model" in name and "lora_" in name for name in names)
@@ -133,9 +133,9 @@ def test_only_the_language_part_of_a_model_that_sees_learns(recipe_of: Recipes, 
 
 @pytest.mark.parametrize("kind", ["text", "images"])
 def test_the_trained_folder_is_served_by_pairs_and_by_lists(
-    kind: str, recipe_of: Recipes, seeing: Path, tmp_path: Path
+    kind: str, recipe_of: Recipes, multimodal: Path, tmp_path: Path
 ) -> None:
-    backbone = seeing if kind == "images" else tiny_text_judge(tmp_path / "text")
+    backbone = multimodal if kind == "images" else tiny_text_judge(tmp_path / "text")
     tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"learning_rate": 1e-2}}
     recipe = load_recipe(recipe_of("reranker", backbone=str(backbone), tables=tables))
     run(recipe, tmp_path / "work")
@@ -150,9 +150,9 @@ def test_the_trained_folder_is_served_by_pairs_and_by_lists(
         assert np.abs(scores - start.score(Query("q", "w1 w2"), documents[:n])).max() > 1e-3
 
 
-def test_the_served_log_odds_are_those_that_were_trained(recipe_of: Recipes, seeing: Path, tmp_path: Path) -> None:
+def test_the_served_log_odds_are_those_that_were_trained(recipe_of: Recipes, multimodal: Path, tmp_path: Path) -> None:
     tables = {"adapter": ADAPTER, "data": {"epochs": 4}, "fit": {"learning_rate": 1e-2}}
-    recipe = load_recipe(recipe_of("reranker", backbone=str(seeing), tables=tables))
+    recipe = load_recipe(recipe_of("reranker", backbone=str(multimodal), tables=tables))
     fitted = run(recipe, tmp_path / "work")
     judge = load_reranker(f"unime:{recipe.out}", CPU)
     groups, documents = make_groups(10)
@@ -163,12 +163,12 @@ def test_the_served_log_odds_are_those_that_were_trained(recipe_of: Recipes, see
     assert fitted.after["all"]["RR@10"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
 
 
-def test_a_faulty_reranker_recipe_is_refused(recipe_of: Recipes, seeing: Path, backbone: Path) -> None:
+def test_an_invalid_reranker_recipe_is_refused(recipe_of: Recipes, multimodal: Path, backbone: Path) -> None:
     with pytest.raises(InvalidInput, match=r"expected 1 to 8"):
         load_recipe(recipe_of("reranker", tables={"data": {"num_negatives": 9}}))
     with pytest.raises(InvalidInput, match=r"hard_negatives is 4"):
         load_recipe(recipe_of("reranker", hard_negatives=4))
     with pytest.raises(InvalidInput, match=r"adapts a chat model"):
-        RerankerLearner(load_recipe(recipe_of("reranker", backbone=str(seeing))))  # type: ignore[arg-type]
+        RerankerLearner(load_recipe(recipe_of("reranker", backbone=str(multimodal))))  # type: ignore[arg-type]
     with pytest.raises(InvalidInput):
         RerankerLearner(load_recipe(recipe_of("reranker", backbone=str(backbone), tables={"adapter": ADAPTER})))  # type: ignore[arg-type]

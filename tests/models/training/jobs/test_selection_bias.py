@@ -1,4 +1,4 @@
-"""Correction of pooling bias: what the weights optimise, who learns from what, and the job around them."""
+"""Correction of pooling bias: the optimum of each weighting, the separation of both models, and the job."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def test_shuffled_weights_are_the_same_weights_and_normalised_ones_have_mean_one
         parts, notes = parts_of(flat, selector, replace(RELEASED, arm=arm))  # type: ignore[arg-type]
         assert parts["pairwise"].item() == pytest.approx(notes["mean_weight"] * math.log(2), rel=1e-5)
     ranker = torch.randn((1, 40))
-    own, mixed = (
+    in_order, mixed = (
         parts_of(ranker, selector, replace(RELEASED, arm=arm))[0]["pairwise"]  # type: ignore[arg-type]
         for arm in ("weighted", "shuffled")
     )
-    assert own.item() != pytest.approx(mixed.item(), rel=1e-4)
+    assert in_order.item() != pytest.approx(mixed.item(), rel=1e-4)
     _, notes = parts_of(ranker, selector, replace(RELEASED, normalise_weights=True))
     assert notes["mean_weight"] == pytest.approx(1)
 
@@ -121,7 +121,7 @@ def minimiser(positive: Tensor, negative: Tensor) -> Tensor:
     return (f - f.mean()).detach()
 
 
-def test_a_tabular_scorer_reaches_every_optimum_of_the_sheet() -> None:
+def test_a_tabular_scorer_reaches_the_optimum_of_every_weighting() -> None:
     rng = torch.Generator().manual_seed(3)
     relevant, selected = (0.05 + 0.85 * torch.rand(40, generator=rng, dtype=torch.float64) for _ in range(2))
     both = relevant * selected
@@ -129,12 +129,12 @@ def test_a_tabular_scorer_reaches_every_optimum_of_the_sheet() -> None:
     up, down = selection.exact_weights(selected, relevant, min_selected=0.01)
     wanted = {
         "none": ((1, 1), (both / (1 - both)).log()),
-        "num_negatives": ((1, 1 / (1 - selected)), (both * (1 - selected) / (1 - both)).log()),
+        "negatives": ((1, 1 / (1 - selected)), (both * (1 - selected) / (1 - both)).log()),
         "exact": ((up, down), (relevant / (1 - relevant)).log()),
     }
     for name, ((a, b), optimum) in wanted.items():
-        found = minimiser(a * positive, b * negative)
-        torch.testing.assert_close(found, optimum - optimum.mean(), atol=1e-4, rtol=0, msg=name)
+        fitted = minimiser(a * positive, b * negative)
+        torch.testing.assert_close(fitted, optimum - optimum.mean(), atol=1e-4, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 10.0])
@@ -155,8 +155,8 @@ def test_if_selection_does_not_depend_on_the_document_every_weighting_ranks_by_r
     both = relevant * selected
     up, down = selection.exact_weights(selected, relevant)
     for a, b in ((1, 1), (1, 1 / (1 - selected)), (up, down)):
-        found = minimiser(a * both, b * (1 - both))
-        assert torch.equal(torch.argsort(found), torch.argsort(relevant))
+        fitted = minimiser(a * both, b * (1 - both))
+        assert torch.equal(torch.argsort(fitted), torch.argsort(relevant))
 
 
 def test_selection_fitted_to_the_log_recovers_its_probabilities() -> None:
@@ -173,14 +173,14 @@ def test_selection_fitted_to_the_log_recovers_its_probabilities() -> None:
     assert (torch.sigmoid(model(features)) - true).abs().mean() < 0.02
 
 
-def test_a_recipe_that_does_not_fit_is_named() -> None:
+def test_an_inconsistent_recipe_is_refused_with_its_key() -> None:
     with pytest.raises(InvalidInput, match=r"'pool' needs cet\.features"):
         CetConfig(selection_model="pool")
     with pytest.raises(InvalidInput, match=r"exact needs probabilities"):
         CetConfig(selection_model="pool", features={"bm25": 1.0}, weighting="exact")
 
 
-def test_cet_without_the_pairwise_loss_is_named(recipe_of: Recipes) -> None:
+def test_cet_without_the_pairwise_loss_is_refused(recipe_of: Recipes) -> None:
     with pytest.raises(InvalidInput, match="found loss = 'listwise'"):
         load_recipe(recipe_of("cross_encoder", tables={"cet": {"selection_model": "released"}}))
 
@@ -196,7 +196,7 @@ def test_the_job_logs_cosine_and_mean_weight_and_saves_the_ranker_alone(recipe_o
     assert sizes[0] == sizes[1]
 
 
-def test_the_released_twin_starts_from_a_head_of_its_own(recipe_of: Recipes) -> None:
+def test_the_released_twin_starts_from_a_separate_head(recipe_of: Recipes) -> None:
     recipe = load_recipe(recipe_of("cross_encoder", loss="pairwise", tables={"cet": {"selection_model": "released"}}))
     student = CrossEncoderStudent(recipe)  # type: ignore[arg-type]
     twin = student.selection

@@ -42,12 +42,14 @@ def test_tokens_with_weights_are_pooled_as_in_indexing(name: str, batch: tuple[t
     weights = torch.rand((4, 12), generator=torch.Generator().manual_seed(3)) + 0.01
     pooled, _ = pool_batch(*batch, rules.document, normalised=rules.normalised, weights=weights)
     for row, length in enumerate(LENGTHS):
-        tokens, own = batch[0][row, :length].numpy(), weights[row, :length].numpy()
-        expected = pool_one(np.ascontiguousarray(tokens), rules.document, normalised=rules.normalised, weights=own)
+        tokens, token_weights = batch[0][row, :length].numpy(), weights[row, :length].numpy()
+        expected = pool_one(
+            np.ascontiguousarray(tokens), rules.document, normalised=rules.normalised, weights=token_weights
+        )
         np.testing.assert_allclose(pooled[row, : len(expected)].numpy(), expected, atol=1e-6)
 
 
-def test_weights_learn_by_the_means_they_make() -> None:
+def test_weights_get_a_gradient_through_the_means() -> None:
     rng = torch.Generator().manual_seed(6)
     centres = torch.tensor([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0]], dtype=torch.float64)
     vectors = (centres[[0, 0, 1, 1, 1]] + 0.1 * torch.randn((5, 3), generator=rng, dtype=torch.float64))[None]
@@ -94,7 +96,7 @@ def test_masked_slots_never_win_a_maximum() -> None:
     assert maxsim(query, torch.ones(1, 1, dtype=torch.bool), pooled, real).item() == -1.0
 
 
-def test_as_many_clusters_as_tokens_leave_maxsim_as_it_is(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_as_many_clusters_as_tokens_leave_maxsim_unchanged(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     vectors, mask = batch
     query, every = vectors[:1, :5], torch.ones(1, 5, dtype=torch.bool)
     pooled, real = pool_batch(vectors, mask, Pooling("cluster", 12))

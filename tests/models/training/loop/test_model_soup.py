@@ -51,7 +51,7 @@ def test_the_mean_is_that_of_heads_and_of_products_not_of_factors(tmp_path: Path
     assert (update_of(tmp_path / "soup") - 2.0 * up @ down).abs().max() > 0.1
 
 
-def test_equal_models_give_themselves(tmp_path: Path) -> None:
+def test_the_mean_of_equal_models_is_the_model(tmp_path: Path) -> None:
     a = model(tmp_path / "a", 1)
     soup([a, a, a], tmp_path / "same")
     torch.testing.assert_close(head_of(tmp_path / "same"), head_of(a), atol=1e-2, rtol=1e-2)
@@ -76,23 +76,23 @@ def test_names_in_a_head_are_kept_where_they_agree_and_refused_where_they_do_not
         soup([tmp_path / "a", tmp_path / "c"], tmp_path / "no")
 
 
-def test_what_differs_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    a, out = model(tmp_path / "a", 1), tmp_path / "no"
+def test_models_that_differ_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    a, target = model(tmp_path / "a", 1), tmp_path / "no"
     with pytest.raises(InvalidInput, match=r"cannot be averaged: adapter_scale is 1\.0 in .*c, 2\.0 in .*a"):
-        soup([a, model(tmp_path / "c", 3, scale=1.0)], out)
+        soup([a, model(tmp_path / "c", 3, scale=1.0)], target)
     with pytest.raises(InvalidInput, match="heads cannot be averaged"):
-        soup([a, model(tmp_path / "d", 3, width=5)], out)
+        soup([a, model(tmp_path / "d", 3, width=5)], target)
     with pytest.raises(NotFound, match="chamfer train"):
-        soup([a, tmp_path], out)
+        soup([a, tmp_path], target)
     for weights in ([1.0], [1.0, -1.0], [float("nan"), 1.0]):
         with pytest.raises(InvalidInput, match="weights"):
-            soup([a, a], out, weights)
+            soup([a, a], target, weights)
     with pytest.raises(InvalidInput, match="one of the models"):
         soup([a, a], tmp_path / "x" / ".." / "a")
-    assert not out.exists()
+    assert not target.exists()
 
 
-def test_the_command_writes_the_mean_and_says_what_went_in(tmp_path: Path) -> None:
+def test_the_command_writes_the_mean_and_reports_its_models(tmp_path: Path) -> None:
     a, b, out = model(tmp_path / "a", 1), model(tmp_path / "b", 2), tmp_path / "soup"
     done = chamfer("soup", str(a), str(b), "--out", str(out), "--weights", "3,1")
     assert done.returncode == 0, done.stderr
@@ -101,7 +101,7 @@ def test_the_command_writes_the_mean_and_says_what_went_in(tmp_path: Path) -> No
     assert [(part["folder"], part["weight"]) for part in ingredients] == [("a", 0.75), ("b", 0.25)]
 
 
-def test_the_command_says_what_is_wrong_with_its_weights(tmp_path: Path) -> None:
+def test_the_command_reports_invalid_weights(tmp_path: Path) -> None:
     a = model(tmp_path / "a", 1)
     done = chamfer("soup", str(a), str(a), "--out", str(tmp_path / "soup"), "--weights", "3,x")
     assert done.returncode == 2

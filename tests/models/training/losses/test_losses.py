@@ -1,4 +1,4 @@
-"""Every loss by hand, against finite differences, and by the properties of its paper."""
+"""Every loss by hand, against finite differences, and by the properties stated in its paper."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def test_gradients_equal_finite_differences(loss: Loss, rng: torch.Generator) ->
 
 def test_matryoshka_gradient_equals_finite_differences(rng: torch.Generator) -> None:
     documents = torch.randn((3, 6), generator=rng).double()
-    places = torch.tensor([0, 2])
+    positives = torch.tensor([0, 2])
 
     def loss(queries: Tensor) -> Tensor:
         return contrastive.matryoshka(
-            queries, documents, (6, 3), (1.0, 0.5), lambda q, d: contrastive.infonce(q @ d.T, places)
+            queries, documents, (6, 3), (1.0, 0.5), lambda q, d: contrastive.infonce(q @ d.T, positives)
         )
 
     check_gradient(loss, torch.randn((2, 6), generator=rng))
@@ -106,11 +106,11 @@ def test_matryoshka_gradient_equals_finite_differences(rng: torch.Generator) -> 
 
 def test_matryoshka_with_the_whole_vector_alone_is_the_plain_loss_of_unit_vectors(rng: torch.Generator) -> None:
     queries, documents = torch.randn((2, 6), generator=rng), torch.randn((4, 6), generator=rng)
-    places = torch.tensor([1, 3])
+    positives = torch.tensor([1, 3])
 
     def plain(q: Tensor, d: Tensor) -> Tensor:
         torch.testing.assert_close(q.norm(dim=1), torch.ones(2))
-        return contrastive.infonce(q @ d.T, places)
+        return contrastive.infonce(q @ d.T, positives)
 
     whole = contrastive.matryoshka(queries, documents, (6,), (1.0,), plain)
     torch.testing.assert_close(whole, plain(contrastive.unit(queries), contrastive.unit(documents)))
@@ -141,24 +141,26 @@ def test_focal_weights_lie_in_the_unit_interval_and_fall_as_the_positive_rises(
     scores: list[float], gamma: float
 ) -> None:
     row = torch.tensor([scores], dtype=torch.float64)
-    own = torch.zeros_like(row, dtype=torch.bool)
-    own[0, 0] = True
-    low = contrastive.focal_weights(row, own, gamma).item()
+    positive = torch.zeros_like(row, dtype=torch.bool)
+    positive[0, 0] = True
+    low = contrastive.focal_weights(row, positive, gamma).item()
     row[0, 0] += 1
-    high = contrastive.focal_weights(row, own, gamma).item()
+    high = contrastive.focal_weights(row, positive, gamma).item()
     assert 0 <= high <= low <= 1
 
 
 def test_more_documents_never_lower_infonce_and_masked_ones_change_nothing(rng: torch.Generator) -> None:
     scores = torch.randn((3, 5), generator=rng)
-    places = torch.tensor([0, 1, 2])
-    assert contrastive.infonce(scores, places) >= contrastive.infonce(scores[:, :4], places)
+    positives = torch.tensor([0, 1, 2])
+    assert contrastive.infonce(scores, positives) >= contrastive.infonce(scores[:, :4], positives)
     allowed = torch.ones_like(scores, dtype=torch.bool)
     allowed[:, 4] = False
-    torch.testing.assert_close(contrastive.infonce(scores, places, allowed), contrastive.infonce(scores[:, :4], places))
+    torch.testing.assert_close(
+        contrastive.infonce(scores, positives, allowed), contrastive.infonce(scores[:, :4], positives)
+    )
 
 
-def test_a_document_that_a_query_counts_as_relevant_is_no_negative() -> None:
+def test_a_relevant_document_is_not_a_negative() -> None:
     mask = contrastive.not_relevant(["a", "b", "a"], [{"a"}, {"b", "c"}])
     assert mask.tolist() == [[False, True, False], [True, False, True]]
 
@@ -203,7 +205,7 @@ def test_symmetric_divergences_are_symmetric_and_zero_for_equal_distributions(rn
         assert loss(p, q) > 0
 
 
-def test_kl_ignores_a_constant_a_query(rng: torch.Generator) -> None:
+def test_kl_ignores_a_constant_per_query(rng: torch.Generator) -> None:
     p, q = torch.randn((2, 5), generator=rng), torch.randn((2, 5), generator=rng)
     torch.testing.assert_close(distillation.kl(p + 4, q - 2), distillation.kl(p, q))
 
@@ -258,7 +260,7 @@ def test_grouped_flops_is_at_least_slots_times_pooled_with_equality_for_equal_sl
     torch.testing.assert_close(sparsity.grouped_flops(same), 3 * sparsity.flops(same.reshape(12, 6)))
 
 
-def test_masked_flops_spares_short_documents_entirely_and_is_flops_at_zero() -> None:
+def test_masked_flops_ignores_short_documents_and_equals_flops_at_threshold_zero() -> None:
     weights = torch.tensor([[1.0, 0.0, 0.0], [1.0, 2.0, 3.0]], requires_grad=True)
     sparsity.masked_flops(weights, 1).backward()
     assert weights.grad is not None
@@ -267,7 +269,7 @@ def test_masked_flops_spares_short_documents_entirely_and_is_flops_at_zero() -> 
     torch.testing.assert_close(sparsity.masked_flops(weights, 0), sparsity.flops(weights))
 
 
-def test_ramp_grows_quadratically_and_stays() -> None:
+def test_the_ramp_grows_quadratically_and_then_stays_constant() -> None:
     assert [sparsity.ramp(8.0, step, 4) for step in (0, 1, 3, 100)] == [0.5, 2.0, 8.0, 8.0]
 
 
@@ -276,9 +278,9 @@ def test_ramp_grows_quadratically_and_stays() -> None:
 def test_both_activations_share_the_support_and_the_order_of_relu(values: list[float]) -> None:
     logits = torch.tensor(values, dtype=torch.float64)
     for activate in (sparsity.single_log, sparsity.double_log):
-        out = activate(logits)
-        assert ((out > 0) == (logits > 0)).all()
-        assert (torch.diff(out[torch.argsort(logits)]) >= 0).all()
+        activated = activate(logits)
+        assert ((activated > 0) == (logits > 0)).all()
+        assert (torch.diff(activated[torch.argsort(logits)]) >= 0).all()
 
 
 # Selection
@@ -322,7 +324,7 @@ def test_a_constant_weight_multiplies_the_pairwise_gradient() -> None:
 
 @pytest.mark.parametrize("weighting", ["none", "ideal", "exact"])
 def test_a_tabular_scorer_reaches_the_optimum_that_each_weighting_has(weighting: str) -> None:
-    """Sheet 1.4: f* = log(a p+) - log(b p-) for weights a, b; p+ ~ p_r p_s, p- ~ 1 - p_r p_s."""
+    """The optimum f* = log(a p+) - log(b p-) for weights a, b; p+ ~ p_r p_s, p- ~ 1 - p_r p_s."""
     rng = torch.Generator().manual_seed(3)
     p_r, p_s = (0.1 + 0.8 * torch.rand(12, generator=rng, dtype=torch.float64) for _ in range(2))
     positive, negative = p_r * p_s, 1 - p_r * p_s
@@ -354,8 +356,8 @@ def test_a_tabular_scorer_reaches_the_optimum_that_each_weighting_has(weighting:
 
 @given(st.floats(0.5, 20), st.integers(0, 10_000))
 @settings(deadline=None, max_examples=30)
-def test_the_released_fixed_point_orders_as_no_weighting_does(temperature: float, seed: int) -> None:
-    """Sheet 1.7.3: f + log(1 + exp(f/T)) = L, solved by bisection, has the order of L."""
+def test_the_released_fixed_point_has_the_order_of_no_weighting(temperature: float, seed: int) -> None:
+    """The fixed point f + log(1 + exp(f/T)) = L, solved by bisection, has the order of L."""
     target = torch.randn(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
     low, high = torch.full_like(target, -60), torch.full_like(target, 60)
     for _ in range(80):

@@ -28,11 +28,11 @@ def main() -> None:
     """Runs all subjects and reports the seconds and the fault of each."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--limit", type=float, help="seconds a benchmark may take")
-    known, rest = arguments.parse_known_args()
+    options, rest = arguments.parse_known_args()
     faults = {}
     for subject in SUBJECTS:
         begin = time.monotonic()
-        if fault := run(subject, rest, known.limit):
+        if fault := run(subject, rest, options.limit):
             faults[subject] = fault
         print(f"{subject}: {fault or 'ok'}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     sys.exit("\n".join(["failed:", *(f"  {subject}: {fault}" for subject, fault in faults.items())]) if faults else 0)

@@ -95,31 +95,31 @@ def exact_order(encoded: EncodedSet) -> Candidates:
 def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
     """Candidates needed for 90, 95 and 99 % of the exact top 10, and the share within 100 and 200."""
     depth = min(DEEPEST, len(encoded.documents))
-    found: dict[str, Candidates] = {}
+    candidates_by_source: dict[str, Candidates] = {}
     dense, _ = opened(encoded.documents, "dense", {}, encoded.encoding)
-    found["dense"] = dense.search(encoded.queries.dense, depth)
+    candidates_by_source["dense"] = dense.search(encoded.queries.dense, depth)
     lexical, _ = opened(encoded.documents, "lexical", {}, encoded.encoding)
-    found["lexical"] = lexical.search(lexical.encode_queries(encoded.query_texts), depth)
+    candidates_by_source["lexical"] = lexical.search(lexical.encode_queries(encoded.query_texts), depth)
     for dims, (k_sim, d_proj) in FDES.items():
         fde, _ = opened(encoded.documents, "fde", {"k_sim": k_sim, "d_proj": d_proj}, encoded.encoding)
-        found[f"fde {dims}"] = fde.search(encoded.queries.tokens, depth)
+        candidates_by_source[f"fde {dims}"] = fde.search(encoded.queries.tokens, depth)
     for k in CENTROIDS:
         coded, _ = opened(encoded.documents, "multivector", {"storage": "int2", "centroids": k}, encoded.encoding)
-        found[f"centroids {k}"] = coded.centroid_candidates(encoded.queries.tokens, depth)
-        some = coded.with_params(candidates=REFINED)
-        found[f"{REFINED} by centroids {k}, then int2"] = some.search(encoded.queries.tokens, 200)
+        candidates_by_source[f"centroids {k}"] = coded.centroid_candidates(encoded.queries.tokens, depth)
+        refined = coded.with_params(candidates=REFINED)
+        candidates_by_source[f"{REFINED} by centroids {k}, then int2"] = refined.search(encoded.queries.tokens, 200)
     for name in ("w0x8", "w0x32"):
         pooled, _ = opened(encoded.documents, "multivector", {}, pooled_by(encoded.encoding, name, "document"))
-        found[name] = pooled.search(encoded.queries.tokens, depth)
-    ranks = {name: ranks_of_best(candidates, exact, 10) for name, candidates in found.items()}
+        candidates_by_source[name] = pooled.search(encoded.queries.tokens, depth)
+    ranks = {name: ranks_of_best(candidates, exact, 10) for name, candidates in candidates_by_source.items()}
     ranks |= {" + ".join(parts): ranks_of_union([ranks[part] for part in parts]) for parts in UNIONS}
     rows = []
-    for name, own in ranks.items():
+    for name, source_ranks in ranks.items():
         title = f"{encoded.name} {name}"
         for target in TARGETS:
-            count = needed(own, target)
+            count = needed(source_ranks, target)
             rows.append(Row(f"{title}: candidates for {target:.2f}", np.nan if count is None else count, "documents"))
-        rows += [Row(f"{title}: recall in {depth}", recall(own, depth), "share") for depth in (100, 200)]
+        rows += [Row(f"{title}: recall in {depth}", recall(source_ranks, depth), "share") for depth in (100, 200)]
     return rows
 
 
@@ -129,10 +129,10 @@ def storage(encoded: EncodedSet, exact: Candidates, poolings: Sequence[str] = PO
     Codes order the exact first 200, pooled vectors the exact first 1,000. A ratio is the share of float16's nDCG@10, or
     of the bytes of float32.
     """
-    out: list[Row] = []
+    figures: list[Row] = []
     plain = 0.0
-    whole = _tokens(encoded.encoding)
-    full = whole.values.size * FLOAT_BYTES / len(whole)
+    token_vectors = _tokens(encoded.encoding)
+    float32_bytes = token_vectors.values.size * FLOAT_BYTES / len(token_vectors)
     for pooling in ("", *poolings):
         documents, queries, rows = encoded.encoding, encoded.queries, exact.rows[:, :200]
         if pooling:
@@ -141,27 +141,34 @@ def storage(encoded: EncodedSet, exact: Candidates, poolings: Sequence[str] = PO
         for code in POOLED_CODES if pooling else CODES:
             retriever, n_bytes = opened(encoded.documents, "multivector", CODES[code], documents)
             scores = retriever.score(queries.tokens, rows)
-            top = np.stack([own[np.lexsort((own, -by))[:10]] for own, by in zip(rows, scores, strict=True)])
+            top = np.stack(
+                [
+                    query_rows[np.lexsort((query_rows, -query_scores))[:10]]
+                    for query_rows, query_scores in zip(rows, scores, strict=True)
+                ]
+            )
             quality = ndcg(encoded, top)
             plain = plain or quality
-            kept = [np.isin(best, own[:10]).mean() for best, own in zip(top, exact.rows, strict=True)]
+            kept_shares = [
+                np.isin(best, query_rows[:10]).mean() for best, query_rows in zip(top, exact.rows, strict=True)
+            ]
             title = f"{encoded.name} {code} {pooling}".rstrip()
             size = n_bytes / len(encoded.documents)
-            out += [
+            figures += [
                 Row(f"{title}: nDCG@10", quality, "nDCG@10", "float16", quality / plain),
-                Row(f"{title}: exact top 10 kept", float(np.mean(kept)), "share"),
-                Row(f"{title}: bytes a document", size, "B", "float32", size / full),
+                Row(f"{title}: exact top 10 kept", float(np.mean(kept_shares)), "share"),
+                Row(f"{title}: bytes a document", size, "B", "float32", size / float32_bytes),
             ]
-    return out
+    return figures
 
 
 def ndcg(encoded: EncodedSet, top: Array) -> float:
     """nDCG@10 of rows i64 [Q, 10], best first."""
     ids = [document.doc_id for document in encoded.documents]
     run = [
-        ScoredDoc(query_id, ids[row], float(-place))
-        for query_id, own in zip(encoded.query_ids, top, strict=True)
-        for place, row in enumerate(own)
+        ScoredDoc(query_id, ids[row], float(-rank))
+        for query_id, query_rows in zip(encoded.query_ids, top, strict=True)
+        for rank, row in enumerate(query_rows)
         if row >= 0
     ]
     return evaluate(run, encoded.qrels, ["nDCG@10"]).means["nDCG@10"]
@@ -214,10 +221,12 @@ def plot(axes: Any, rows: list[Row]) -> bool:
         title, _, what = row.what.partition(": ")
         if row.ratio is not None and what in ("nDCG@10", "bytes a document"):
             points.setdefault(title.partition(" ")[0], {}).setdefault(title, {})[what] = row.ratio
-    for number, (name, ways) in enumerate(points.items()):
-        own = sorted((way["bytes a document"], way["nDCG@10"]) for way in ways.values() if len(way) > 1)
-        axes.scatter(*zip(*own, strict=True), s=12, color=f"C{number}", alpha=0.6)
-        best = [(x, y) for x, y in own if y >= max(other for size, other in own if size <= x)]
+    for number, (name, storages) in enumerate(points.items()):
+        coordinates = sorted(
+            (shares["bytes a document"], shares["nDCG@10"]) for shares in storages.values() if len(shares) > 1
+        )
+        axes.scatter(*zip(*coordinates, strict=True), s=12, color=f"C{number}", alpha=0.6)
+        best = [(x, y) for x, y in coordinates if y >= max(other for size, other in coordinates if size <= x)]
         axes.plot(*zip(*best, strict=True), color=f"C{number}", linewidth=1, label=name)
     axes.axvline(1 / 8, color="black", linewidth=0.8, linestyle=":")
     axes.axhline(0.995, color="black", linewidth=0.8, linestyle=":")

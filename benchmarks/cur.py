@@ -80,8 +80,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             keep = (options.keep or Path(work)) / folder.resolve().name
             bench, costs = prepare(folder, keep, Path(work), options)
-            own = [row for name, found in contenders(bench).items() for row in judged(name, found, bench)]
-            rows += [*costs, *titled(folder.resolve().name, own)]
+            figures = [row for name, finder in contenders(bench).items() for row in measured(name, finder, bench)]
+            rows += [*costs, *titled(folder.resolve().name, figures)]
     emit(rows, options.json)
 
 
@@ -92,10 +92,10 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
     by_id = {query.query_id: query for query in read_queries(folder)}
     draw = np.random.default_rng(1)
     test = [by_id[i] for i in draw.permutation(sorted({q.query_id for q in qrels}))[: options.queries]]
-    asked = {query.query_id for query in test}
-    qrels = [qrel for qrel in qrels if qrel.query_id in asked]
+    test_ids = {query.query_id for query in test}
+    qrels = [qrel for qrel in qrels if qrel.query_id in test_ids]
     documents = sample(list(read_corpus(str(folder))), {q.doc_id for q in qrels}, options.documents)
-    anchors = anchor_queries(folder, documents, options.anchors, avoided=asked)
+    anchors = anchor_queries(folder, documents, options.anchors, avoided=test_ids)
 
     reranker = load_reranker(options.reranker, load_settings().models.device)
     scorer = AnchorScorer(reranker, anchors, keep, clock=time.process_time)
@@ -126,11 +126,11 @@ def anchor_queries(folder: Path, documents: Sequence[Document], n: int, avoided:
     """Train (else dev, else test) queries, those with an answer in the sample first; never one of those avoided."""
     by_id = {query.query_id: query for query in read_queries(folder)}
     split = next(s for s in ("train", "dev", "test") if (folder / "qrels" / f"{s}.tsv").exists())
-    there = {document.doc_id for document in documents}
+    sampled_ids = {document.doc_id for document in documents}
     answers: dict[str, bool] = {}
     for query_id, doc_id, _ in read_qrels(folder, split):
         if query_id not in avoided:
-            answers[query_id] = answers.get(query_id, False) or doc_id in there
+            answers[query_id] = answers.get(query_id, False) or doc_id in sampled_ids
     order = [str(i) for i in np.random.default_rng(3).permutation(sorted(answers))]
     order.sort(key=lambda query_id: not answers[query_id])
     return [by_id[query_id].text for query_id in order[:n]]
@@ -142,16 +142,16 @@ def rankings(documents: Sequence[Document], queries: Sequence[Query], work: Path
     settings = load_settings(work / "plans.toml")
     row_of = {document.doc_id: row for row, document in enumerate(documents)}
     build(documents, work / "collection", settings=settings).close()
-    out: dict[str, list[Candidates]] = {}
+    by_stage: dict[str, list[Candidates]] = {}
     with open(work / "collection", settings=settings) as searcher:
         for name, plan in FIRST_STAGES.items():
-            out[name] = []
+            by_stage[name] = []
             for query in queries:
                 hits = searcher.search(query.text, 1000, plan=plan)
                 ranked = np.array([row_of[hit.doc_id] for hit in hits], dtype=np.int64)
                 scores = np.array([hit.score for hit in hits], dtype=np.float32)
-                out[name].append(as_candidates([(ranked, scores)], 1000))
-    return out
+                by_stage[name].append(as_candidates([(ranked, scores)], 1000))
+    return by_stage
 
 
 Finder = Callable[[int, int], np.ndarray[Any, Any]]
@@ -159,11 +159,11 @@ Finder = Callable[[int, int], np.ndarray[Any, Any]]
 
 def contenders(bench: Bench) -> dict[str, Finder]:
     """Name -> (query, budget) -> the rows that were scored, best first."""
-    out: dict[str, Finder] = {f"rerank {name}": reranked(bench, name) for name in bench.seeds}
-    out |= {method: cur(bench, CurSearch(method=method), None) for method in ("anncur", "adacur", "axn")}
-    out |= {f"axn seeded by {name}": cur(bench, CurSearch(method="axn"), name) for name in bench.seeds}
-    out["adacur seeded by hybrid"] = cur(bench, CurSearch(method="adacur"), "hybrid")
-    return out
+    finders: dict[str, Finder] = {f"rerank {name}": reranked(bench, name) for name in bench.seeds}
+    finders |= {method: cur(bench, CurSearch(method=method), None) for method in ("anncur", "adacur", "axn")}
+    finders |= {f"axn seeded by {name}": cur(bench, CurSearch(method="axn"), name) for name in bench.seeds}
+    finders["adacur seeded by hybrid"] = cur(bench, CurSearch(method="adacur"), "hybrid")
+    return finders
 
 
 def reranked(bench: Bench, name: str) -> Finder:
@@ -190,15 +190,15 @@ def cur(bench: Bench, options: CurSearch, seeded_by: str | None) -> Finder:
     return find
 
 
-def judged(name: str, find: Finder, bench: Bench) -> list[Row]:
+def measured(name: str, find: Finder, bench: Bench) -> list[Row]:
     """Recall of the exact top 10 and 100, and nDCG@10 by the judgements, at every budget."""
     rows = []
     for budget in (b for b in BUDGETS if b <= len(bench.documents)):
-        found = [find(query, budget) for query in range(len(bench.queries))]
+        scored_rows = [find(query, budget) for query in range(len(bench.queries))]
         for k in (10, 100):
-            recall = np.mean([_recall(bench.exact[q], found[q], k) for q in range(len(found))])
+            recall = np.mean([_recall(bench.exact[q], scored_rows[q], k) for q in range(len(scored_rows))])
             rows.append(Row(f"{name}: top-{k} recall at {budget} calls", float(recall), "share"))
-        rows.append(Row(f"{name}: nDCG@10 at {budget} calls", _ndcg(found, bench), "nDCG@10"))
+        rows.append(Row(f"{name}: nDCG@10 at {budget} calls", _ndcg(scored_rows, bench), "nDCG@10"))
     return rows
 
 
@@ -214,10 +214,12 @@ def plot(axes: Any, rows: list[Row]) -> bool:
     panels = figure.subplots(2, len(corpora), squeeze=False, sharex=True, sharey="row")
     for column, corpus in enumerate(corpora):
         for panel, measure in zip(panels[:, column], ("top-10 recall", "nDCG@10"), strict=True):
-            for way, cell in ((way, cell) for (own, way), cell in cells.items() if own == corpus):
-                style = "--" if way.startswith("rerank") else "-"
+            for method, cell in (
+                (method, cell) for (cell_corpus, method), cell in cells.items() if cell_corpus == corpus
+            ):
+                style = "--" if method.startswith("rerank") else "-"
                 panel.plot(
-                    list(cell[measure]), list(cell[measure].values()), style, marker="o", markersize=3, label=way
+                    list(cell[measure]), list(cell[measure].values()), style, marker="o", markersize=3, label=method
                 )
             panel.set_xscale("log")
             panel.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
@@ -233,36 +235,36 @@ def plot(axes: Any, rows: list[Row]) -> bool:
 def table(rows: list[Row]) -> str:
     """One line a way: top-10 recall / top-100 recall / nDCG@10 at every budget."""
     head = " | ".join(f"{budget} calls" for budget in BUDGETS)
-    lines = [f"| corpus | way | {head} |", "| --- | --- |" + " --- |" * len(BUDGETS)]
-    for (corpus, way), cell in _cells(rows).items():
-        found = [
+    lines = [f"| corpus | method | {head} |", "| --- | --- |" + " --- |" * len(BUDGETS)]
+    for (corpus, method), cell in _cells(rows).items():
+        figures = [
             " / ".join(f"{cell[m][budget]:.3f}" for m in MEASURES) if budget in cell[MEASURES[0]] else ""
             for budget in BUDGETS
         ]
-        lines.append(f"| {corpus} | {way} | {' | '.join(found)} |")
+        lines.append(f"| {corpus} | {method} | {' | '.join(figures)} |")
     costs = [f"- {row.what}: {row.value:,.4g} {row.unit}" for row in rows if " calls" not in row.what]
     return "\n".join(["Top-10 recall / top-100 recall of the exact ranking / nDCG@10.", "", *lines, "", *costs, ""])
 
 
 def _cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
-    out: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    cells: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
-        corpus, way, rest = [*row.what.split(": "), "", ""][:3]
+        corpus, method, rest = [*row.what.split(": "), "", ""][:3]
         measure, _, calls = rest.partition(" at ")
         if calls:
-            out.setdefault((corpus, way), {}).setdefault(measure, {})[int(calls.split()[0])] = row.value
-    return out
+            cells.setdefault((corpus, method), {}).setdefault(measure, {})[int(calls.split()[0])] = row.value
+    return cells
 
 
-def _recall(exact: np.ndarray[Any, Any], found: np.ndarray[Any, Any], k: int) -> float:
-    return float(np.isin(np.argsort(-exact, kind="stable")[:k], found).mean())
+def _recall(exact: np.ndarray[Any, Any], scored_rows: np.ndarray[Any, Any], k: int) -> float:
+    return float(np.isin(np.argsort(-exact, kind="stable")[:k], scored_rows).mean())
 
 
-def _ndcg(found: Sequence[np.ndarray[Any, Any]], bench: Bench) -> float:
+def _ndcg(scored_rows: Sequence[np.ndarray[Any, Any]], bench: Bench) -> float:
     run = [
-        ScoredDoc(query.query_id, bench.documents[row].doc_id, -float(place))
-        for query, rows in zip(bench.queries, found, strict=True)
-        for place, row in enumerate(rows[:10].tolist())
+        ScoredDoc(query.query_id, bench.documents[row].doc_id, -float(rank))
+        for query, rows in zip(bench.queries, scored_rows, strict=True)
+        for rank, row in enumerate(rows[:10].tolist())
     ]
     return evaluate(run, bench.qrels, ["nDCG@10"]).means["nDCG@10"]
 

@@ -72,36 +72,36 @@ def main() -> None:
     options = arguments.parse_args()
     n, anchors = (48, 6) if options.quick else (options.documents, options.anchors)
     documents = list(islice(read_corpus(str(options.folder)), n))
-    asked = [Query(str(i), text) for i, text in enumerate(anchor_queries(options.folder, documents, anchors))]
+    queries = [Query(str(i), text) for i, text in enumerate(anchor_queries(options.folder, documents, anchors))]
     reranker: Any = load_reranker(options.reranker, replace(load_settings().models.device, threads=1))
     with tempfile.TemporaryDirectory() as work:
-        emit(measured(documents, asked, reranker, Path(work)), options.json)
+        emit(measured(documents, queries, reranker, Path(work)), options.json)
 
 
-def measured(documents: Sequence[Document], asked: Sequence[Query], reranker: PairReranker, work: Path) -> list[Row]:
+def measured(documents: Sequence[Document], queries: Sequence[Query], reranker: PairReranker, work: Path) -> list[Row]:
     """Every figure."""
-    texts = [query.text for query in asked]
+    texts = [query.text for query in queries]
     estimate = AnchorScorer(reranker, texts, work, clock=time.process_time).estimate(documents, len(documents))
     counted = Mortal(reranker)
     begin = time.process_time()
-    report = built(documents, asked, counted, work / "whole")
-    spent = time.process_time() - begin
+    report = built(documents, queries, counted, work / "whole")
+    build_seconds = time.process_time() - begin
     sampled = counted.pairs - estimate.pairs
-    rate = counted.pairs / spent
+    rate = counted.pairs / build_seconds
 
     killed = Mortal(reranker, dies_after=sampled + estimate.pairs * 2 // 3)
     with suppress(Killed):
-        built(documents, asked, killed, work / "killed")
+        built(documents, queries, killed, work / "killed")
     resumed = Mortal(reranker)
-    built(documents, asked, resumed, work / "killed")
+    built(documents, queries, resumed, work / "killed")
     same = np.array_equal(columns(work / "whole"), columns(work / "killed"))
 
-    title = f"{report.documents:,} documents, {len(asked)} anchor queries"
+    title = f"{report.documents:,} documents, {len(queries)} anchor queries"
     rows = [
         Row(f"{title}: calls", estimate.pairs, "calls"),
         Row(f"{title}: calls of the estimate itself", sampled, "calls"),
         Row(f"{title}: estimated before", estimate.seconds, "s"),
-        Row(f"{title}: whole build", spent, "s", "estimate", estimate.seconds / spent),
+        Row(f"{title}: whole build", build_seconds, "s", "estimate", estimate.seconds / build_seconds),
         Row(f"{title}: pairs per second", rate, "pairs/s"),
         Row(f"{title}: bytes a document", bytes_of(work / "whole") / report.documents, "B"),
         Row(f"{title}: calls of a build killed on its way", killed.pairs, "calls"),
@@ -113,11 +113,11 @@ def measured(documents: Sequence[Document], asked: Sequence[Query], reranker: Pa
     ]
 
 
-def built(documents: Sequence[Document], asked: Sequence[Query], reranker: Reranker, out: Path) -> BuildReport:
+def built(documents: Sequence[Document], queries: Sequence[Query], reranker: Reranker, folder: Path) -> BuildReport:
     """A collection with the channel `cur` alone."""
-    config = CollectionConfig(channels=("cur",), parameters={"cur": {"anchor_queries": len(asked)}})
-    run = BuildRun(total=len(documents), queries=asked, reranker=reranker)
-    return build(documents, out, encoder=None, config=config, run=run)
+    config = CollectionConfig(channels=("cur",), parameters={"cur": {"anchor_queries": len(queries)}})
+    run = BuildRun(total=len(documents), queries=queries, reranker=reranker)
+    return build(documents, folder, encoder=None, config=config, run=run)
 
 
 def columns(collection: Path) -> Array:
@@ -132,9 +132,9 @@ def columns(collection: Path) -> Array:
 def bytes_of(collection: Path) -> int:
     """Of the channel, on disk."""
     opened = Collection.open(collection)
-    found = opened.bytes_by_part()["cur"]
+    size = opened.bytes_by_part()["cur"]
     opened.close()
-    return found
+    return size
 
 
 if __name__ == "__main__":

@@ -80,8 +80,8 @@ def fidelity(documents: list[Document]) -> list[Row]:
     reference = _tokens(_mini("torch", "fp32"), documents).values
     rows = []
     for backend, precision in (("torch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16")):
-        own = _tokens(_mini(backend, precision), documents).values
-        cosine = float((own * reference).sum(axis=1).mean())
+        token_vectors = _tokens(_mini(backend, precision), documents).values
+        cosine = float((token_vectors * reference).sum(axis=1).mean())
         rows.append(Row(f"token cosine with torch fp32: {backend} {precision}", cosine, "cosine"))
     return rows
 
@@ -102,25 +102,27 @@ def quality(folder: Path) -> list[Row]:
 def _ndcg(folder: Path, encoder: MiniEncoder) -> dict[str, float]:
     documents = list(read_corpus(str(folder)))
     qrels = read_qrels(folder, "test")
-    judged = {qrel.query_id for qrel in qrels}
-    queries = [query for query in read_queries(folder) if query.query_id in judged]
+    judged_ids = {qrel.query_id for qrel in qrels}
+    queries = [query for query in read_queries(folder) if query.query_id in judged_ids]
     encoded = encoder.encode_documents(documents, BOTH)
-    asked = encoder.encode_queries(queries, BOTH)
+    query_encoding = encoder.encode_queries(queries, BOTH)
     assert encoded.dense is not None
-    assert asked.dense is not None
+    assert query_encoding.dense is not None
     assert encoded.tokens is not None
-    assert asked.tokens is not None
+    assert query_encoding.tokens is not None
     rows = np.arange(len(documents), dtype=np.int64)
     runs: dict[str, list[ScoredDoc]] = {"dense": [], "raw MaxSim": []}
     for i, query in enumerate(queries):
-        matrix = asked.tokens.take([i]).values
+        matrix = query_encoding.tokens.take([i]).values
         scores = {
-            "dense": encoded.dense.values @ asked.dense.values[i],
+            "dense": encoded.dense.values @ query_encoding.dense.values[i],
             "raw MaxSim": maxsim_rows(matrix, encoded.tokens.values, encoded.tokens.offsets, rows),
         }
-        for channel, own in scores.items():
-            found = best(own, 100)
-            runs[channel] += [ScoredDoc(query.query_id, documents[r].doc_id, float(-n)) for n, r in enumerate(found)]
+        for channel, channel_scores in scores.items():
+            best_rows = best(channel_scores, 100)
+            runs[channel] += [
+                ScoredDoc(query.query_id, documents[r].doc_id, float(-n)) for n, r in enumerate(best_rows)
+            ]
     return {channel: evaluate(run, qrels, ["nDCG@10"]).means["nDCG@10"] for channel, run in runs.items()}
 
 

@@ -44,8 +44,8 @@ def dense(n: int, rounds: int) -> list[Row]:
     for q in (1, 32):
         queries = _unit(rng, q, 384)
         ours = partial(retriever.search, DenseVectors(queries), 100)
-        found, expected = ours(), index.search(queries, 100)[1]
-        same = np.mean([len(set(a) & set(b)) / 100 for a, b in zip(found.rows, expected, strict=True)])
+        candidates, expected = ours(), index.search(queries, 100)[1]
+        same = np.mean([len(set(a) & set(b)) / 100 for a, b in zip(candidates.rows, expected, strict=True)])
         contenders: dict[str, Any] = {
             "faiss IndexFlatIP": partial(index.search, queries, 100),
             "numpy product and argpartition": partial(_numpy_top, values, queries),
@@ -93,8 +93,8 @@ def _encoding(n: int, dense: DenseVectors | None = None, tokens: TokenVectors | 
 
 
 def _unit(rng: np.random.Generator, n: int, dim: int) -> Any:
-    out = rng.standard_normal((n, dim), dtype=np.float32)
-    return out / np.linalg.norm(out, axis=1, keepdims=True)
+    vectors = rng.standard_normal((n, dim), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _numpy_top(values: Any, queries: Any) -> Any:

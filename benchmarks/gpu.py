@@ -53,15 +53,15 @@ def seconds(run: Callable[[], object]) -> float:
     """Median wall time on the device, after two uncounted rounds."""
     import torch
 
-    took = []
+    durations = []
     for number in range(ROUNDS + 2):
         torch.cuda.synchronize()
         begin = time.perf_counter()
         run()
         torch.cuda.synchronize()
         if number > 1:
-            took.append(time.perf_counter() - begin)
-    return float(np.median(took))
+            durations.append(time.perf_counter() - begin)
+    return float(np.median(durations))
 
 
 def copy_bandwidth() -> float:
@@ -86,10 +86,10 @@ def encoding(n: int, bandwidth: float) -> list[Row]:
         def run(shape: FdeShape = shape, matrices: object = matrices) -> object:
             return encode_documents(values, offsets, matrices, shape)  # type: ignore[arg-type]
 
-        took = seconds(run)
-        moved = (values.nbytes + 4 * n * shape.dim) / took / 1e9
+        duration = seconds(run)
+        moved = (values.nbytes + 4 * n * shape.dim) / duration / 1e9
         rows.append(Row(f"fde {shape.dim}: encoding, read and written", moved, "GB/s", "copy", moved / bandwidth))
-        rows.append(Row(f"fde {shape.dim}: encoding", n / took, "documents/s"))
+        rows.append(Row(f"fde {shape.dim}: encoding", n / duration, "documents/s"))
     return rows
 
 
@@ -107,12 +107,12 @@ def maxsim(n: int) -> list[Row]:
     flop = 2 * QUERY_TOKENS * len(tokens) * DIM
     square = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     plain = flop / seconds(lambda: tokens @ columns) / 1e12
-    own = flop / seconds(lambda: score(query, ends, tokens, offsets)) / 1e12
+    ours = flop / seconds(lambda: score(query, ends, tokens, offsets)) / 1e12
     peak = 2 * 8192**3 / seconds(lambda: square @ square) / 1e12
     return [
         Row("bf16 product of 8192 x 8192", peak, "TFLOP/s"),
         Row("bf16 product of all tokens with the query, no maximum", plain, "TFLOP/s"),
-        Row(f"MaxSim of {n:,} documents", own, "TFLOP/s", "the product", own / plain),
+        Row(f"MaxSim of {n:,} documents", ours, "TFLOP/s", "the product", ours / plain),
     ]
 
 
@@ -124,11 +124,11 @@ def scan(n: int, bandwidth: float, dim: int = 2560, k: int = 100) -> list[Row]:
     rows = []
     for batch in (1, 16, 64):
         queries = torch.randn(batch, dim, device="cuda", dtype=torch.float16)
-        took = seconds(lambda queries=queries: (queries @ values.T).topk(k))  # type: ignore[misc]
-        moved = values.nbytes / took / 1e9
+        duration = seconds(lambda queries=queries: (queries @ values.T).topk(k))  # type: ignore[misc]
+        moved = values.nbytes / duration / 1e9
         title = f"exact scan, {n:,} x {dim} float16, best {k}, batch {batch}"
         rows.append(Row(f"{title}: bytes of the encodings", moved, "GB/s", "copy", moved / bandwidth))
-        rows.append(Row(f"{title}: a query", took * 1e3 / batch, "ms"))
+        rows.append(Row(f"{title}: a query", duration * 1e3 / batch, "ms"))
     return rows
 
 
@@ -148,9 +148,9 @@ class _Timed:
 
     def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
         begin = time.perf_counter()
-        out = self.inner.encode_documents(documents, kinds)
+        encoded = self.inner.encode_documents(documents, kinds)
         self.seconds += time.perf_counter() - begin
-        return out
+        return encoded
 
 
 def build_rate(n: int | None, device: str = "cuda") -> list[Row]:

@@ -62,20 +62,20 @@ def grown(real: TokenVectors, n: int, queries: list[Array]) -> list[Row]:
     seconds: dict[str, list[float]] = {"by centroids": [], "exact": []}
     hits = []
     for query in queries[:1] + queries:  # the first one compiles
-        found = {}
-        for name, way in (("by centroids", retriever), ("exact", exact)):
+        rows_by_mode = {}
+        for name, searcher in (("by centroids", retriever), ("exact", exact)):
             begin = time.process_time()
-            found[name] = way.search(split(query), 10).rows[0]
+            rows_by_mode[name] = searcher.search(split(query), 10).rows[0]
             seconds[name].append(time.process_time() - begin)
-        hits.append(np.isin(found["exact"], found["by centroids"]).mean())
-    own, whole = (np.array(seconds[name][1:]) * 1e3 for name in ("by centroids", "exact"))
+        hits.append(np.isin(rows_by_mode["exact"], rows_by_mode["by centroids"]).mean())
+    centroid_ms, exact_ms = (np.array(seconds[name][1:]) * 1e3 for name in ("by centroids", "exact"))
     values = (
         (build_s, "s"),
         (n_bytes / n, "B"),
         ((_resident() - memory) / 2**20, "MiB"),
-        (float(np.median(own)), "ms"),
-        (float(np.quantile(own, 0.99)), "ms"),
-        (float(np.median(whole)), "ms"),
+        (float(np.median(centroid_ms)), "ms"),
+        (float(np.quantile(centroid_ms, 0.99)), "ms"),
+        (float(np.median(exact_ms)), "ms"),
         (float(np.mean(hits[1:])), "share"),
     )
     return [Row(f"{n} documents: {what}", *value) for what, value in zip(MEASURES, values, strict=True)]
@@ -84,7 +84,7 @@ def grown(real: TokenVectors, n: int, queries: list[Array]) -> list[Row]:
 def built(real: TokenVectors, n: int) -> tuple[Any, float, int]:
     """(retriever, CPU seconds of learning and packing, bytes) of n synthetic documents."""
     plain = make_family("multivector", SETTING)
-    spent = 0.0
+    seconds = 0.0
     parts: list[SegmentPart] = []
     family = plain
     for block, _ in mixed(real, n, TOKENS):
@@ -92,10 +92,10 @@ def built(real: TokenVectors, n: int) -> tuple[Any, float, int]:
         if not parts:
             family = plain.with_codec(plain.learn(encoding_of(block.take(range(min(SAMPLE, len(block)))))))
         arrays = {name: np.asarray(array) for name, array in family.pack([], encoding_of(block)).items()}
-        spent += time.process_time() - begin
+        seconds += time.process_time() - begin
         parts.append(SegmentPart(arrays, None, len(block)))
     n_bytes = sum(array.nbytes for part in parts for array in part.arrays.values())
-    return family.open(parts), spent, n_bytes
+    return family.open(parts), seconds, n_bytes
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
@@ -123,11 +123,11 @@ def table(rows: list[Row]) -> str:
 
 
 def _cells(rows: list[Row]) -> dict[int, dict[str, float]]:
-    out: dict[int, dict[str, float]] = {}
+    cells: dict[int, dict[str, float]] = {}
     for row in rows:
         size, _, measure = row.what.partition(" documents: ")
-        out.setdefault(int(size), {})[measure] = row.value
-    return out
+        cells.setdefault(int(size), {})[measure] = row.value
+    return cells
 
 
 def _resident() -> int:

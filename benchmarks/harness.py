@@ -37,22 +37,22 @@ def interleave(
     """
     for run in contenders.values():
         run()
-    out: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
             start = clock()
             run()
-            out[name].append(clock() - start)
-    return out
+            seconds[name].append(clock() - start)
+    return seconds
 
 
 def compare(seconds: Mapping[str, Sequence[float]], per: float, unit: str, peer: str) -> list[Row]:
     """Rows of medians per item, with their spread in the name, and ratios pair by pair against the peer."""
     rows = []
-    for name, own in seconds.items():
-        median, low, high = (float(f(own)) / per for f in (np.median, np.min, np.max))
+    for name, times in seconds.items():
+        median, low, high = (float(f(times)) / per for f in (np.median, np.min, np.max))
         scale = {"ms": 1e3, "us": 1e6, "s": 1.0}[unit]
-        ratio = float(np.median(np.array(seconds[peer]) / np.array(own)))
+        ratio = float(np.median(np.array(seconds[peer]) / np.array(times)))
         spread = f"[{low * scale:.3g}-{high * scale:.3g}]"
         rows.append(Row(f"{name} {spread}", median * scale, unit, peer, None if name == peer else ratio))
     return rows
@@ -65,10 +65,10 @@ def titled(title: str, rows: Sequence[Row]) -> list[Row]:
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """--quick and --json, to which a benchmark adds its own."""
-    out = argparse.ArgumentParser(description=description)
-    out.add_argument("--quick", action="store_true", help="under 50 seconds")
-    out.add_argument("--json", action="store_true", help="print a list of rows")
-    return out
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--quick", action="store_true", help="under 50 seconds")
+    arguments.add_argument("--json", action="store_true", help="print a list of rows")
+    return arguments
 
 
 def emit(rows: Sequence[Row], as_json: bool) -> None:
@@ -98,16 +98,16 @@ def machine() -> str:
 
 
 @contextmanager
-def prints_elsewhere() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """What compiled code prints goes to standard error: standard output is for the rows."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    saved = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def demo_corpus() -> Path:

@@ -48,7 +48,7 @@ from chamfer.service.search.request import SearchRequest, SearchResult
 PATH = "/v1/collections/demo/search"
 REQUEST = orjson.dumps({"query": "Why did the fox lose his tail?", "k": 10, "plan": "balanced"})
 STAGES = {"encode": 4.0, "retrieve:dense": 1.0, "retrieve:lexical": 1.0, "fuse": 0.2, "documents": 0.1}
-OWN = ("chamfer", "chamfer by worker thread")
+OURS = ("chamfer", "chamfer by worker thread")
 PEERS = ("raw ASGI", "FastAPI def")
 TEXT = "One day a fox found himself in a trap, and got away only by leaving his tail behind. " * 3
 
@@ -261,7 +261,9 @@ def measure(*, quick: bool) -> list[Row]:
             costs = _costs(servers, connections, rounds, seconds)
             what = f"server CPU per request, {connections} connection{'s' if connections > 1 else ''}"
             rows += [
-                Row(f"{own}: {what}", costs[own], "us", peer, costs[peer] / costs[own]) for own in OWN for peer in PEERS
+                Row(f"{ours}: {what}", costs[ours], "us", peer, costs[peer] / costs[ours])
+                for ours in OURS
+                for peer in PEERS
             ]
             rows += [Row(f"{peer}: {what}", costs[peer], "us") for peer in PEERS]
     return rows
@@ -276,7 +278,7 @@ def _costs(servers: Mapping[str, Server], connections: int, rounds: int, seconds
             if load.errors:
                 raise RuntimeError(f"{load.errors} of {load.requests} requests to {name} failed")
             costs[name].append(load.cpu_us)
-    return {name: median(own) for name, own in costs.items()}
+    return {name: median(values) for name, values in costs.items()}
 
 
 def soak(seconds: float, clients: int = 64) -> list[Row]:

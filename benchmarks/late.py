@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.candidates import SAMPLE
 from benchmarks.encoded import EncodedSet, load
-from benchmarks.harness import Row, demo_corpus, emit, parser, prints_elsewhere
+from benchmarks.harness import Row, demo_corpus, emit, parser, stdout_to_stderr
 from benchmarks.peers import HOME
 from benchmarks.synthetic import mixed
 from chamfer.core.types import Array, Encoding, TokenVectors
@@ -75,8 +75,8 @@ def main() -> None:
         sets = [load(folder, options.encoded or Path(work), options.skip + share) for folder in folders]
         tokens, ids, queries = together(sets, n_documents, options.skip)
         if options.synthetic:
-            blocks, places = zip(*mixed(tokens, options.synthetic, SYNTHETIC_TOKENS), strict=True)
-            tokens, ids = TokenVectors.concatenate(blocks), ids[np.concatenate(places)]
+            blocks, origins = zip(*mixed(tokens, options.synthetic, SYNTHETIC_TOKENS), strict=True)
+            tokens, ids = TokenVectors.concatenate(blocks), ids[np.concatenate(origins)]
         exact, contenders = chamfer(tokens, options.storages.split(","), options.packed)
         if (options.tachiom / "tachiom").is_dir():
             index = options.index or Path(work) / "tachiom.bin"
@@ -90,37 +90,41 @@ def together(
     sets: Sequence[EncodedSet], n_documents: int | None, skipped: int = 0
 ) -> tuple[TokenVectors, Array, list[Array]]:
     """(token vectors of all sets in one, the vocabulary id of every token, queries but the first ones of each set)."""
-    tokens = TokenVectors.concatenate([_tokens(each.encoding) for each in sets])
-    texts = [document.content for each in sets for document in each.documents]
+    tokens = TokenVectors.concatenate([_tokens(encoded_set.encoding) for encoded_set in sets])
+    texts = [document.content for encoded_set in sets for document in encoded_set.documents]
     rows = np.arange(len(tokens))
     if n_documents is not None and n_documents < len(tokens):
         rows = np.sort(np.random.default_rng(7).choice(len(tokens), n_documents, replace=False))
         tokens = tokens.take(rows)
     queries = []
-    for each in sets:
-        asked = _tokens(each.queries)
-        matrices = [asked.values[a:b] for a, b in zip(asked.offsets[:-1], asked.offsets[1:], strict=True)]
+    for encoded_set in sets:
+        query_tokens = _tokens(encoded_set.queries)
+        matrices = [
+            query_tokens.values[a:b] for a, b in zip(query_tokens.offsets[:-1], query_tokens.offsets[1:], strict=True)
+        ]
         queries += [matrix for matrix in matrices[skipped:] if len(matrix) <= LONGEST_QUERY]
     return tokens, _vocabulary_ids([texts[row] for row in rows]), queries
 
 
-def chamfer(tokens: TokenVectors, storages: Sequence[str], kept: Path | None) -> tuple[Contender, dict[str, Contender]]:
+def chamfer(
+    tokens: TokenVectors, storages: Sequence[str], cache: Path | None
+) -> tuple[Contender, dict[str, Contender]]:
     """(the exact way, ways by centroids by name), each with its bytes a document."""
     n = len(tokens)
     plain = make_family("multivector")
     exact: Any = plain.open([SegmentPart(plain.pack([], encoding_of(tokens)), None, n)])
-    out: dict[str, Contender] = {}
+    contenders: dict[str, Contender] = {}
     for name in storages:
-        codec, arrays = packed(tokens, name, kept)
+        codec, arrays = packed(tokens, name, cache)
         size = sum(array.nbytes for array in arrays.values()) / n
         retriever: Any = family_of(name).with_codec(codec).open([SegmentPart(arrays, None, n)])
         for margin in MARGINS:
-            most = n if margin > MultivectorConfig.margin else None
-            out[f"{name}, margin {margin}"] = (
-                partial(_search, retriever.with_params(margin=margin, candidates=most)),
+            limit = n if margin > MultivectorConfig.margin else None
+            contenders[f"{name}, margin {margin}"] = (
+                partial(_search, retriever.with_params(margin=margin, candidates=limit)),
                 size,
             )
-    return (partial(_search, exact), tokens.values.nbytes / n), out
+    return (partial(_search, exact), tokens.values.nbytes / n), contenders
 
 
 def family_of(name: str) -> Any:
@@ -128,15 +132,15 @@ def family_of(name: str) -> Any:
     return make_family("multivector", {"storage": name.partition(" ")[0], "centroids": CENTROIDS})
 
 
-def packed(tokens: TokenVectors, name: str, kept: Path | None) -> tuple[dict[str, Array], dict[str, Array]]:
+def packed(tokens: TokenVectors, name: str, cache: Path | None) -> tuple[dict[str, Array], dict[str, Array]]:
     """(codec, arrays) of a storage, out of `kept` if they are there."""
     from safetensors.numpy import load_file, save_file
 
-    path = None if kept is None else kept / f"{len(tokens)}-{name.replace(' ', '-')}.safetensors"
+    path = None if cache is None else cache / f"{len(tokens)}-{name.replace(' ', '-')}.safetensors"
     if path is not None and path.exists():
-        found = load_file(path)
+        stored = load_file(path)
         parts: list[dict[str, Array]] = [{}, {}]
-        for key, array in found.items():
+        for key, array in stored.items():
             whose, _, rest = key.partition(".")
             parts[whose == "arrays"][rest] = array
         return parts[0], parts[1]
@@ -163,22 +167,22 @@ def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Pa
         vectors = {"vectors": tokens.values, "ids": ids, "lengths": np.diff(tokens.offsets).astype(np.int32)}
         for name, array in vectors.items():
             np.save(work / f"{name}.npy", array)
-        with prints_elsewhere():
+        with stdout_to_stderr():
             module.Tachiom.build(*(str(work / f"{name}.npy") for name in vectors)).save(str(path))
     index = module.Tachiom.load(str(path))
     if index.len != len(tokens):
         raise SystemExit(f"{path} holds {index.len} documents, expected {len(tokens)}; remove it")
     plain = make_family("multivector")
     arrays = plain.pack([], encoding_of(tokens))
-    judge: Any = plain.open([SegmentPart(arrays, None, len(tokens))])
+    rescorer: Any = plain.open([SegmentPart(arrays, None, len(tokens))])
     size, exact_size = path.stat().st_size / len(tokens), tokens.values.nbytes / len(tokens)
-    out: dict[str, Contender] = {}
+    contenders: dict[str, Contender] = {}
     for (centroids, documents, ef), alpha in product(TACHIOM, ALPHAS):
         params = {"k_centroids": centroids, "k_docs_to_score": documents, "ef_search": ef, "alpha": alpha}
         name = f"tachiom {centroids}/{documents}/{ef}/{alpha}"
-        out[name] = partial(_ask_tachiom, index, params, None), size
-        out[f"{name} + exact"] = partial(_ask_tachiom, index, params, judge), size + exact_size
-    return out
+        contenders[name] = partial(_search_tachiom, index, params, None), size
+        contenders[f"{name} + exact"] = partial(_search_tachiom, index, params, rescorer), size + exact_size
+    return contenders
 
 
 def muvera_rs(folder: Path, tokens: TokenVectors) -> dict[str, Contender]:
@@ -191,14 +195,14 @@ def muvera_rs(folder: Path, tokens: TokenVectors) -> dict[str, Contender]:
     for number, text in enumerate(texts[1:], 2):  # one at a time: nested lists of all take 32 bytes a number
         index.add_document(text.tolist(), number)
     plain = make_family("multivector")
-    judge: Any = plain.open([SegmentPart(plain.pack([], encoding_of(tokens)), None, len(tokens))])
+    rescorer: Any = plain.open([SegmentPart(plain.pack([], encoding_of(tokens)), None, len(tokens))])
     size = 4.0 * index.embedding_dim + tokens.values.nbytes / len(tokens)
-    return {f"muvera-rs, {n} + exact": (partial(_ask_muvera, index, n, judge), size) for n in (100, 500)}
+    return {f"muvera-rs, {n} + exact": (partial(_search_muvera, index, n, rescorer), size) for n in (100, 500)}
 
 
-def _ask_muvera(index: Any, n: int, judge: Any, query: Array) -> Array:
+def _search_muvera(index: Any, n: int, rescorer: Any, query: Array) -> Array:
     rows = np.array(index.get_top_k(query.tolist(), n), dtype=np.int64) - 1
-    chosen: Array = rows[np.argsort(-judge.score(split(query), rows[None])[0], kind="stable")[:10]]
+    chosen: Array = rows[np.argsort(-rescorer.score(split(query), rows[None])[0], kind="stable")[:10]]
     return chosen
 
 
@@ -214,32 +218,32 @@ def compared(exact: Contender, contenders: Mapping[str, Contender], queries: Seq
         seconds["exact float16"].append(time.process_time() - begin)
         for name, (search, _) in contenders.items():
             begin = time.process_time()
-            found = search(query)
+            found_rows = search(query)
             seconds[name].append(time.process_time() - begin)
-            hits[name].append(float(np.isin(expected, found).mean()))
+            hits[name].append(float(np.isin(expected, found_rows).mean()))
     rows = []
-    for name, spent in seconds.items():
+    for name, durations in seconds.items():
         title = f"{n:,} documents, {name}"
         rows.append(Row(f"{title}: recall@10", float(np.mean(hits.get(name, [1.0]))), "share"))
-        rows.append(Row(f"{title}: p50", float(np.median(spent)) * 1e3, "ms"))
-        rows.append(Row(f"{title}: p99", float(np.quantile(spent, 0.99)) * 1e3, "ms"))
+        rows.append(Row(f"{title}: p50", float(np.median(durations)) * 1e3, "ms"))
+        rows.append(Row(f"{title}: p99", float(np.quantile(durations, 0.99)) * 1e3, "ms"))
         rows.append(Row(f"{title}: bytes a document", contenders.get(name, exact)[1], "B"))
     return rows
 
 
 def _search(retriever: Any, query: Array) -> Array:
-    found: Array = retriever.search(split(query), 10).rows[0]
-    return found
+    rows: Array = retriever.search(split(query), 10).rows[0]
+    return rows
 
 
-def _ask_tachiom(index: Any, params: Mapping[str, Any], judge: Any, query: Array) -> Array:
+def _search_tachiom(index: Any, params: Mapping[str, Any], rescorer: Any, query: Array) -> Array:
     # Not padded to 32 tokens: zeros make its graph search visit everything, 132 ms instead of 11, for the same answers.
-    asked = np.ascontiguousarray(query, dtype=np.float32)
-    rows: Array = index.search(asked, 10 if judge is None else 100, **params)[1].astype(np.int64)
-    rows = rows[rows < len(judge)] if judge is not None else rows
-    if judge is None or not len(rows):
+    vectors = np.ascontiguousarray(query, dtype=np.float32)
+    rows: Array = index.search(vectors, 10 if rescorer is None else 100, **params)[1].astype(np.int64)
+    rows = rows[rows < len(rescorer)] if rescorer is not None else rows
+    if rescorer is None or not len(rows):
         return rows
-    chosen: Array = rows[np.argsort(-judge.score(split(query), rows[None])[0], kind="stable")[:10]]
+    chosen: Array = rows[np.argsort(-rescorer.score(split(query), rows[None])[0], kind="stable")[:10]]
     return chosen
 
 
@@ -275,10 +279,12 @@ def plot(axes: Any, rows: list[Row]) -> bool:
     lines: dict[str, list[tuple[float, float]]] = {}
     for (name, _), cell in cells(rows).items():
         if "recall@10" in cell and name != "exact float16":
-            way = f"tachiom{' + exact' if name.endswith('exact') else ''}" if "tachiom" in name else name.split(",")[0]
-            lines.setdefault(way, []).append((cell["p50"], max(1 - cell["recall@10"], 1e-3)))
-    for way, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=way)
+            method = (
+                f"tachiom{' + exact' if name.endswith('exact') else ''}" if "tachiom" in name else name.split(",")[0]
+            )
+            lines.setdefault(method, []).append((cell["p50"], max(1 - cell["recall@10"], 1e-3)))
+    for method, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=method)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_yaxis()
@@ -293,21 +299,21 @@ def plot(axes: Any, rows: list[Row]) -> bool:
 
 def table(rows: list[Row]) -> str:
     """One line a way."""
-    out = ["| documents | way | recall@10 | p50 ms | p99 ms | bytes a document |", "| --- |" + " --- |" * 5]
+    lines = ["| documents | way | recall@10 | p50 ms | p99 ms | bytes a document |", "| --- |" + " --- |" * 5]
     for (name, n), cell in cells(rows).items():
         figures = f"{cell['recall@10']:.4f} | {cell['p50']:.2f} | {cell['p99']:.2f} | {cell['bytes']:,.0f}"
-        out.append(f"| {n} | {name} | {figures} |")
-    return "\n".join([*out, ""])
+        lines.append(f"| {n} | {name} | {figures} |")
+    return "\n".join([*lines, ""])
 
 
 def cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
     """(way, documents) -> measure -> value."""
-    out: dict[tuple[str, str], dict[str, float]] = {}
+    by_setting: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         title, _, measure = row.what.rpartition(": ")
         n, _, name = title.partition(" documents, ")
-        out.setdefault((name, n), {})[measure.split()[0]] = row.value
-    return out
+        by_setting.setdefault((name, n), {})[measure.split()[0]] = row.value
+    return by_setting
 
 
 if __name__ == "__main__":

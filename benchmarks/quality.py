@@ -51,8 +51,8 @@ def measure(source: Path, name: str, work: Path) -> list[Row]:
     build(documents, work / "collection", settings=settings).close()
     rate = len(documents) / (time.perf_counter() - begin)
     qrels = read_qrels(source, "test")
-    judged = {qrel.query_id for qrel in qrels}
-    queries = [query for query in read_queries(source) if query.query_id in judged]
+    judged_ids = {qrel.query_id for qrel in qrels}
+    queries = [query for query in read_queries(source) if query.query_id in judged_ids]
     rows = [Row(f"{name}: build of {len(documents):,} documents", rate, "documents/s")]
     with open(work / "collection", settings=settings) as searcher:
         for result in compare_plans(searcher.pipeline, PLANS, queries, qrels, MEASURES):
@@ -65,18 +65,18 @@ def measure(source: Path, name: str, work: Path) -> list[Row]:
 
 def excerpt(folder: Path, work: Path) -> Path:
     """A small collection whose queries have an answer in it."""
-    out = work / folder.resolve().name
-    (out / "qrels").mkdir(parents=True)
+    target = work / folder.resolve().name
+    (target / "qrels").mkdir(parents=True)
     lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     qrels = read_qrels(folder, "test")
-    wanted = {row[1] for row in qrels[:40]}
-    chosen = [line for line in lines if json.loads(line)["_id"] in wanted]
-    chosen += [line for line in lines if json.loads(line)["_id"] not in wanted][: 500 - len(chosen)]
-    (out / "corpus.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
-    (out / "queries.jsonl").write_bytes((folder / "queries.jsonl").read_bytes())
+    relevant_ids = {row[1] for row in qrels[:40]}
+    chosen = [line for line in lines if json.loads(line)["_id"] in relevant_ids]
+    chosen += [line for line in lines if json.loads(line)["_id"] not in relevant_ids][: 500 - len(chosen)]
+    (target / "corpus.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    (target / "queries.jsonl").write_bytes((folder / "queries.jsonl").read_bytes())
     table = "".join(f"{query}\t{document}\t{grade}\n" for query, document, grade in qrels[:40])
-    (out / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + table, encoding="utf-8")
-    return out
+    (target / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + table, encoding="utf-8")
+    return target
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from benchmarks import SUBJECTS, module_of
 from benchmarks.harness import Row, machine, markdown
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-KEPT = DOCS / "benchmarks"
+RESULTS = DOCS / "benchmarks"
 QUALITY_SETS = ("fairytaleqa", "scifact", "cranfield", "nfcorpus-stopped", "npl", "cisi", "squad-dev")
 SIX_SETS = ("scifact", "cranfield", "fairytaleqa", "squad-dev", "cisi", "npl")
 SETS = {"quality": QUALITY_SETS, "feedback": SIX_SETS, "late": SIX_SETS, "growth": SIX_SETS, "candidates": SIX_SETS[:4]}
@@ -50,7 +50,7 @@ def main() -> None:
     options, more = arguments.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
     if unknown := set(options.subjects) - set(SUBJECTS):
         arguments.error(f"unknown subjects {sorted(unknown)}; known: {', '.join(SUBJECTS)}")
-    KEPT.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
     if not options.draw_only:
         for subject in options.subjects or SUBJECTS:
             measure(subject, options.data, more, update=options.update)
@@ -61,8 +61,8 @@ def measure(subject: str, data: Path | None, more: list[str], *, update: bool) -
     """Runs one subject in full and keeps its rows."""
     named: list[str] = []
     if data is not None and subject in SETS:
-        wanted = SETS[subject]
-        named = [str(data / name) for name in wanted if (data / name).is_dir()]
+        set_names = SETS[subject]
+        named = [str(data / name) for name in set_names if (data / name).is_dir()]
     elif data is not None and subject == "encoder":
         named = ["--quality", str(data / "scifact")]
     elif data is not None and subject == "cet_real":
@@ -75,7 +75,7 @@ def measure(subject: str, data: Path | None, more: list[str], *, update: bool) -
         return
     shown = shlex.join(["python", "-m", module_of(subject), *(Path(word).name for word in [*named, *more])])
     record = {"machine": machine(), "command": shown, "rows": json.loads(done.stdout)}
-    path = KEPT / f"{subject}.json"
+    path = RESULTS / f"{subject}.json"
     if update and path.exists():
         record = updated(json.loads(path.read_text(encoding="utf-8")), record)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -98,17 +98,17 @@ def draw() -> None:
     """The page and one plot a subject, from the kept rows."""
     parts = [HEAD]
     for subject in SUBJECTS:
-        kept = KEPT / f"{subject}.json"
-        if not kept.exists():
+        path = RESULTS / f"{subject}.json"
+        if not path.exists():
             continue
-        record = json.loads(kept.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
         rows = [Row(**row) for row in record["rows"]]
         module = import_module(module_of(subject))
         about = (module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         plot, table = DRAWN.get(subject, (getattr(module, "plot", plot_ratios), getattr(module, "table", markdown)))
         parts.append(f"## {subject}\n\n{about}\n\n`{record['command']}`, {record['machine']}\n")
-        if save(plot, rows, KEPT / f"{subject}.svg"):
-            parts.append(f"![{subject}]({KEPT.name}/{subject}.svg)\n")
+        if save(plot, rows, RESULTS / f"{subject}.svg"):
+            parts.append(f"![{subject}]({RESULTS.name}/{subject}.svg)\n")
         parts.append(table(rows))
     (DOCS / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
 
@@ -148,8 +148,8 @@ def plot_ratios(axes: Any, rows: list[Row]) -> bool:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times better than the peer")
     axes.tick_params(axis="y", labelsize=7)
-    for place, ratio in enumerate(ratios):
-        axes.annotate(f" {ratio:.2f}", (max(ratio, 1), place), fontsize=7, va="center")
+    for position, ratio in enumerate(ratios):
+        axes.annotate(f" {ratio:.2f}", (max(ratio, 1), position), fontsize=7, va="center")
     return True
 
 
@@ -161,8 +161,8 @@ def plot_quality(axes: Any, rows: list[Row]) -> bool:
     width = 0.8 / max(len(plans), 1)
     for number, plan in enumerate(plans):
         heights = [cells.get((corpus, plan), {}).get("nDCG@10", 0.0) for corpus in corpora]
-        axes.bar([place + number * width for place in range(len(corpora))], heights, width, label=plan)
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(corpora))], corpora, fontsize=8)
+        axes.bar([position + number * width for position in range(len(corpora))], heights, width, label=plan)
+    axes.set_xticks([position + 0.4 - width / 2 for position in range(len(corpora))], corpora, fontsize=8)
     axes.set_ylabel("nDCG@10")
     axes.legend(fontsize=8, ncols=len(plans))
     return bool(cells)
@@ -189,9 +189,9 @@ def plot_feedback(axes: Any, rows: list[Row]) -> bool:
             cells.get((corpus, f"{pair} {mode}"), {}).get("nDCG@10", np.nan) - cells[corpus, f"{pair} none"]["nDCG@10"]
             for corpus, pair in groups
         ]
-        axes.bar([place + number * width for place in range(len(groups))], gains, width, label=mode)
+        axes.bar([position + number * width for position in range(len(groups))], gains, width, label=mode)
     names = [f"{corpus}\n{pair}" for corpus, pair in groups]
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], names, fontsize=6)
+    axes.set_xticks([position + 0.4 - width / 2 for position in range(len(groups))], names, fontsize=6)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("nDCG@10 gained by feedback")
     axes.legend(fontsize=8, ncols=len(modes))
@@ -224,13 +224,13 @@ DRAWN: dict[str, tuple[Callable[[Any, list[Row]], bool], Callable[[list[Row]], s
 
 def _cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
     """(corpus, plan) -> measure, p50 and bytes."""
-    out: dict[tuple[str, str], dict[str, float]] = {}
+    cells: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         subject, _, measure = row.what.partition(": ")
         corpus, _, plan = subject.partition(" ")
         if plan:
-            out.setdefault((corpus, plan), {})[measure.split()[0]] = row.value
-    return out
+            cells.setdefault((corpus, plan), {})[measure.split()[0]] = row.value
+    return cells
 
 
 if __name__ == "__main__":

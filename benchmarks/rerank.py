@@ -118,27 +118,29 @@ def quality(name: str, corpus: Path, n_queries: int) -> list[Row]:
     qrels = read_qrels(corpus, "test")
     order = np.random.default_rng(1).permutation(sorted({qrel.query_id for qrel in qrels}))
     queries = [by_id[str(query_id)] for query_id in order[:n_queries]]
-    asked = {query.query_id for query in queries}
-    qrels = [qrel for qrel in qrels if qrel.query_id in asked]
-    found = bm25(documents, [query.text for query in queries]).topk(DEPTH, dim=1).indices.tolist()
+    test_ids = {query.query_id for query in queries}
+    qrels = [qrel for qrel in qrels if qrel.query_id in test_ids]
+    first_stage = bm25(documents, [query.text for query in queries]).topk(DEPTH, dim=1).indices.tolist()
     plain, ours = plain_cross_encoder(WEIGHTS / name), load_reranker(name, ONE_THREAD)
-    pairs = [(query.text, documents[row].content) for query, rows in zip(queries, found, strict=True) for row in rows]
+    pairs = [
+        (query.text, documents[row].content) for query, rows in zip(queries, first_stage, strict=True) for row in rows
+    ]
     scores = {
         PEER: np.asarray(plain.predict(pairs, show_progress_bar=False), dtype=np.float32),
         "chosen": np.concatenate(
-            [ours.score(q, [documents[r] for r in own]) for q, own in zip(queries, found, strict=True)]
+            [ours.score(q, [documents[r] for r in rows]) for q, rows in zip(queries, first_stage, strict=True)]
         ),
     }
     decision = decide(ONE_THREAD)
     title = f"{name} over BM25's first {DEPTH}, {n_queries} queries"
     values = {}
-    for way, flat in scores.items():
+    for system, flat in scores.items():
         run = [
             ScoredDoc(query.query_id, documents[row].doc_id, float(score))
-            for query, rows, own in zip(queries, found, flat.reshape(-1, DEPTH), strict=True)
-            for row, score in zip(rows, own, strict=True)
+            for query, rows, row_scores in zip(queries, first_stage, flat.reshape(-1, DEPTH), strict=True)
+            for row, score in zip(rows, row_scores, strict=True)
         ]
-        values[way] = evaluate(run, qrels, ["nDCG@10"]).means["nDCG@10"]
+        values[system] = evaluate(run, qrels, ["nDCG@10"]).means["nDCG@10"]
     change = float(np.abs(scores[PEER] - scores["chosen"]).max())
     return [
         Row(f"{title}: {PEER}", values[PEER], "nDCG@10", PEER),
@@ -161,15 +163,15 @@ def concurrency(name: str, documents: list[Document], rounds: int, n_pairs: int)
         {"query": f"{QUESTION} {number}", "documents": texts[number * n_pairs : (number + 1) * n_pairs]}
         for number in range(REQUESTS)
     ]
-    times, difference = asyncio.run(_both_ways(app, bodies, rounds))
+    times, difference = asyncio.run(_both_modes(app, bodies, rounds))
     title, peer = f"{REQUESTS} requests of {n_pairs} pairs, mixed lengths", "one after another"
     rows = []
     for clock in ("CPU", "wall"):
-        for way in (peer, "at once"):
-            own, other = times[way, clock], times[peer, clock]
-            ratio = None if way == peer else float(np.median(other) / np.median(own))
-            spread = f"[{min(own):.3g}-{max(own):.3g}]"
-            rows.append(Row(f"{title}, {clock}: {way} {spread}", float(np.median(own)), "s", peer, ratio))
+        for mode in (peer, "at once"):
+            seconds, peer_seconds = times[mode, clock], times[peer, clock]
+            ratio = None if mode == peer else float(np.median(peer_seconds) / np.median(seconds))
+            spread = f"[{min(seconds):.3g}-{max(seconds):.3g}]"
+            rows.append(Row(f"{title}, {clock}: {mode} {spread}", float(np.median(seconds)), "s", peer, ratio))
     return [*rows, Row(f"{title}: largest difference of a score", difference, "", peer)]
 
 
@@ -177,7 +179,7 @@ Times = dict[tuple[str, str], list[float]]
 """(way, clock) -> seconds of each round."""
 
 
-async def _both_ways(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tuple[Times, float]:
+async def _both_modes(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tuple[Times, float]:
     import httpx
 
     transport = httpx.ASGITransport(app)
@@ -185,26 +187,26 @@ async def _both_ways(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tup
         while (await client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.05)
 
-        async def ask(body: dict[str, Any]) -> dict[int, float]:
+        async def rerank(body: dict[str, Any]) -> dict[int, float]:
             answer = (await client.post("/v1/rerank", json=body, timeout=600)).raise_for_status().json()
             return {result["index"]: result["relevance_score"] for result in answer["results"]}
 
         async def in_turn() -> list[dict[int, float]]:
-            return [await ask(body) for body in bodies]
+            return [await rerank(body) for body in bodies]
 
         async def at_once() -> list[dict[int, float]]:
-            return list(await asyncio.gather(*(ask(body) for body in bodies)))
+            return list(await asyncio.gather(*(rerank(body) for body in bodies)))
 
-        await ask(bodies[0])
+        await rerank(bodies[0])
         times: Times = {}
-        found = {}
+        answers = {}
         for _ in range(rounds):
-            for way, run in (("one after another", in_turn), ("at once", at_once)):
+            for mode, run in (("one after another", in_turn), ("at once", at_once)):
                 cpu, wall = time.process_time(), time.perf_counter()
-                found[way] = await run()
-                times.setdefault((way, "CPU"), []).append(time.process_time() - cpu)
-                times.setdefault((way, "wall"), []).append(time.perf_counter() - wall)
-    first, second = found.values()
+                answers[mode] = await run()
+                times.setdefault((mode, "CPU"), []).append(time.process_time() - cpu)
+                times.setdefault((mode, "wall"), []).append(time.perf_counter() - wall)
+    first, second = answers.values()
     return times, max(abs(a[i] - b[i]) for a, b in zip(first, second, strict=True) for i in a)
 
 
@@ -216,16 +218,18 @@ def _plain(model: str, limit: int) -> Any:
 
 
 def _ours(model: str) -> list[tuple[CrossEncoderReranker, str]]:
-    found = []
+    rerankers = []
     for backend, precision in CONTENDERS:
         config = replace(ONE_THREAD, backend=backend, precision=precision)  # type: ignore[arg-type]  # from the list above
         try:
             with quiet_transformers():
-                found.append((load_cross_encoder(model, config), f"{backend} {precision}"))
+                rerankers.append((load_cross_encoder(model, config), f"{backend} {precision}"))
         except Unavailable:
             continue  # without the extra `onnx`
     chosen = decide(ONE_THREAD)
-    return [(r, f"{name} (chosen)" if name == f"{chosen.backend} {chosen.precision}" else name) for r, name in found]
+    return [
+        (r, f"{name} (chosen)" if name == f"{chosen.backend} {chosen.precision}" else name) for r, name in rerankers
+    ]
 
 
 def _no_collection(path: Path) -> Any:

@@ -31,8 +31,8 @@ def mixed(real: TokenVectors, n: int, most_tokens: int, seed: int = 1) -> Iterat
         first = real.offsets[parents] + (draw.random(2 * size) * (room + 1)).astype(np.int64)
         ends = np.zeros(2 * size + 1, dtype=np.int64)
         np.cumsum(lengths, out=ends[1:])
-        at = np.repeat(first - ends[:-1], lengths) + np.arange(ends[-1])
-        values = real.values[at].astype(np.float32)
+        origins = np.repeat(first - ends[:-1], lengths) + np.arange(ends[-1])
+        values = real.values[origins].astype(np.float32)
         values += draw.standard_normal(values.shape, dtype=np.float32) * np.float32(NOISE / values.shape[1] ** 0.5)
         values /= np.linalg.norm(values, axis=1, keepdims=True)
-        yield TokenVectors(values.astype(np.float16), np.ascontiguousarray(ends[::2])), at
+        yield TokenVectors(values.astype(np.float16), np.ascontiguousarray(ends[::2])), origins

@@ -56,8 +56,8 @@ def main() -> None:
         eigen = options.home / "eigen"
         eigen.mkdir(exist_ok=True)
         (eigen / "CMakeLists.txt").write_text(SYSTEM_EIGEN, encoding="utf-8")
-        places = {"EIGEN": eigen, "ABSL": options.abseil}
-        flags = [f"-DFETCHCONTENT_SOURCE_DIR_{name}={path.resolve()}" for name, path in places.items()]
+        sources = {"EIGEN": eigen, "ABSL": options.abseil}
+        flags = [f"-DFETCHCONTENT_SOURCE_DIR_{name}={path.resolve()}" for name, path in sources.items()]
         environment["CMAKE_ARGS"] = " ".join(flags)
     pip = [str(options.home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, *BUILD], check=True, env=environment)
@@ -65,8 +65,8 @@ def main() -> None:
         name for name, extra in PEERS.items() if subprocess.run([*pip, *extra, name], env=environment).returncode
     ]
     for name, platform in UNPACKED.items():
-        place = ["--target", str(options.home / "unpacked"), "--platform", platform, "--only-binary", ":all:"]
-        if subprocess.run([*pip, *place, "--python-version", "3.11", "--no-deps", "--upgrade", name]).returncode:
+        target = ["--target", str(options.home / "unpacked"), "--platform", platform, "--only-binary", ":all:"]
+        if subprocess.run([*pip, *target, "--python-version", "3.11", "--no-deps", "--upgrade", name]).returncode:
             missing.append(name)
     sys.exit(f"not installed: {', '.join(missing)}" if missing else 0)
 

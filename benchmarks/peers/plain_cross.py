@@ -34,7 +34,7 @@ class PairModule(torch.nn.Module):
         pairs = zip(queries, documents, strict=True)
         ids = [torch.tensor(pair_ids(query, document, self.max_seq_length)) for query, document in pairs]
         pad = torch.nn.utils.rnn.pad_sequence
-        mask = pad([torch.ones_like(own) for own in ids], batch_first=True)
+        mask = pad([torch.ones_like(token_ids) for token_ids in ids], batch_first=True)
         return {
             "input_ids": pad(ids, batch_first=True, padding_value=self.tokenizer.pad_id),
             "attention_mask": mask,

@@ -26,15 +26,15 @@ def main() -> None:
     encoder = load_hub_encoder("splade", str(out / "model"), VectorKind.SPARSE, DeviceConfig())
     for corpus in corpora:
         documents, queries = list(read_corpus(str(corpus))), read_queries(corpus)
-        passages = encoder.encode_documents(documents, [VectorKind.SPARSE]).sparse
-        asked = encoder.encode_queries(queries, [VectorKind.SPARSE]).sparse
-        assert passages is not None
-        assert asked is not None
+        document_vectors = encoder.encode_documents(documents, [VectorKind.SPARSE]).sparse
+        query_vectors = encoder.encode_queries(queries, [VectorKind.SPARSE]).sparse
+        assert document_vectors is not None
+        assert query_vectors is not None
         np.savez(
             out / f"splade-{corpus.name}.npz",
-            **{name: getattr(passages, name) for name in ("offsets", "terms", "weights")},
-            **{f"q_{name}": getattr(asked, name) for name in ("offsets", "terms", "weights")},
-            vocabulary=passages.vocabulary,
+            **{name: getattr(document_vectors, name) for name in ("offsets", "terms", "weights")},
+            **{f"q_{name}": getattr(query_vectors, name) for name in ("offsets", "terms", "weights")},
+            vocabulary=document_vectors.vocabulary,
         )
 
 

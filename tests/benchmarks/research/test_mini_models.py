@@ -9,8 +9,8 @@ from benchmarks.research.mini_models import Systems, differences, table
 
 
 def systems(values: np.ndarray, gains: np.ndarray) -> Systems:
-    own = {str(i): float(v + g) for i, (v, g) in enumerate(zip(values, gains, strict=True))}
-    return Systems({"BM25": {str(i): float(v) for i, v in enumerate(values)}, "mini-sparse": own}, {})
+    trained = {str(i): float(v + g) for i, (v, g) in enumerate(zip(values, gains, strict=True))}
+    return Systems({"BM25": {str(i): float(v) for i, v in enumerate(values)}, "mini-sparse": trained}, {})
 
 
 def test_sets_count_alike_and_the_interval_is_that_of_their_mean() -> None:

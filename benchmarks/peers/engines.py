@@ -1,4 +1,4 @@
-"""Contenders of benchmarks/sparse.py: a plain scan, Seismic and BMP; each prepares its queries outside the clock."""
+"""Contenders of benchmarks/sparse.py: a plain scan, Seismic and BMP. Preparing their queries is not timed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BMP_BLOCK = 8
 
 
 def seismic(documents: SparseVectors, queries: list[SparseVectors], k: int, rows: list[Row]) -> dict[str, Run]:
-    """pyseismic-lsr, at several points of cost and recall."""
+    """pyseismic-lsr at several trade-offs between time and recall."""
     library = import_module("seismic")
     kind = library.get_seismic_string()
     dataset = library.SeismicDataset()
@@ -46,7 +46,7 @@ def seismic(documents: SparseVectors, queries: list[SparseVectors], k: int, rows
 
 
 def numba_scan(by_term: tuple[Any, Any, Any], n: int, queries: list[SparseVectors], k: int) -> dict[str, Run]:
-    """The scan that is easily written: float32 impacts added up by term, then numpy's selection of the k best."""
+    """The obvious scan: sums float32 impacts term by term, then selects the k best with numpy."""
     from numba import njit
 
     @njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -69,7 +69,7 @@ def numba_scan(by_term: tuple[Any, Any, Any], n: int, queries: list[SparseVector
 
 
 def bmp(documents: SparseVectors, queries: list[SparseVectors], k: int, rows: list[Row]) -> dict[str, Run]:
-    """bmp with alpha = beta = 1: exact on its own 8-bit impacts and query weights."""
+    """BMP with alpha = beta = 1, which is exact for its 8-bit impacts and query weights."""
     library = import_module("bmp")
     step = float(documents.weights.max()) / 255
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def bmp(documents: SparseVectors, queries: list[SparseVectors], k: int, rows: li
 
 
 def sizes(name: str, seconds: float, n_bytes: int, documents: SparseVectors, rows: list[Row]) -> None:
-    """What an index costs to build and to keep."""
+    """Appends the build rate and the size of an index to `rows`."""
     rows.append(Row(f"built: {name}", len(documents) / max(seconds, 1e-9), "documents/s"))
     rows.append(Row(f"bytes a document: {name}", n_bytes / len(documents), "B"))
     rows.append(Row(f"bytes a posting: {name}", n_bytes / len(documents.terms), "B"))

@@ -1,7 +1,7 @@
-"""Real learned sparse vectors for benchmarks/sparse.py, from the weights that sparse.sh fetched.
+"""Encodes corpora as learned sparse vectors for benchmarks/sparse.py, with the weights that sparse.sh downloads.
 
 python -m benchmarks.peers.splade ENVIRONMENT OUT CORPUS... writes the model as a sentence-transformers folder OUT/model
-and OUT/splade-NAME.npz for each corpus folder. Half an hour of one core for 25,000 passages.
+and OUT/splade-NAME.npz for each corpus folder. 25,000 passages take half an hour on one core.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LENGTH = 256
 
 
 def main() -> None:
-    """Saves the model, then encodes."""
+    """Saves the model, then encodes every corpus."""
     environment, out, *corpora = map(Path, sys.argv[1:])
     save_model(next(environment.glob("lib/python*/site-packages/cognition/model")), out / "model")
     encoder = load_hub_encoder("splade", str(out / "model"), VectorKind.SPARSE, DeviceConfig())
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def save_model(weights: Path, out: Path) -> None:
-    """The weights as sentence-transformers wants them, cut at LENGTH tokens."""
+    """Writes the weights as a sentence-transformers model that truncates texts to LENGTH tokens."""
     from sentence_transformers import SparseEncoder
 
     model = SparseEncoder(str(weights), device="cpu")

@@ -1,4 +1,4 @@
-"""Sparse vectors to measure with: real ones from a folder, drawn ones, and mixtures where more are wanted."""
+"""Sparse vectors for benchmarks: real ones from a folder or random ones, extended by mixtures if more are needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK = 20_000  # rows mixed at a time
 
 
 def sparse_vectors(folder: Path | None, n: int, n_queries: int) -> tuple[SparseVectors, SparseVectors, str]:
-    """(n rows, queries, where they come from)."""
+    """(n documents, queries, origin of the documents: `real`, `drawn`, `mixed real` or `mixed drawn`)."""
     rng = np.random.default_rng(0)
     if folder is None:
         documents, queries = _drawn(rng, min(n, 20_000), 140), _drawn(rng, n_queries, 37)
@@ -38,7 +38,7 @@ def _read(stored: Any, prefix: str) -> SparseVectors:
 
 
 def _drawn(rng: np.random.Generator, n: int, terms: int) -> SparseVectors:
-    """Rows of terms drawn with Zipf's law and gamma weights."""
+    """n rows of at most `terms` terms drawn from a Zipf distribution, with gamma-distributed weights."""
     term_rows = [
         np.unique(np.minimum(rng.zipf(1.3, 2 * terms), WIDTH // 7) * 7)[:terms].astype(np.int32) for _ in range(n)
     ]
@@ -48,7 +48,7 @@ def _drawn(rng: np.random.Generator, n: int, terms: int) -> SparseVectors:
 
 
 def _mixed(rng: np.random.Generator, real: SparseVectors, n: int) -> SparseVectors:
-    """n rows, each seven tenths of one row and three tenths of another, the larger weight where both have a term."""
+    """n rows, each with 70 % of the terms of one row and 30 % of another; a term of both keeps the larger weight."""
     return SparseVectors.concatenate([_mixture(rng, real, min(CHUNK, n - start)) for start in range(0, n, CHUNK)])
 
 

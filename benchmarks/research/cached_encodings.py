@@ -1,4 +1,4 @@
-"""A judged collection, and what any encoder makes of it, kept between runs under the encoder's fingerprint."""
+"""A judged collection and its encodings, cached between runs under the fingerprint of the encoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MEASURE = "nDCG@10"
 
 @dataclass(frozen=True, slots=True)
 class JudgedSet:
-    """One collection and its judged queries."""
+    """A collection with its judged queries."""
 
     name: str
     documents: list[Document]
@@ -50,7 +50,10 @@ class JudgedSet:
 
 
 def read(folder: Path, limit: int, document_limit: int) -> JudgedSet:
-    """The collection's test queries, `most` of them (0: all)."""
+    """Reads a collection with at most `limit` test queries and about `document_limit` documents (0: all).
+
+    Queries are chosen by the hash of their ids; documents include every judged one.
+    """
     name = folder.resolve().name
     qrels = read_qrels(folder, "test")
     judged_ids = {qrel.query_id for qrel in qrels if qrel.relevance > 0}
@@ -70,7 +73,7 @@ def read(folder: Path, limit: int, document_limit: int) -> JudgedSet:
 def encoded(
     collection: JudgedSet, name: str, kinds: Sequence[VectorKind], keep: Path | None
 ) -> tuple[Encoding, Encoding]:
-    """Documents and queries through an encoder; document vectors are kept under its fingerprint."""
+    """(documents, queries) encoded by the named encoder; document vectors are cached in `keep`."""
     encoder = load_encoder(name, DeviceConfig())
     queries = encoder.encode_queries(collection.queries, kinds)
     path = (

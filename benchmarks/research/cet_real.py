@@ -1,13 +1,13 @@
-"""Pooling bias on real judgements: a set judged in full, of which a ranker sees only what BM25 pooled.
+"""Pooling bias on real judgements: rankers learn from the part of a fully judged collection that BM25 pooled.
 
     python -m benchmarks.research.cet_real [FOLDER ...] [--encoded DIR] [--seeds 5] [--quick] [--json]
 
-FOLDER is a BEIR collection whose test queries are judged (nearly) in full, such as cranfield. Labels are kept for the
-first 10 of BM25 alone. A linear ranker over five features (BM25, share of the query's words, length; cosine, MaxSim)
-learns from them with 8 negatives a positive out of the dense top 50, the strong source, or of BM25's, the weak one,
-and ranks the dense top 50 of the queries of other folds; nDCG@10 counts all judgements. Five folds, drawn anew for
-every seed; a query's value is its mean over seeds, p is the paired randomisation test against strong negatives without
-weights, adjusted by Holm over the arms.
+FOLDER is a BEIR collection whose test queries are judged (nearly) in full, such as cranfield. Only the labels of BM25's
+top 10 are given to the rankers. A linear ranker over five features (BM25, share of the query's words, length; cosine,
+MaxSim) learns from them with 8 negatives per positive, taken from the dense top 50 (the strong source) or from BM25's
+top 50 (the weak source). It ranks the dense top 50 of the queries of other folds, and nDCG@10 counts all judgements.
+There are five folds, drawn anew for every seed. The value of a query is its mean over seeds; p is from the paired
+randomisation test against unweighted strong negatives, with Holm's correction over the arms.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PER_QUERY, SPREAD, ADJUSTED = "nDCG@10", "standard error over seeds", "p"
 
 @dataclass(frozen=True)
 class JudgedWorld:
-    """A World over all documents of a set (p_r and p_s, which nobody knows, are zeros), and its names."""
+    """A World over all documents of a collection, with ids and judgements; the unknown p_r and p_s are zeros."""
 
     world: World
     query_ids: Sequence[str]
@@ -49,7 +49,7 @@ class JudgedWorld:
     qrels: Sequence[Qrel]
 
     def values(self, scores: Tensor) -> dict[str, float]:
-        """nDCG@10 by query of the dense top 50, ranked by scores f32 [Q, N]."""
+        """nDCG@10 by query of the dense top 50, reranked by scores f32 [Q, N]."""
         run = []
         for number, query_id in enumerate(self.query_ids):
             rows = self.world.strong[number].topk(min(DEPTH, scores.shape[1])).indices
@@ -63,7 +63,7 @@ def main() -> None:
     """Runs the benchmark."""
     arguments = parser(__doc__)
     arguments.add_argument("folders", type=Path, nargs="*")
-    arguments.add_argument("--encoded", type=Path, help="folder of kept encodings")
+    arguments.add_argument("--encoded", type=Path, help="folder where encodings are cached")
     arguments.add_argument("--seeds", type=int, default=5)
     options = arguments.parse_args()
     seeds = 2 if options.quick else options.seeds
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def compared(judged_world: JudgedWorld, setting: Setting, seeds: int) -> list[Row]:
-    """Three rows an arm: mean nDCG@10, standard error over seeds, adjusted p against the baseline."""
+    """Three rows per arm: mean nDCG@10, standard error over seeds, adjusted p against the baseline."""
     runs_by_arm: dict[str, list[dict[str, float]]] = {
         "dense alone": [judged_world.values(judged_world.world.strong)],
         "BM25 alone": [judged_world.values(judged_world.world.weak)],
@@ -101,7 +101,7 @@ def compared(judged_world: JudgedWorld, setting: Setting, seeds: int) -> list[Ro
 
 
 def cross_validated(world: World, setting: Setting, seed: int) -> dict[str, Tensor]:
-    """Scores f32 [Q, N] by arm; each query is scored by rankers that did not learn from it."""
+    """Scores f32 [Q, N] by arm; each query is scored by rankers that were not trained on it."""
     folds = torch.randperm(len(world.strong), generator=torch.Generator().manual_seed(seed)) % FOLDS
     scores: dict[str, Tensor] = {}
     for fold in range(FOLDS):
@@ -133,13 +133,13 @@ def arms(world: World, setting: Setting, rng: torch.Generator) -> dict[str, Tens
     rankers["oracle: no false negatives"] = fit(setting, world, pairs)
     dense_judged = replace(
         world, selected=dense_top(world)
-    )  # positives from where negatives are: else cosine tells them apart
+    )  # else cosine separates positives (BM25) from negatives (dense)
     rankers["oracle: dense top 50 judged"] = fit(setting, dense_judged, draw_pairs(dense_judged, "strong", rng))
     return rankers
 
 
 def fit_relevance(world: World) -> Tensor:
-    """p_r f32 [Q, N] by logistic regression on all features among the judged: there a label tells relevance."""
+    """p_r f32 [Q, N] by logistic regression on all features of the judged pairs, where a label means relevance."""
     inputs, labels = world.features[world.selected], world.relevant[world.selected].float()
     weights, shift = torch.zeros(inputs.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, shift], max_iter=100, line_search_fn="strong_wolfe")
@@ -155,7 +155,7 @@ def fit_relevance(world: World) -> Tensor:
 
 
 def described(judged_world: JudgedWorld, setting: Setting) -> list[Row]:
-    """What the pool hides, the shares of false negatives, and how far rankers trust the channel that did not pool."""
+    """What the pool misses, the shares of false negatives, and the weight of cosine relative to BM25 in each ranker."""
     world, rng = judged_world.world, torch.Generator().manual_seed(0)
     labels = world.relevant & world.selected
     hidden = world.relevant & dense_top(world) & ~labels
@@ -179,20 +179,20 @@ def described(judged_world: JudgedWorld, setting: Setting) -> list[Row]:
 
 
 def dense_top(world: World) -> Tensor:
-    """What is ranked, bool [Q, N]."""
+    """The documents that are ranked, bool [Q, N]: the dense top 50."""
     return torch.zeros_like(world.relevant).scatter_(1, world.strong.topk(DEPTH, dim=1).indices, True)
 
 
 def subset(world: World, rows: Tensor) -> World:
-    """The world of some queries."""
+    """The world restricted to the given queries."""
     return World(*(getattr(world, name)[rows] for name in World.__dataclass_fields__))
 
 
 def read(encoded_set: EncodedSet) -> JudgedWorld:
-    """The set with five features of every pair, each standardised over a query's documents (length over all)."""
+    """The collection with five features of every pair, each standardised over the documents of a query."""
     dense, tokens, query_tokens = encoded_set.encoding.dense, encoded_set.encoding.tokens, encoded_set.queries.tokens
     if dense is None or tokens is None or encoded_set.queries.dense is None or query_tokens is None:
-        raise TypeError("the encodings hold no dense or no token vectors")
+        raise TypeError("the encoding lacks dense or token vectors; expected both")
     cosine = torch.from_numpy(encoded_set.queries.dense.values @ dense.values.T).float()
     rows = np.arange(len(encoded_set.documents), dtype=np.int64)
     late = [
@@ -217,19 +217,19 @@ def read(encoded_set: EncodedSet) -> JudgedWorld:
 
 
 def standardised(feature: Tensor) -> Tensor:
-    """f32 [Q, N] less the mean of each row, by its standard deviation; a row of one value becomes zeros."""
+    """The feature f32 [Q, N] with mean 0 and standard deviation 1 in each row; a constant row becomes zeros."""
     centred = feature - feature.mean(dim=1, keepdim=True)
     return centred / centred.std(dim=1, keepdim=True).clamp_min(1e-6)
 
 
 def share(query: str, words: set[str]) -> float:
-    """Of the query's words, how many are among these."""
+    """The share of the distinct words of the query that are in `words`."""
     query_words = set(re.findall(r"\w+", query.lower()))
     return len(query_words & words) / max(len(query_words), 1)
 
 
 def judgements(encoded_set: EncodedSet) -> Tensor:
-    """Relevant bool [Q, N]."""
+    """Relevance bool [Q, N] by the judgements."""
     row_of = {document.doc_id: row for row, document in enumerate(encoded_set.documents)}
     index_of_query = {query_id: index for index, query_id in enumerate(encoded_set.query_ids)}
     relevant = torch.zeros((len(index_of_query), len(row_of)), dtype=torch.bool)
@@ -240,7 +240,7 @@ def judgements(encoded_set: EncodedSet) -> Tensor:
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """nDCG@10 by arm with standard errors over seeds; the line is that of strong negatives."""
+    """nDCG@10 by arm with standard errors over seeds; the dashed line marks strong negatives."""
     cells = _cells(rows)
     corpora = list(dict.fromkeys(corpus for corpus, _ in cells))
     names = list(dict.fromkeys(arm for _, arm in cells))[::-1]
@@ -253,14 +253,14 @@ def plot(axes: Any, rows: list[Row]) -> bool:
         axes.axvline(cells[corpus, BASELINE][PER_QUERY], color=bar.get_facecolor(), linewidth=0.8, linestyle="--")
     axes.figure.set_size_inches(9, 5)
     axes.set_yticks([index + 0.4 - height / 2 for index in range(len(names))], names, fontsize=8)
-    axes.set_xlabel("nDCG@10 by all judgements")
+    axes.set_xlabel("nDCG@10, all judgements")
     axes.set_xlim(left=min((cell[PER_QUERY] for cell in cells.values()), default=0) - 0.02)
     axes.legend(fontsize=8)
     return bool(cells)
 
 
 def table(rows: list[Row]) -> str:
-    """One line an arm: mean, standard error over seeds, adjusted p; then what the pool hides."""
+    """One line per arm: mean, standard error over seeds, adjusted p; then what the pool misses."""
     lines = ["| corpus | arm | nDCG@10 | p against strong negatives |", "| --- | --- | --- | --- |"]
     for (corpus, arm), cell in _cells(rows).items():
         p = "" if arm == BASELINE else f"{cell[ADJUSTED]:.4f}"
@@ -270,7 +270,7 @@ def table(rows: list[Row]) -> str:
 
 
 def _cells(rows: Sequence[Row]) -> Mapping[tuple[str, str], dict[str, float]]:
-    """(corpus, arm) -> its three figures."""
+    """(corpus, arm) -> figure -> value."""
     cells: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         if row.unit in (MEASURE, "p"):

@@ -1,12 +1,13 @@
-"""Pooling bias in a world whose truth is known: stronger negatives, worse ranker, and what each correction gives back.
+"""Pooling bias in a simulation with known relevance: stronger negatives give a worse ranker; effects of corrections.
 
     python -m benchmarks.research.cet_simulation [--seeds 5] [--quick]
 
-Queries have 200 documents of 8 features, 4 semantic and 4 lexical. Relevance follows both, mostly the semantic ones;
-who is selected for judgement follows the lexical score alone, and a label says relevant and selected. Linear rankers
-learn from the labels with 8 negatives a positive out of the top 50 of a retriever, then rank the strong retriever's
-top 50 of other queries; nDCG@10 counts the true relevance. Setting A selects sharply and its features are correlated,
-B softly and they are not. The losses and weights are those of the training jobs.
+Each query has 200 documents with 8 features, 4 semantic and 4 lexical. Relevance depends on both, mostly on the
+semantic ones; selection for judgement depends on the lexical score alone, and a document is labelled if it is relevant
+and selected. Linear rankers learn from the labels with 8 negatives per positive from the top 50 of a retriever, then
+rank the strong retriever's top 50 of other queries; nDCG@10 counts the true relevance. In setting A selection is sharp
+and the features are correlated; in setting B it is soft and they are not. The losses and weights are those of the
+training jobs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LEXICAL = SEMANTIC.flip(0)
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """correlation of a semantic feature with its lexical twin; slope and shift of the logit of selection."""
+    """`correlation` of semantic and lexical features, pairwise; `slope` and `shift` of the logit of selection."""
 
     correlation: float
     slope: float
@@ -49,7 +50,7 @@ B = Setting(correlation=0.0, slope=1.0, shift=-3.6)
 
 @dataclass(frozen=True)
 class World:
-    """features f32 [Q, N, 8]; p_r and p_s f32 [Q, N]; relevant and selected bool [Q, N]; weak, strong scores [Q, N]."""
+    """features f32 [Q, N, 8]; p_r, p_s f32 [Q, N]; relevant, selected bool [Q, N]; scores weak, strong f32 [Q, N]."""
 
     features: Tensor
     p_r: Tensor
@@ -62,7 +63,7 @@ class World:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Places [P] of queries, positives and negatives."""
+    """Indices i64 [P] of the queries, positives and negatives of P pairs."""
 
     query: Tensor
     positive: Tensor
@@ -70,7 +71,7 @@ class Pairs:
 
 
 def draw_world(setting: Setting, queries: int, rng: torch.Generator) -> World:
-    """Draws queries with their documents, their relevance and who was judged."""
+    """Draws queries with their documents, relevance and selection for judgement."""
     lexical = torch.randn((queries, setting.documents, 4), generator=rng)
     independent = torch.randn((queries, setting.documents, 4), generator=rng)
     semantic = setting.correlation * lexical + (1 - setting.correlation**2) ** 0.5 * independent
@@ -86,7 +87,7 @@ def draw_world(setting: Setting, queries: int, rng: torch.Generator) -> World:
 
 
 def draw_pairs(world: World, source: str, rng: torch.Generator, *, allowed: Tensor | None = None) -> Pairs:
-    """8 negatives for every labelled document, from the source's top 50 of the same query; `allowed` bool [Q, N]."""
+    """8 negatives for every labelled document, from the source's top 50, or from `allowed` bool [Q, N] if given."""
     scores = {"weak": world.weak, "strong": world.strong, "random": torch.rand(world.weak.shape, generator=rng)}[source]
     labelled = world.relevant & world.selected
     top = torch.zeros_like(labelled).scatter_(1, scores.topk(DEPTH, dim=1).indices, True)
@@ -100,7 +101,7 @@ def draw_pairs(world: World, source: str, rng: torch.Generator, *, allowed: Tens
 
 
 def fit(setting: Setting, world: World, pairs: Pairs, weights: Tensor | None = None) -> Tensor:
-    """A linear ranker f32 [8] from pairs with given weights."""
+    """A linear ranker f32 [8] fitted to pairs, optionally with weights f32 [P]."""
     ranker = torch.zeros(world.features.shape[2], requires_grad=True)
     optimizer = torch.optim.Adam([ranker], lr=0.05)
     features = _differences(world, pairs)
@@ -115,7 +116,7 @@ def fit(setting: Setting, world: World, pairs: Pairs, weights: Tensor | None = N
 def fit_cet(
     setting: Setting, world: World, pairs: Pairs, temperature: float, seen: Tensor, rng: torch.Generator
 ) -> tuple[Tensor, float]:
-    """(R, cosine of R and S) of the coupled models; S sees what `seen` f32 [F] marks. Weights normalised."""
+    """(ranker R, cosine of R and selector S), trained together. S sees the features marked in `seen` f32 [F]."""
     models = [(0.01 * torch.randn(len(seen), generator=rng)).requires_grad_() for _ in range(2)]
     optimizer = torch.optim.Adam(models, lr=0.05)
     features = _differences(world, pairs)
@@ -138,7 +139,7 @@ def fit_cet(
 
 
 def fit_selection(world: World, seen: Tensor) -> Tensor:
-    """p_s f32 [Q, N] by logistic regression of the logged selection on the pool's features, marked in `seen` [F]."""
+    """p_s f32 [Q, N] by logistic regression of the logged selection on the features marked in `seen` f32 [F]."""
     weights, shift = torch.zeros(len(seen), requires_grad=True), torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, shift], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -154,14 +155,14 @@ def fit_selection(world: World, seen: Tensor) -> Tensor:
 
 
 def arms(setting: Setting, world: World, rng: torch.Generator) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Linear rankers by arm, and what is noted beside: shares of false negatives, cosines of R and S."""
+    """(linear rankers by arm, notes by name: shares of false negatives, cosines of R and S)."""
     rankers: dict[str, Tensor] = {}
     notes: dict[str, float] = {}
     for source in ("weak", "random", "strong"):
         pairs = draw_pairs(world, source, rng)
         notes[f"false negatives, {source}"] = float(world.relevant[pairs.query, pairs.negative].float().mean())
         rankers[f"{source} negatives"] = fit(setting, world, pairs)
-    query, negative = pairs.query, pairs.negative  # those of the strong source
+    query, negative = pairs.query, pairs.negative  # the pairs of the strong source
     for temperature in (10.0, 2.0, 1.0):
         for name, seen in (("released", torch.ones(8)), ("pool features", LEXICAL)):
             arm = f"CET {name}, T={temperature:.0f}"
@@ -185,7 +186,7 @@ def arms(setting: Setting, world: World, rng: torch.Generator) -> tuple[dict[str
 
 
 def ndcg(scores: Tensor, world: World) -> float:
-    """Mean nDCG@10 by true relevance of the strong retriever's top 50 ranked anew; the ideal is over all documents."""
+    """Mean nDCG@10 by true relevance of the strong retriever's top 50, reranked; the ideal ranks all documents."""
     top = world.strong.topk(DEPTH, dim=1).indices
     order = top.gather(1, scores.gather(1, top).topk(10, dim=1).indices)
     discounts = 1 / torch.log2(torch.arange(10) + 2.0)
@@ -195,7 +196,7 @@ def ndcg(scores: Tensor, world: World) -> float:
 
 
 def one_seed(setting: Setting, seed: int) -> tuple[dict[str, float], dict[str, float]]:
-    """nDCG@10 of every arm, and notes."""
+    """(nDCG@10 by arm, notes by name)."""
     rng = torch.Generator().manual_seed(seed)
     train, test = draw_world(setting, setting.train, rng), draw_world(setting, setting.test, rng)
     rankers, notes = arms(setting, train, rng)
@@ -210,7 +211,7 @@ def one_seed(setting: Setting, seed: int) -> tuple[dict[str, float], dict[str, f
 
 
 def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Mean and standard error over seeds by name."""
+    """(mean, standard error) over seeds, by name."""
     summaries = {}
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
@@ -226,7 +227,7 @@ def _differences(world: World, pairs: Pairs) -> Tensor:
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """nDCG@10 with standard errors, a bar a setting for every arm."""
+    """nDCG@10 with standard errors: a bar per arm and setting."""
     figures = cells(rows)
     settings, arms = (list(dict.fromkeys(key[index] for key in figures)) for index in (0, 1))
     axes.figure.set_size_inches(9, 1 + 0.4 * len(arms))
@@ -242,7 +243,7 @@ def plot(axes: Any, rows: list[Row]) -> bool:
 
 
 def table(rows: list[Row]) -> str:
-    """A line an arm, mean and standard error a setting."""
+    """A line per arm, with mean and standard error in each setting."""
     figures = cells(rows)
     settings, arms = (list(dict.fromkeys(key[index] for key in figures)) for index in (0, 1))
     lines = [f"| {MEASURE} | {' | '.join(settings)} |", "| --- |" + " --- |" * len(settings)]

@@ -1,13 +1,13 @@
-"""Interpolation and pseudo-relevance feedback: the table of arXiv 2205.00235 again, and the cost of a request.
+"""Interpolation and pseudo-relevance feedback: the table of arXiv 2205.00235 reproduced, and the cost of a request.
 
     python -m benchmarks.research.feedback [FOLDER ...] [--sparse NAME] [--vectors DIR] [--pairs P ...]
                                            [--choose] [--quick]
 
-Folders are BEIR collections, judged by their test queries (1,100 at most, evenly spaced). Dense vectors are mixed with
-those of the first three documents (Rocchio); rankings are interpolated with BM25 and, with --sparse, with a learned
-sparse encoder of that name. Weights are constants here, chosen by --choose on the queries of TUNING alone. AP counts
-the first 100 hits. p compares with the plan without feedback (paired randomisation test, Holm over a table's modes).
-Costs are measured on the first folder.
+FOLDER is a BEIR collection, evaluated on at most 1,100 of its test queries, evenly spaced. The dense query vector is
+mixed with those of the first three documents (Rocchio). Rankings are interpolated with BM25 and, with --sparse, with
+the learned sparse encoder of that name. The weights are constants in this file, chosen with --choose on the queries of
+TUNING alone. AP counts the first 100 hits. p compares with the plan without feedback (paired randomisation test, with
+Holm's correction over the modes of a table). Costs are measured on the first folder.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ MODES = ("before", "after", "both")
 PAIRS = ("lexical", "sparse")
 MOST = 1100
 
-# The partner's weight in the interpolation (dense: the rest) without feedback, and by mode (weight, alpha, beta):
-# chosen by the mean nDCG@10 over TUNING, for learned sparse over its first two sets. One weight for none, after and
-# both, so that they differ by feedback alone.
+# The partner's weight in the interpolation without feedback (dense has the rest), and (weight, alpha, beta) by mode.
+# They were chosen by the mean nDCG@10 over TUNING; for learned sparse, over its first two sets. The modes none, after
+# and both share one weight, so that they differ only by feedback.
 WEIGHTS = {"lexical": 0.7, "sparse": 0.6}
 MIXTURES: dict[tuple[str, str], tuple[float, float, float]] = {
     ("lexical", "before"): (0.8, 0.4, 0.6),
@@ -63,9 +63,13 @@ def main() -> None:
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--encoder", default="mini")
     arguments.add_argument("--sparse")
-    arguments.add_argument("--vectors", type=Path, help="where encodings are kept")
-    arguments.add_argument("--pairs", nargs="+", choices=PAIRS, default=PAIRS, help="partners of dense")
-    arguments.add_argument("--choose", nargs="*", help="print the grids over TUNING (or some of its sets) instead")
+    arguments.add_argument("--vectors", type=Path, help="folder where encodings are cached")
+    arguments.add_argument(
+        "--pairs", nargs="+", choices=PAIRS, default=PAIRS, help="channels that are interpolated with dense"
+    )
+    arguments.add_argument(
+        "--choose", nargs="*", help="evaluate the weight grids over TUNING, or over the named sets of it, instead"
+    )
     options = arguments.parse_args()
     folders = options.folders or [demo_corpus()]
     if options.choose is not None:
@@ -84,7 +88,7 @@ def main() -> None:
                     rows += table(collection, pair)
             if (
                 folder == folders[0] and "lexical" in options.pairs
-            ):  # one set is enough: what feedback costs hardly depends on it
+            ):  # one collection suffices: the cost hardly depends on it
                 rows += cost(collection, options.encoder, 40 if options.quick else 60)
     emit(rows, options.json)
 
@@ -92,7 +96,10 @@ def main() -> None:
 def plan(
     pair: str, weight: float, mode: str | None = None, mixture: tuple[float, float] = (0.4, 0.6), **more: Any
 ) -> Plan:
-    """Dense and its partner interpolated, with feedback to `dense` in the given mode."""
+    """Dense interpolated with its partner channel, with feedback to `dense` in the given mode.
+
+    The keyword `partner` gives the feedback settings of the partner channel; other keywords are fields of `feedback`.
+    """
     fields: dict[str, Any] = {"channels": {pair: {"weight": weight}, "dense": {"weight": round(1 - weight, 3)}}}
     if mode is not None:
         rocchio = {"alpha": mixture[0], "beta": mixture[1]}
@@ -103,7 +110,7 @@ def plan(
 
 
 def plans(pair: str) -> dict[str, Plan]:
-    """The lines of a table. `guarded` is `both` with the drift guard, `rm3` is `both` with RM3 on the partner too."""
+    """The plans of a table. `guarded` is `both` with the drift guard; `rm3` is `both` with RM3 on the partner too."""
     plans_by_mode = {
         "dense": Plan.model_validate({"channels": {"dense": {}}}),
         pair: Plan.model_validate({"channels": {pair: {}}}),
@@ -120,7 +127,7 @@ def plans(pair: str) -> dict[str, Plan]:
 
 
 def table(collection: JudgedCollection, pair: str) -> list[Row]:
-    """One collection, one partner: all lines, with p-values against `none`."""
+    """All plans for one collection and one partner, with p-values against `none`."""
     results = {name: collection.evaluate(searched_plan, MEASURES) for name, searched_plan in plans(pair).items()}
     compared = [name for name in results if name not in ("dense", pair, "none")]
     rows = []
@@ -137,7 +144,7 @@ def table(collection: JudgedCollection, pair: str) -> list[Row]:
 
 
 def choose(sets: Sequence[JudgedCollection], pair: str) -> list[Row]:
-    """The grids: mean over the sets of nDCG@10 and AP for each weight, mode and mixture, then for each guard."""
+    """Mean nDCG@10 over the sets for each weight, mode and mixture, then for each guard."""
     tried = {f"none {w}": plan(pair, w) for w in WEIGHT_GRID}
     for mode, weight, mixture in product(MODES, WEIGHT_GRID, MIXTURE_GRID):
         tried[f"{mode} {weight} {mixture}"] = plan(pair, weight, mode, mixture)
@@ -155,9 +162,9 @@ def choose(sets: Sequence[JudgedCollection], pair: str) -> list[Row]:
 
 
 def cost(collection: JudgedCollection, encoder: str, n_queries: int) -> list[Row]:
-    """CPU time of a request, one at a time, by its parts: encoding the query, the plan without feedback, and with it.
+    """CPU time of single requests: encoding the query, searching without feedback, and searching with it.
 
-    The ratio is that of encoding and search together; HTTP, which both pay alike, is not in it.
+    The ratio compares encoding plus search with and without feedback. It leaves out HTTP, which costs both the same.
     """
     from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder

@@ -1,7 +1,7 @@
-"""BEIR collections in memory, with judged queries behind a search pipeline: what experiments on quality run over.
+"""BEIR collections in memory, with judged queries and a search pipeline, for experiments on quality.
 
-Encodings are made once and may be kept: `DIR/SET.npz` (dense and token vectors), `DIR/NAME-SET.npz` (sparse vectors of
-the encoder NAME). All else is the code that serves: families, retrievers, pipeline.
+Encodings can be cached in a folder: `SET.npz` (dense and token vectors) and `NAME-SET.npz` (sparse vectors of the
+encoder NAME). Families, retrievers and the pipeline are those of the service.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHANNELS = ("dense", "lexical", "multivector", "sparse")
 
 @dataclass(frozen=True)
 class JudgedCollection:
-    """One collection with the queries that one split judges."""
+    """A collection with the judged queries of one split."""
 
     name: str
     pipeline: Pipeline
@@ -69,7 +69,7 @@ def open_judged(
 ) -> JudgedCollection:
     """The collection in `folder` with the channels dense, lexical, multivector and, with `sparse`, sparse.
 
-    `most` takes that many of the queries, evenly spaced (0: all). `kept` is where encodings are read and written.
+    `limit` takes that many of the queries, evenly spaced (0: all). Encodings are read from and written to `cache`.
     """
     documents = list(read_corpus(str(folder)))
     queries = read_queries(folder)
@@ -94,7 +94,7 @@ def open_judged(
 
 
 class _Memory:
-    """An opened collection that lies in memory (chamfer.service.search.channels.CollectionView)."""
+    """A collection in memory that implements chamfer.service.search.channels.CollectionView."""
 
     snapshot, encoder_name, encoder_fingerprint, bytes_per_document = "memory", None, None, 0.0
 
@@ -123,7 +123,7 @@ class _Memory:
         return {}
 
     def allowed(self, condition: Any) -> Bool | None:
-        del condition  # nobody filters here
+        del condition  # the experiments do not filter
         return None
 
     def documents(self, rows: I64) -> list[Document]:
@@ -133,7 +133,7 @@ class _Memory:
         return [self._documents[row].doc_id for row in rows.tolist()]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing, because nothing is open."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Channel:
 
 
 class _StoredEncoder:
-    """An encoder that knows its queries beforehand."""
+    """An encoder that returns stored vectors of queries known in advance."""
 
     def __init__(self, arrays: Arrays, rows: dict[str, int]) -> None:
         self._rows = rows
@@ -167,7 +167,7 @@ class _StoredEncoder:
         )
 
     def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
-        raise NotImplementedError("documents are in memory already")
+        raise NotImplementedError("the documents are already encoded")
 
 
 def _scored(query: Query, answer: SearchResult) -> list[ScoredDoc]:
@@ -176,7 +176,7 @@ def _scored(query: Query, answer: SearchResult) -> list[ScoredDoc]:
 
 
 def _load_or_make(path: Path | None, make: Any) -> Arrays:
-    """The arrays at `path`, made and written where there are none."""
+    """The arrays at `path`; computed by `make`, and written unless `path` is None, if there are none."""
     if path is not None and path.exists():
         with np.load(path) as file:
             return dict(file)
@@ -203,7 +203,7 @@ def _encode(name: str, documents: Sequence[Document], queries: Sequence[Query]) 
         or query_encoding.dense is None
         or query_encoding.tokens is None
     ):
-        raise ValueError(f"{name} gives no dense and token vectors")
+        raise ValueError(f"encoder {name} lacks dense or token vectors; expected both")
     return {
         "dense": document_encoding.dense.values,
         "tokens": document_encoding.tokens.values.astype(np.float16),
@@ -223,7 +223,7 @@ def _encode_sparse(name: str, documents: Sequence[Document], queries: Sequence[Q
     document_vectors = encoder.encode_documents(documents, [VectorKind.SPARSE]).sparse
     query_vectors = encoder.encode_queries(queries, [VectorKind.SPARSE]).sparse
     if document_vectors is None or query_vectors is None:
-        raise ValueError(f"{name} gives no sparse vectors")
+        raise ValueError(f"encoder {name} returns no sparse vectors; --sparse expects a sparse encoder")
     return {
         "offsets": document_vectors.offsets,
         "terms": document_vectors.terms,

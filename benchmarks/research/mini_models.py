@@ -1,15 +1,16 @@
-"""The `mini` models beside what there was without training: nDCG@10 on held-out tests and on sets never trained on.
+"""The `mini` models compared with untrained baselines: nDCG@10 on held-out tests and on sets never trained on.
 
     python -m benchmarks.research.mini_models FOLDER ... [--queries 300] [--keep DIR] [--parts late,sparse,cross,fde]
 
-Per set, and as the mean over the sets: BM25, dense, their fusion as in the preset `balanced`; exact MaxSim of raw
-384-dimensional token vectors, of the untrained projection and of the trained head, each at every pooling (the
-untrained ones are pooled post hoc, by k-means and by Ward's clusters); mini-sparse; the cross-encoder over the
-fusion's first 50, alone and interpolated with it. p is of a paired test against the peer; below the table what the
-models must beat, in the mean over the sets, with 95 % of a bootstrap over queries; and the candidates that FDE of raw,
-untrained and trained vectors needs for 95 % of what exact MaxSim over the same vectors ranks first. --queries bounds
-the judged queries of a set, chosen by the hash of their ids; --keep keeps document vectors and scores of pairs between
-runs.
+Measured per set and as the mean over the sets: BM25, dense, and their fusion as in the preset `balanced`; exact MaxSim
+over raw 384-dimensional token vectors, over the untrained projection and over the trained head, each at every pooling
+(untrained vectors also post hoc, by k-means and by Ward clustering); mini-sparse; and the cross-encoder over the top 50
+of the fusion, alone and interpolated with it. p is that of a paired test against the peer.
+
+Below the table are the mean differences from the baselines that the models must beat, with the 95 % interval of a
+bootstrap over queries, and the number of candidates that FDE of raw, untrained and trained vectors needs to hold 95 %
+of the exact MaxSim top 10 over the same vectors. --queries limits the judged queries of a set, chosen by the hash of
+their ids. --keep stores document vectors and pair scores between runs.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ FEW_VECTORS = "w0x32"
 DEPTH = 100
 RERANKED = 50
 SHARE = 0.5
-DIFFERENCES = (  # ours, what it must beat
+DIFFERENCES = (  # (model, baseline that it must beat)
     *((f"mini-late {name or 'all'}", "MaxSim raw 384") for name in ("", "w0x32", "w8x32")),
     ("mini-sparse", "BM25"),
     (f"mini-cross {SHARE} + hybrid", "hybrid"),
@@ -66,7 +67,7 @@ DIFFERENCES = (  # ours, what it must beat
 
 @dataclass(frozen=True, slots=True)
 class Systems:
-    """values: nDCG@10 by system and query. peers: what a system is compared with."""
+    """`values`: nDCG@10 by system and query. `peers`: the system with which each one is compared."""
 
     values: Mapping[str, Mapping[str, float]]
     peers: Mapping[str, str]
@@ -95,7 +96,7 @@ def main() -> None:
 
 
 def measured(collection: JudgedSet, keep: Path | None, parts: Sequence[str]) -> Systems:
-    """nDCG@10 by query of all systems on one set, and the peer of each that has one."""
+    """nDCG@10 by query of all systems on one set, and their peers."""
     raw, query_encoding = encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
     assert raw.dense is not None
     assert query_encoding.dense is not None
@@ -115,7 +116,7 @@ def measured(collection: JudgedSet, keep: Path | None, parts: Sequence[str]) -> 
 
 
 def fde_candidates(name: str, collection: JudgedSet, keep: Path | None) -> list[Row]:
-    """How many candidates by FDE hold 95 % of the exact MaxSim top 10, for each kind of token vectors."""
+    """The number of FDE candidates that hold 95 % of the exact MaxSim top 10, for each kind of token vectors."""
     raw, query_encoding = encoded(collection, "mini-384", (VectorKind.DENSE, VectorKind.TOKENS), keep)
     trained, trained_queries = encoded(collection, "mini-late", (VectorKind.TOKENS,), keep)
     projection, _ = load_projection()
@@ -155,7 +156,7 @@ def _rows(name: str, systems: Systems) -> list[Row]:
 
 
 def _means(sets: Sequence[Systems]) -> list[Row]:
-    """Every system's mean over the sets, each set counting alike."""
+    """The mean of every system over the sets, each with the same weight."""
     means = {name: float(np.mean([_mean(s.values[name]) for s in sets])) for name in sets[0].values}
     peers = sets[0].peers
     ratios = {name: value / means[peers[name]] if name in peers else None for name, value in means.items()}
@@ -163,7 +164,7 @@ def _means(sets: Sequence[Systems]) -> list[Row]:
 
 
 def differences(sets: Sequence[Systems]) -> list[Row]:
-    """Mean differences of nDCG@10 over the sets, each counting alike, with a percentile bootstrap over queries."""
+    """Mean differences of nDCG@10 over equally weighted sets, with a percentile bootstrap over queries."""
     rng = np.random.default_rng(0)
     rows = []
     for ours, other in DIFFERENCES:
@@ -180,7 +181,7 @@ def differences(sets: Sequence[Systems]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line a system, a column a set; behind a value p below 0.05 of the difference from the peer."""
+    """A line per system, a column per set; p below 0.05 of the difference from the peer follows the value."""
     further = [f"- {row.what}: {row.value:+.4f}" for row in rows if MINUS in row.what]
     further += _fde_table([row for row in rows if row.unit == CANDIDATES])
     rows = [row for row in rows if MINUS not in row.what and row.unit == MEASURE]
@@ -200,7 +201,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _fde_table(rows: Sequence[Row]) -> list[str]:
-    """A line a kind of vectors, a column a set."""
+    """A line per kind of vectors, a column per set."""
     cells: dict[str, dict[str, float]] = {}
     for row in rows:
         kind, _, name = row.what.partition(": ")[0].partition(", ")
@@ -212,7 +213,7 @@ def _fde_table(rows: Sequence[Row]) -> list[str]:
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """What training gained in the mean over the sets."""
+    """The mean gain of training over the sets."""
     from benchmarks.report import plot_ratios
 
     return plot_ratios(axes, [row for row in rows if row.what.startswith("all: ")])
@@ -225,7 +226,7 @@ def _mean(values: Mapping[str, float]) -> float:
 def _late(
     collection: JudgedSet, raw: Encoding, queries: Encoding, keep: Path | None
 ) -> tuple[dict[str, Candidates], dict[str, str]]:
-    """MaxSim runs, and what each trained one is compared with."""
+    """(MaxSim runs by system, the peer of each trained system)."""
     assert raw.tokens is not None
     assert queries.tokens is not None
     trained, trained_queries = encoded(collection, "mini-late", (VectorKind.TOKENS,), keep)
@@ -302,7 +303,7 @@ def _cross(collection: JudgedSet, hybrid: Candidates, keep: Path | None) -> dict
 
 
 def _scored(collection: JudgedSet, candidates: Sequence[Array], keep: Path | None) -> list[Array]:
-    """The cross-encoder's scores of each query's rows; those kept under its fingerprint are not asked for again."""
+    """The cross-encoder's scores of the rows of each query; scores stored under its fingerprint are reused."""
     reranker = load_reranker("mini-cross", DeviceConfig())
     path = None if keep is None else keep / f"{collection.name}.mini-cross.{reranker.fingerprint[:12]}.npz"
     stored: dict[tuple[str, int], float] = {}

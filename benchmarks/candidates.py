@@ -1,10 +1,11 @@
-"""What finds the exact MaxSim top 10, and what compression costs: candidates needed by source, nDCG@10 by storage.
+"""Candidates that each source needs to hold the exact MaxSim top 10, and nDCG@10 and bytes of each vector storage.
 
     python -m benchmarks.candidates [FOLDER ...] [--encoded DIR] [--queries N] [--quick] [--json]
 
-Folders are BEIR collections, the shipped one if none is named; encodings are kept in --encoded. Exact is MaxSim over
-all token vectors in float16. A source's candidates are counted in its own order; a union takes as many from each of its
-sources. --quick takes 400 documents and 40 queries: a check that it runs, no figure to quote.
+FOLDER is a BEIR collection; the shipped one is used if none is named. Encodings are cached in --encoded. The exact
+ranking is that of MaxSim over all token vectors in float16. Candidates of a source are counted in its own order; a
+union takes equally many from each of its sources. --quick takes 400 documents and 40 queries to check that the program
+runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ POOLINGS = (
 )
 POOLED_CODES = ("float16", "int8", "int4")
 FLOAT_BYTES = 4
-REFINED = 800  # candidates by centroids that codes put in order
-SAMPLE = 2048  # documents, as a build learns from unless told otherwise
+REFINED = 800  # candidates by centroids that are reordered by their codes
+SAMPLE = 2048  # documents that a build learns codecs from by default
 
 
 def main() -> None:
@@ -69,9 +70,9 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--encoded", type=Path)
-    arguments.add_argument("--queries", type=int, default=300, help="at most so many of each collection")
+    arguments.add_argument("--queries", type=int, default=300, help="maximum number of queries of each collection")
     arguments.add_argument("--only", choices=["sources", "storage"])
-    arguments.add_argument("--poolings", nargs="*", default=POOLINGS, help="those whose storage is measured")
+    arguments.add_argument("--poolings", nargs="*", default=POOLINGS, help="poolings whose storage is measured")
     options = arguments.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
@@ -87,13 +88,13 @@ def main() -> None:
 
 
 def exact_order(encoded: EncodedSet) -> Candidates:
-    """All documents for every query by exact MaxSim."""
+    """All documents of every query, ranked by exact MaxSim."""
     retriever, _ = opened(encoded.documents, "multivector", {}, encoded.encoding)
     return rank_by_maxsim(retriever, encoded.queries.tokens)  # type: ignore[arg-type]
 
 
 def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
-    """Candidates needed for 90, 95 and 99 % of the exact top 10, and the share within 100 and 200."""
+    """Candidates needed to hold 90, 95 and 99 % of the exact top 10, and the share held by the first 100 and 200."""
     depth = min(DEEPEST, len(encoded.documents))
     candidates_by_source: dict[str, Candidates] = {}
     dense, _ = opened(encoded.documents, "dense", {}, encoded.encoding)
@@ -124,10 +125,10 @@ def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
 
 
 def storage(encoded: EncodedSet, exact: Candidates, poolings: Sequence[str] = POOLINGS) -> list[Row]:
-    """nDCG@10 and bytes a document (of everything the channel keeps) of every pooling and every code.
+    """nDCG@10 and bytes per document (of everything that the channel stores) of every pooling and every code.
 
-    Codes order the exact first 200, pooled vectors the exact first 1,000. A ratio is the share of float16's nDCG@10, or
-    of the bytes of float32.
+    Codes rerank the exact top 200, pooled vectors the exact top 1,000. A ratio is the share of float16's nDCG@10, or of
+    float32's bytes.
     """
     figures: list[Row] = []
     plain = 0.0
@@ -177,7 +178,7 @@ def ndcg(encoded: EncodedSet, top: Array) -> float:
 def opened(
     documents: Sequence[Document], family: str, params: Mapping[str, Any], encoding: Encoding
 ) -> tuple[Any, int]:
-    """(a retriever over one segment of the documents, bytes of its arrays)."""
+    """(a retriever over one segment with all documents, the bytes of its arrays)."""
     plain = make_family(family, params)
     ready = plain.with_codec(plain.learn(first_block(encoding)))
     arrays = ready.pack(documents, encoding)
@@ -186,20 +187,20 @@ def opened(
 
 
 def first_block(encoding: Encoding) -> Encoding:
-    """What a build learns its codecs from."""
+    """The first SAMPLE documents, from which a build learns its codecs."""
     tokens = encoding.vectors(VectorKind.TOKENS).take(range(min(SAMPLE, len(encoding))))
     return replace(encoding, tokens=tokens)  # type: ignore[arg-type]
 
 
 def pooled_by(encoding: Encoding, name: str, side: str) -> Encoding:
-    """The encoding with its token vectors pooled by one side's rule of a pooling."""
+    """The encoding with its token vectors pooled by the rule that the pooling `name` has for `side`."""
     rules = parse_pooling(name)
     return replace(encoding, tokens=pool(_tokens(encoding), getattr(rules, side), normalised=rules.normalised))
 
 
 def _tokens(encoding: Encoding) -> TokenVectors:
     if encoding.tokens is None:
-        raise TypeError("no token vectors were encoded")
+        raise TypeError("the encoding holds no token vectors; expected some")
     return encoding.tokens
 
 
@@ -215,7 +216,7 @@ def _excerpt(encoded: EncodedSet, n: int) -> EncodedSet:
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """nDCG@10 kept against bytes kept, a point a way of storing; the best ways of each collection as a line."""
+    """Share of nDCG@10 against share of bytes: a point per storage, a line through the best ones of each collection."""
     points: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         title, _, what = row.what.partition(": ")

@@ -1,11 +1,12 @@
-"""Retrieval by a cross-encoder: recall of its exact ranking against calls, for CUR searches and retrieve-and-rerank.
+"""Search with a cross-encoder: recall of its exact ranking by number of calls, for CUR and for retrieve-and-rerank.
 
     python -m benchmarks.cur [FOLDER ...] [--reranker NAME] [--documents 1000] [--anchors 100] [--queries 60]
                              [--keep DIR] [--quick] [--json]
 
 FOLDER is a BEIR collection; its train (else dev, else other test) queries become anchor queries. The corpus is a
-sample that holds every document judged for the chosen test queries. The exact ranking of the cross-encoder scores every
-pair; both score matrices are kept in DIR (--keep), so that a killed run goes on. --quick takes 60 documents.
+sample that contains every document judged for the chosen test queries. The exact ranking comes from scoring every pair
+with the cross-encoder. Both score matrices are stored in DIR (--keep), so that an interrupted run resumes. --quick
+takes 60 documents.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ dense = { depth = 1000, weight = 0.3 }
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A sampled collection: `exact` f32 [Q, N] of every test query, rankings of each first stage, columns."""
+    """A sampled collection: exact scores f32 [Q, N], the rankings `seeds` of each first stage, the CUR retriever."""
 
     documents: Sequence[Document]
     queries: Sequence[Query]
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, list[Row]]:
-    """The sample, its first-stage rankings, and both score matrices, with what they cost."""
+    """(the sampled collection with its first-stage rankings and score matrices, what the index costs)."""
     name = folder.resolve().name
     qrels = read_qrels(folder, "test")
     by_id = {query.query_id: query for query in read_queries(folder)}
@@ -102,7 +103,7 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
     estimate = scorer.estimate(documents, len(documents))
     columns = scorer.score(documents)
     exact = AnchorScorer(reranker, [query.text for query in test], keep).score(documents).values.values.T
-    family = learnt(columns)
+    family = with_anchor_codec(columns)
     arrays = family.pack(documents, encoding_of(columns))
     retriever = family.open([SegmentPart(arrays, None, len(documents))])
     costs = [
@@ -116,14 +117,14 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
 
 
 def sample(documents: list[Document], judged_ids: set[str], n: int) -> list[Document]:
-    """Every judged document and random others, n in all at least, in the corpus's order."""
+    """Every judged document and random others up to n documents, in corpus order."""
     others = [d.doc_id for d in documents if d.doc_id not in judged_ids]
     chosen = judged_ids | set(np.random.default_rng(2).permutation(others)[: max(n - len(judged_ids), 0)].tolist())
     return [document for document in documents if document.doc_id in chosen]
 
 
 def anchor_queries(folder: Path, documents: Sequence[Document], n: int, avoided: Collection[str] = ()) -> list[str]:
-    """Train (else dev, else test) queries, those with an answer in the sample first; never one of those avoided."""
+    """Texts of train (else dev, else test) queries outside `avoided`, those with an answer in the sample first."""
     by_id = {query.query_id: query for query in read_queries(folder)}
     split = next(s for s in ("train", "dev", "test") if (folder / "qrels" / f"{s}.tsv").exists())
     sampled_ids = {document.doc_id for document in documents}
@@ -137,7 +138,7 @@ def anchor_queries(folder: Path, documents: Sequence[Document], n: int, avoided:
 
 
 def rankings(documents: Sequence[Document], queries: Sequence[Query], work: Path) -> dict[str, list[Candidates]]:
-    """What each first stage ranks, 1,000 deep."""
+    """The top 1,000 of each first stage for every query, by name of the stage."""
     (work / "plans.toml").write_text(PLANS)
     settings = load_settings(work / "plans.toml")
     row_of = {document.doc_id: row for row, document in enumerate(documents)}
@@ -158,7 +159,7 @@ Finder = Callable[[int, int], np.ndarray[Any, Any]]
 
 
 def contenders(bench: Bench) -> dict[str, Finder]:
-    """Name -> (query, budget) -> the rows that were scored, best first."""
+    """By name, a function from (query, budget) to the scored rows, best first."""
     finders: dict[str, Finder] = {f"rerank {name}": reranked(bench, name) for name in bench.seeds}
     finders |= {method: cur(bench, CurSearch(method=method), None) for method in ("anncur", "adacur", "axn")}
     finders |= {f"axn seeded by {name}": cur(bench, CurSearch(method="axn"), name) for name in bench.seeds}
@@ -167,7 +168,7 @@ def contenders(bench: Bench) -> dict[str, Finder]:
 
 
 def reranked(bench: Bench, name: str) -> Finder:
-    """Retrieve and rerank: the whole budget on the head of a first stage."""
+    """Retrieve and rerank: spends the whole budget on the top of a first stage."""
 
     def find(query: int, budget: int) -> np.ndarray[Any, Any]:
         rows = bench.seeds[name][query].of(0)[0][:budget]
@@ -191,7 +192,7 @@ def cur(bench: Bench, options: CurSearch, seeded_by: str | None) -> Finder:
 
 
 def measured(name: str, find: Finder, bench: Bench) -> list[Row]:
-    """Recall of the exact top 10 and 100, and nDCG@10 by the judgements, at every budget."""
+    """Recall of the exact top 10 and top 100, and nDCG@10 by the judgements, at every budget."""
     rows = []
     for budget in (b for b in BUDGETS if b <= len(bench.documents)):
         scored_rows = [find(query, budget) for query in range(len(bench.queries))]
@@ -203,7 +204,7 @@ def measured(name: str, find: Finder, bench: Bench) -> list[Row]:
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """Recall of the exact top 10 and nDCG@10 against calls: a panel a measure and corpus, a line a way."""
+    """Recall of the exact top 10 and nDCG@10 against calls: a panel per measure and corpus, a line per method."""
     cells = _cells(rows)
     corpora = list(dict.fromkeys(corpus for corpus, _ in cells))
     if not corpora:
@@ -227,13 +228,13 @@ def plot(axes: Any, rows: list[Row]) -> bool:
             panel.grid(alpha=0.3)
             panel.set_ylabel("share of the exact top 10 found" if measure != "nDCG@10" else measure)
         panels[0, column].set_title(corpus)
-        panels[1, column].set_xlabel("cross-encoder calls a query")
+        panels[1, column].set_xlabel("cross-encoder calls per query")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     return True
 
 
 def table(rows: list[Row]) -> str:
-    """One line a way: top-10 recall / top-100 recall / nDCG@10 at every budget."""
+    """One line per corpus and method: top-10 recall / top-100 recall / nDCG@10 at every budget."""
     head = " | ".join(f"{budget} calls" for budget in BUDGETS)
     lines = [f"| corpus | method | {head} |", "| --- | --- |" + " --- |" * len(BUDGETS)]
     for (corpus, method), cell in _cells(rows).items():
@@ -269,14 +270,14 @@ def _ndcg(scored_rows: Sequence[np.ndarray[Any, Any]], bench: Bench) -> float:
     return evaluate(run, bench.qrels, ["nDCG@10"]).means["nDCG@10"]
 
 
-def learnt(columns: AnchorScores) -> CurFamily:
-    """The family with the anchor queries as its codec."""
+def with_anchor_codec(columns: AnchorScores) -> CurFamily:
+    """The family with the anchor queries of the scores as its codec."""
     family = CurFamily(CurConfig())
     return family.with_codec(family.learn(encoding_of(columns)))
 
 
 def encoding_of(columns: AnchorScores) -> Encoding:
-    """The columns in the form in which families take them."""
+    """The anchor scores in the form that families take."""
     n = len(columns.values)
     return Encoding(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=bool), anchors=columns)
 

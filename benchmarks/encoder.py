@@ -1,7 +1,8 @@
-"""Encoding speed of `mini` by backend and precision, beside plain sentence-transformers, and what precision costs.
+"""Encoding speed and accuracy of `mini` by backend and precision, compared with plain sentence-transformers.
 
-Throughput is wall time over all cores (a build has the machine to itself), query latency CPU time on one thread.
-`--quality BEIR_FOLDER` adds nDCG@10 of dense and of raw 384-dimensional MaxSim for fp32 and for the default.
+Throughput is wall time over all cores, since a build has the machine to itself. Query latency is CPU time of one
+thread. `--quality BEIR_FOLDER` adds the nDCG@10 of dense search and of MaxSim over raw 384-dimensional token vectors,
+in fp32 and in the default precision.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def throughput(documents: list[Document], rounds: int) -> list[Row]:
-    """Milliseconds a document, dense and token vectors both made by ours, dense alone by the peer."""
+    """Milliseconds per document. `mini` computes dense and token vectors, the peer only dense ones."""
     contenders: dict[str, Callable[[], Any]] = {PEER: partial(_plain_encode, _plain_model(), documents)}
     for backend, precision in (("torch", "fp32"), ("torch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16")):
         encoder = _mini(backend, precision)
@@ -59,7 +60,7 @@ def throughput(documents: list[Document], rounds: int) -> list[Row]:
 
 
 def query_latency(rounds: int) -> list[Row]:
-    """CPU milliseconds of one query of 32 tokens on one thread."""
+    """CPU milliseconds per query of 32 tokens on one thread."""
     import torch
 
     threads = torch.get_num_threads()
@@ -76,7 +77,7 @@ def query_latency(rounds: int) -> list[Row]:
 
 
 def fidelity(documents: list[Document]) -> list[Row]:
-    """Mean cosine of token vectors with torch fp32."""
+    """Mean cosine of the token vectors with those of torch fp32."""
     reference = _tokens(_mini("torch", "fp32"), documents).values
     rows = []
     for backend, precision in (("torch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16")):
@@ -87,7 +88,7 @@ def fidelity(documents: list[Document]) -> list[Row]:
 
 
 def quality(folder: Path) -> list[Row]:
-    """nDCG@10 of dense and raw MaxSim, for fp32 and for what this machine chooses by itself."""
+    """nDCG@10 of dense search and raw MaxSim, in fp32 and with the backend and precision chosen for this machine."""
     rows = []
     chosen = decide(DeviceConfig())
     for label, backend, precision in (

@@ -1,6 +1,6 @@
-"""Exact search: dense over all rows, MaxSim over candidates and over all rows, beside plain numpy, torch and faiss.
+"""Exact search: dense search over all rows and MaxSim over given rows, compared with numpy, torch and faiss.
 
-CPU time of one thread. Vectors are synthetic unit vectors (the cost does not depend on their values).
+CPU time of one thread. The vectors are synthetic unit vectors, since the cost does not depend on their values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def dense(n: int, rounds: int) -> list[Row]:
-    """Top 100 of n rows of 384 dimensions, for one query and for 32."""
+    """The top 100 of n rows of 384 dimensions, for batches of 1 and of 32 queries."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -88,7 +88,7 @@ def maxsim(n: int, rounds: int) -> list[Row]:
 
 
 def _encoding(n: int, dense: DenseVectors | None = None, tokens: TokenVectors | None = None) -> Encoding:
-    """Made-up vectors as an encoder gives them; token counts are not looked at here."""
+    """Wraps synthetic vectors as the result of an encoder; the token counts are not used."""
     return Encoding(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.bool_), dense=dense, tokens=tokens)
 
 

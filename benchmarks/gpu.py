@@ -1,10 +1,10 @@
-"""What a GPU gives: FDE encoding against the copy bandwidth, MaxSim against a plain matrix product, an exact scan of
-a million encodings against the bandwidth, and the build rate with the encoder's share of it.
+"""GPU throughput: FDE encoding and an exact scan of a million encodings against the memory bandwidth, MaxSim against
+a matrix product, and the rate of whole builds with the encoder's share of the time.
 
     python -m benchmarks.gpu [--quick] [--json]
 
-Wall time between synchronisations, medians; synthetic unit token vectors (109 of 128 dimensions a document), and the
-shipped corpus for the build. Without a CUDA device it says so and measures nothing.
+Median wall time between synchronisations. Token vectors are synthetic unit vectors, 109 of 128 dimensions per document;
+builds use the shipped corpus. Without a CUDA device the benchmark says so and measures nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS = 7
 
 
 def main() -> None:
-    """Runs the benchmark, or says why not."""
+    """Runs the benchmark; without a CUDA device it reports that it is skipped."""
     options = parser(__doc__).parse_args()
     import torch
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Median wall time on the device, after two uncounted rounds."""
+    """Median wall time in seconds, after two rounds that are not counted."""
     import torch
 
     durations = []
@@ -65,7 +65,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def copy_bandwidth() -> float:
-    """GB/s of copying 2 GiB inside the device: bytes read plus bytes written."""
+    """GB/s of copying 2 GiB within the device, counting bytes read and bytes written."""
     import torch
 
     source = torch.empty(1 << 29, dtype=torch.float32, device="cuda")
@@ -74,7 +74,7 @@ def copy_bandwidth() -> float:
 
 
 def encoding(n: int, bandwidth: float) -> list[Row]:
-    """Documents to encodings; bytes read plus bytes written against the copy bandwidth."""
+    """FDE encoding of n documents: bytes read and written per second, against the copy bandwidth."""
     from chamfer.indexing.kernels.fde import FdeShape, draw_matrices
     from chamfer.indexing.kernels.fde_torch import encode_documents
 
@@ -94,7 +94,7 @@ def encoding(n: int, bandwidth: float) -> list[Row]:
 
 
 def maxsim(n: int) -> list[Row]:
-    """One query of 32 tokens with every document, against the matrix product of that size, and a large square one."""
+    """One query of 32 tokens against n documents, compared with the bare matrix product and a large square one."""
     import torch
 
     from chamfer.indexing.kernels.fde_torch import maxsim as score
@@ -117,7 +117,7 @@ def maxsim(n: int) -> list[Row]:
 
 
 def scan(n: int, bandwidth: float, dim: int = 2560, k: int = 100) -> list[Row]:
-    """The exact best 100 of n float16 encodings for batches of queries: their bytes, read once a batch."""
+    """The exact top k of n float16 encodings: bytes read (once per batch) per second, and time per query."""
     import torch
 
     values = torch.randn(n, dim, device="cuda", dtype=torch.float16)
@@ -133,7 +133,7 @@ def scan(n: int, bandwidth: float, dim: int = 2560, k: int = 100) -> list[Row]:
 
 
 class _Timed:
-    """An encoder that counts the seconds of its documents."""
+    """An encoder that measures the seconds spent on documents."""
 
     def __init__(self, inner: Encoder) -> None:
         self.inner = inner
@@ -154,7 +154,7 @@ class _Timed:
 
 
 def build_rate(n: int | None, device: str = "cuda") -> list[Row]:
-    """Documents a second of whole builds on the device, and how much of the wall time the encoder was busy."""
+    """Documents per second of whole builds on the device, and the share of the wall time spent in the encoder."""
     from chamfer.indexing.build.builder import BuildConfig, BuildRun, build
     from chamfer.indexing.build.corpus import read_corpus
     from chamfer.models.backends.config import DeviceConfig

@@ -1,11 +1,11 @@
-"""What late interaction costs as a collection grows: building, bytes, memory, a search by centroids and an exact one.
+"""Late interaction as a collection grows: build time, bytes, memory, and the time of centroid and exact search.
 
     python -m benchmarks.growth [FOLDER ...] [--encoded DIR] [--sizes N ...] [--quick] [--json]
 
-Documents are synthetic (benchmarks/synthetic.py: stretches of two real ones of 20 tokens each, with noise), made from
-the collections in FOLDER; queries are their real ones of at most 32 tokens. int8 codes, 4,096 centroids learnt from the
-first 2,048 documents, segments of 8,192. Building is learning and packing, without encoding. Recall counts the exact
-top 10 over the same codes. CPU time of one thread.
+The documents are synthetic (benchmarks/synthetic.py: spans of 20 tokens from each of two real documents, with noise),
+derived from the collections in FOLDER; the queries are the real ones of at most 32 tokens. Storage is int8 with 4,096
+centroids learned from the first 2,048 documents, in segments of 8,192. Build time is learning and packing, without
+encoding. Recall is that of the exact top 10 over the same codes. CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--encoded", type=Path)
     arguments.add_argument("--sizes", type=int, nargs="*", default=SIZES)
-    arguments.add_argument("--queries", type=int, default=60, help="at most so many in all")
+    arguments.add_argument("--queries", type=int, default=60, help="maximum number of queries in total")
     options = arguments.parse_args()
     sizes, n_queries = ((500, 2000), 10) if options.quick else (options.sizes, options.queries)
     rows: list[Row] = []
@@ -55,13 +55,13 @@ def main() -> None:
 
 
 def grown(real: TokenVectors, n: int, queries: list[Array]) -> list[Row]:
-    """The rows of one size."""
+    """The figures of one size."""
     memory = _resident()
     retriever, build_s, n_bytes = built(real, n)
     exact = retriever.with_params(search_mode="exact")
     seconds: dict[str, list[float]] = {"by centroids": [], "exact": []}
     hits = []
-    for query in queries[:1] + queries:  # the first one compiles
+    for query in queries[:1] + queries:  # the first search compiles and is not counted
         rows_by_mode = {}
         for name, searcher in (("by centroids", retriever), ("exact", exact)):
             begin = time.process_time()
@@ -82,7 +82,7 @@ def grown(real: TokenVectors, n: int, queries: list[Array]) -> list[Row]:
 
 
 def built(real: TokenVectors, n: int) -> tuple[Any, float, int]:
-    """(retriever, CPU seconds of learning and packing, bytes) of n synthetic documents."""
+    """(retriever, CPU seconds of learning and packing, bytes of the arrays) of n synthetic documents."""
     plain = make_family("multivector", SETTING)
     seconds = 0.0
     parts: list[SegmentPart] = []
@@ -99,7 +99,7 @@ def built(real: TokenVectors, n: int) -> tuple[Any, float, int]:
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """Milliseconds, build seconds and bytes against the number of documents, both on logarithmic scales."""
+    """Search times, build time and memory against the number of documents, on logarithmic scales."""
     cells = _cells(rows)
     for measure, unit in (("p50", "ms"), ("p99", "ms"), ("exact p50", "ms"), ("build", "s"), ("memory", "MiB")):
         axes.plot(list(cells), [cell[measure] for cell in cells.values()], marker="o", label=f"{measure}, {unit}")
@@ -113,7 +113,7 @@ def plot(axes: Any, rows: list[Row]) -> bool:
 
 
 def table(rows: list[Row]) -> str:
-    """One line a size."""
+    """One line per size."""
     units = {row.what.partition(": ")[2]: row.unit for row in rows}
     head = " | ".join(f"{measure}, {units[measure]}" for measure in MEASURES)
     lines = [f"| documents | {head} |", "| --- |" + " --- |" * len(MEASURES)]

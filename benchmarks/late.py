@@ -1,14 +1,16 @@
-"""Late interaction end to end: recall of the exact MaxSim top 10, milliseconds and bytes, beside tachiom and muvera-rs.
+"""Late-interaction search compared with tachiom and muvera-rs: recall of the exact MaxSim top 10, time and bytes.
 
     python -m benchmarks.late [FOLDER ...] [--encoded DIR] [--documents N] [--synthetic N] [--index FILE] [--quick]
 
-Folders are BEIR collections, searched together, the shipped one if none is named; --documents takes a random part of
-them, --synthetic makes so many up from them instead (benchmarks/synthetic.py, at most 40 tokens each). Exact is MaxSim
-over float16 token vectors. CPU time of one thread; every query runs through all contenders in turn. tachiom is where
-benchmarks.peers.install put it; its index (defaults, all of its own construction) is kept in --index, since building
-takes minutes. Its answers are taken as they are, and after exact MaxSim over its 100 best by our own kernel, whose
-token vectors then count as its bytes too. muvera-rs likewise, with --muvera, up to some thousand documents: 40 KB each.
-Queries of at most 32 tokens. --packed keeps our own arrays between runs.
+FOLDER is a BEIR collection; several are searched together, and the shipped one is used if none is named. --documents
+takes a random sample of N documents; --synthetic derives N synthetic ones of at most 40 tokens from them instead
+(benchmarks/synthetic.py). Queries have at most 32 tokens. Exact search is MaxSim over float16 token vectors. CPU time
+of one thread; every query runs through all contenders in turn.
+
+tachiom is imported from where benchmarks.peers.install unpacked it. Its index is built with its defaults and stored in
+--index, because building takes minutes. It is measured as it is, and with its 100 best rescored by Chamfer's exact
+MaxSim; the token vectors then count towards its bytes. --muvera adds muvera-rs with the same rescoring, for at most a
+few thousand documents, since each takes 40 KB. --packed stores Chamfer's arrays between runs.
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ from chamfer.indexing.families.registry import make_family
 from chamfer.indexing.rows.segment_part import SegmentPart
 from chamfer.models.networks.token_pooling import parse_pooling, pool
 
-Search = Callable[[Array], Array]  # a query f32 [Tq, D] to rows [10]
-Contender = tuple[Search, float]  # with the bytes of a document
+Search = Callable[[Array], Array]  # takes a query f32 [Tq, D] and returns rows i64 [10]
+Contender = tuple[Search, float]  # the search and its bytes per document
 
 LONGEST_QUERY = 32
 SYNTHETIC_TOKENS = 40
 CODES = ("float16", "int8", "int4", "int3", "int2")
 CENTROIDS = 4096
-MARGINS = (0.04, 0.06, 0.08, 0.1, 0.13, 0.2)  # 0.13 is the default; the limit of candidates is lifted beyond it
+MARGINS = (0.04, 0.06, 0.08, 0.1, 0.13, 0.2)  # 0.13 is the default; larger margins are run without a candidate limit
 TACHIOM = ((20, 250, 30), (40, 500, 60), (80, 1000, 100), (200, 2000, 250))  # k_centroids, documents, ef_search
 ALPHAS = (0.35, 0.5)
 
@@ -55,8 +57,8 @@ def main() -> None:
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--encoded", type=Path)
     arguments.add_argument("--documents", type=int)
-    arguments.add_argument("--queries", type=int, default=150, help="at most so many in all")
-    arguments.add_argument("--skip", type=int, default=0, help="leave out the first so many of each collection")
+    arguments.add_argument("--queries", type=int, default=150, help="maximum number of queries in total")
+    arguments.add_argument("--skip", type=int, default=0, help="number of queries of each collection to skip")
     arguments.add_argument("--synthetic", type=int)
     arguments.add_argument("--tachiom", type=Path, default=HOME / "unpacked")
     arguments.add_argument("--index", type=Path)
@@ -64,7 +66,7 @@ def main() -> None:
     arguments.add_argument(
         "--storages",
         default="int8,int4",
-        help=f"of {', '.join(CODES)}, a document pooling after a space: 'int4 w0x75p'",
+        help=f"comma-separated storages out of {', '.join(CODES)}, optionally with a document pooling: 'int4 w0x75p'",
     )
     arguments.add_argument("--muvera", action="store_true")
     options = arguments.parse_args()
@@ -89,7 +91,7 @@ def main() -> None:
 def together(
     sets: Sequence[EncodedSet], n_documents: int | None, skipped: int = 0
 ) -> tuple[TokenVectors, Array, list[Array]]:
-    """(token vectors of all sets in one, the vocabulary id of every token, queries but the first ones of each set)."""
+    """(token vectors of all sets, vocabulary id of every token, queries without the first `skipped` of each set)."""
     tokens = TokenVectors.concatenate([_tokens(encoded_set.encoding) for encoded_set in sets])
     texts = [document.content for encoded_set in sets for document in encoded_set.documents]
     rows = np.arange(len(tokens))
@@ -109,7 +111,7 @@ def together(
 def chamfer(
     tokens: TokenVectors, storages: Sequence[str], cache: Path | None
 ) -> tuple[Contender, dict[str, Contender]]:
-    """(the exact way, ways by centroids by name), each with its bytes a document."""
+    """(exact search, searches by centroids by name), each with its bytes per document."""
     n = len(tokens)
     plain = make_family("multivector")
     exact: Any = plain.open([SegmentPart(plain.pack([], encoding_of(tokens)), None, n)])
@@ -128,12 +130,12 @@ def chamfer(
 
 
 def family_of(name: str) -> Any:
-    """The family of a storage by its name."""
+    """The family that a storage such as `int4 w0x75p` names; the pooling does not matter to it."""
     return make_family("multivector", {"storage": name.partition(" ")[0], "centroids": CENTROIDS})
 
 
 def packed(tokens: TokenVectors, name: str, cache: Path | None) -> tuple[dict[str, Array], dict[str, Array]]:
-    """(codec, arrays) of a storage, out of `kept` if they are there."""
+    """(codec, arrays) of a storage, read from the folder `cache` if it has them."""
     from safetensors.numpy import load_file, save_file
 
     path = None if cache is None else cache / f"{len(tokens)}-{name.replace(' ', '-')}.safetensors"
@@ -147,7 +149,7 @@ def packed(tokens: TokenVectors, name: str, cache: Path | None) -> tuple[dict[st
     if pooling := name.partition(" ")[2]:
         rules = parse_pooling(pooling)
         tokens = pool(tokens, rules.document, normalised=rules.normalised)
-    # A build learns from its first documents; here they are random ones, as in a corpus that is not sorted by kind.
+    # A build learns from its first documents; a random sample stands for a corpus that is not sorted by kind.
     sample = encoding_of(tokens.take(np.sort(np.random.default_rng(1).permutation(len(tokens))[:SAMPLE])))
     family = family_of(name)
     codec = dict(family.learn(sample))
@@ -160,7 +162,7 @@ def packed(tokens: TokenVectors, name: str, cache: Path | None) -> tuple[dict[st
 
 
 def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Path) -> dict[str, Contender]:
-    """The peer at several settings, as it answers and after exact MaxSim over its 100 best."""
+    """tachiom at several settings, as it is and with its 100 best rescored by exact MaxSim."""
     sys.path.insert(0, str(folder))
     module = importlib.import_module("tachiom")
     if not path.exists():
@@ -171,7 +173,9 @@ def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Pa
             module.Tachiom.build(*(str(work / f"{name}.npy") for name in vectors)).save(str(path))
     index = module.Tachiom.load(str(path))
     if index.len != len(tokens):
-        raise SystemExit(f"{path} holds {index.len} documents, expected {len(tokens)}; remove it")
+        raise SystemExit(
+            f"{path} holds {index.len} documents, expected {len(tokens)}; remove it or name another file with --index"
+        )
     plain = make_family("multivector")
     arrays = plain.pack([], encoding_of(tokens))
     rescorer: Any = plain.open([SegmentPart(arrays, None, len(tokens))])
@@ -186,13 +190,13 @@ def tachiom(folder: Path, path: Path, tokens: TokenVectors, ids: Array, work: Pa
 
 
 def muvera_rs(folder: Path, tokens: TokenVectors) -> dict[str, Contender]:
-    """The peer at the paper's 10,240 dimensions, f32, after exact MaxSim over its best; ids of it begin at 1."""
+    """muvera-rs at the paper's 10,240 dimensions (f32), with its best rescored by exact MaxSim; its ids start at 1."""
     sys.path.insert(0, str(folder))
     module = importlib.import_module("muvera")
     texts = [tokens.values[a:b] for a, b in pairwise(tokens.offsets)]
     index = module.MuveraRetriever(tokens.dim, len(texts), 16, 10_240, 5, 20, 1)
     index.index_dataset([texts[0].tolist()], [1])
-    for number, text in enumerate(texts[1:], 2):  # one at a time: nested lists of all take 32 bytes a number
+    for number, text in enumerate(texts[1:], 2):  # one at a time, because nested lists take 32 bytes per number
         index.add_document(text.tolist(), number)
     plain = make_family("multivector")
     rescorer: Any = plain.open([SegmentPart(plain.pack([], encoding_of(tokens)), None, len(tokens))])
@@ -207,7 +211,7 @@ def _search_muvera(index: Any, n: int, rescorer: Any, query: Array) -> Array:
 
 
 def compared(exact: Contender, contenders: Mapping[str, Contender], queries: Sequence[Array], n: int) -> list[Row]:
-    """Recall, median with p99, and bytes of every contender; queries interleaved."""
+    """Recall, p50, p99 and bytes of every contender; each query runs through all contenders in turn."""
     for search, _ in contenders.values():
         search(queries[0])
     seconds: dict[str, list[float]] = {name: [] for name in ("exact float16", *contenders)}
@@ -237,7 +241,7 @@ def _search(retriever: Any, query: Array) -> Array:
 
 
 def _search_tachiom(index: Any, params: Mapping[str, Any], rescorer: Any, query: Array) -> Array:
-    # Not padded to 32 tokens: zeros make its graph search visit everything, 132 ms instead of 11, for the same answers.
+    # Padding to 32 tokens with zeros would make the graph search visit every node: 132 ms instead of 11, same answers.
     vectors = np.ascontiguousarray(query, dtype=np.float32)
     rows: Array = index.search(vectors, 10 if rescorer is None else 100, **params)[1].astype(np.int64)
     rows = rows[rows < len(rescorer)] if rescorer is not None else rows
@@ -249,17 +253,17 @@ def _search_tachiom(index: Any, params: Mapping[str, Any], rescorer: Any, query:
 
 def _tokens(encoding: Encoding) -> TokenVectors:
     if encoding.tokens is None:
-        raise TypeError("no token vectors were encoded")
+        raise TypeError("the encoding holds no token vectors; expected some")
     return encoding.tokens
 
 
 def split(query: Array) -> TokenVectors:
-    """One query's vectors [Tq, D] as retrievers take them."""
+    """The vectors [Tq, D] of one query in the form that retrievers take."""
     return TokenVectors(np.ascontiguousarray(query), np.array([0, len(query)], dtype=np.int64))
 
 
 def encoding_of(tokens: TokenVectors) -> Encoding:
-    """An encoding that holds these token vectors alone."""
+    """An encoding that holds only these token vectors."""
     n = len(tokens)
     return Encoding(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=bool), tokens=tokens)
 
@@ -275,7 +279,7 @@ def _vocabulary_ids(texts: Sequence[str]) -> Array:
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """Share of the exact top 10 that is lost, against the median of milliseconds; a line a way, a point a setting."""
+    """Share of the exact top 10 that is found against the median time: a line per method, a point per setting."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for (name, _), cell in cells(rows).items():
         if "recall@10" in cell and name != "exact float16":
@@ -291,15 +295,15 @@ def plot(axes: Any, rows: list[Row]) -> bool:
     axes.set_yticks([0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001], ["80%", "90%", "95%", "98%", "99%", "99.5%", "99.9%"])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.set_xlabel("ms a query, one thread")
+    axes.set_xlabel("ms per query, one thread")
     axes.set_ylabel("share of the exact top 10 found")
     axes.legend(fontsize=8)
     return bool(lines)
 
 
 def table(rows: list[Row]) -> str:
-    """One line a way."""
-    lines = ["| documents | way | recall@10 | p50 ms | p99 ms | bytes a document |", "| --- |" + " --- |" * 5]
+    """One line per method and number of documents."""
+    lines = ["| documents | method | recall@10 | p50 ms | p99 ms | bytes per document |", "| --- |" + " --- |" * 5]
     for (name, n), cell in cells(rows).items():
         figures = f"{cell['recall@10']:.4f} | {cell['p50']:.2f} | {cell['p99']:.2f} | {cell['bytes']:,.0f}"
         lines.append(f"| {n} | {name} | {figures} |")
@@ -307,7 +311,7 @@ def table(rows: list[Row]) -> str:
 
 
 def cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
-    """(way, documents) -> measure -> value."""
+    """(method, number of documents) -> measure -> value."""
     by_setting: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         title, _, measure = row.what.rpartition(": ")

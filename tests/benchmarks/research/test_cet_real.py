@@ -1,5 +1,4 @@
-"""The benchmark of pooling bias on real judgements: what its labels see, what is judged, and that no query learns from
-itself."""
+"""The benchmark of pooling bias on real judgements: its labels and judgements, and no training on the ranked query."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ N, Q = 120, 15
 
 
 def encoding(vectors: np.ndarray) -> Encoding:
-    """A text's vector is that of each of its tokens: one, two or three."""
+    """An encoding in which each of the one to three tokens of a text has the vector of the text."""
     n = np.arange(len(vectors), dtype=np.int32) % 3 + 1
     offsets = np.concatenate([[0], np.cumsum(n, dtype=np.int64)])
     tokens = TokenVectors(np.repeat(vectors, n, axis=0), offsets)
@@ -27,7 +26,7 @@ def encoding(vectors: np.ndarray) -> Encoding:
 
 @pytest.fixture(scope="module")
 def judged_world() -> JudgedWorld:
-    """Documents of random words with random vectors; relevant are four that are near the query and two that are not."""
+    """Documents of random words with random vectors; the nearest four and the farthest two to a query are relevant."""
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{w}" for w in rng.integers(0, 40, rng.integers(5, 30))) for _ in range(N)]
     vectors = rng.standard_normal((N, 8)).astype(np.float32)
@@ -44,7 +43,7 @@ def judged_world() -> JudgedWorld:
     )
 
 
-def test_labels_are_kept_for_bm25s_first_ten_alone(judged_world: JudgedWorld) -> None:
+def test_only_the_top_ten_of_bm25_is_labelled(judged_world: JudgedWorld) -> None:
     world = judged_world.world
     assert world.selected.sum(dim=1).tolist() == [POOL] * Q
     lowest = torch.where(world.selected, world.weak, torch.inf).amin(dim=1)
@@ -58,16 +57,16 @@ def test_features_are_standardised_by_query(judged_world: JudgedWorld) -> None:
     torch.testing.assert_close(judged_world.world.features.std(dim=1), torch.ones(Q, 5), atol=1e-4, rtol=0)
 
 
-def test_a_ranking_counts_all_judgements_but_ranks_the_dense_top_alone(judged_world: JudgedWorld) -> None:
+def test_all_judgements_count_but_only_the_dense_top_is_ranked(judged_world: JudgedWorld) -> None:
     values = judged_world.values(judged_world.world.relevant.float())
     gains = 1 / np.log2(np.arange(6) + 2)
     ranked_relevant = (judged_world.world.relevant & dense_top(judged_world.world)).sum(dim=1).tolist()
-    assert set(ranked_relevant) == {4}  # the two far ones are not ranked, and are missed
+    assert set(ranked_relevant) == {4}  # the two distant ones are not ranked
     assert values == pytest.approx({f"q{q}": gains[:4].sum() / gains.sum() for q in range(Q)})
     assert MEASURE == "nDCG@10"
 
 
-def test_no_query_is_ranked_by_what_was_learnt_from_its_own_judgements(judged_world: JudgedWorld) -> None:
+def test_no_query_is_ranked_by_a_ranker_trained_on_its_judgements(judged_world: JudgedWorld) -> None:
     world = judged_world.world
     changed = world.relevant.clone()
     changed[0] = ~changed[0]

@@ -1,7 +1,7 @@
-"""Programs that measure one subject each. They print rows; with --json, a list of {what, value, unit, peer, ratio}.
+"""Benchmark programs, one per subject. Each prints a table; with --json, a list of {what, value, unit, peer, ratio}.
 
-Those in this package guard the product: a change that makes it slower, larger or less accurate shows here. Those in
-benchmarks.research settled a decision once and are kept so that it can be checked.
+The programs in this package guard the product: they show when a change makes it slower, larger or less accurate. Those
+in benchmarks.research each settled one decision and remain so that it can be checked again.
 """
 
 from __future__ import annotations

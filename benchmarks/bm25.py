@@ -14,7 +14,7 @@ from chamfer.indexing.rows.segment_part import SegmentPart
 
 
 def bm25(documents: Sequence[Document], queries: Sequence[str]) -> Tensor:
-    """Scores f32 [Q, N]; 0 where query and document share no word."""
+    """Scores f32 [Q, N]; 0 where query and document share no term."""
     family = LexicalFamily(LexicalConfig())
     retriever = family.open([SegmentPart(family.pack(documents, None), None, len(documents))])
     candidates = retriever.search(retriever.encode_queries(queries), len(documents))

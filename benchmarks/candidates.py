@@ -1,10 +1,11 @@
-"""What finds the exact MaxSim top 10, and what compression costs: candidates needed by source, nDCG@10 by storage.
+"""Candidates that each source needs to hold the exact MaxSim top 10, and nDCG@10 and bytes of each vector storage.
 
     python -m benchmarks.candidates [FOLDER ...] [--encoded DIR] [--queries N] [--quick] [--json]
 
-Folders are BEIR collections, the shipped one if none is named; encodings are kept in --encoded. Exact is MaxSim over
-all token vectors in float16. A source's candidates are counted in its own order; a union takes as many from each of its
-sources. --quick takes 400 documents and 40 queries: a check that it runs, no figure to quote.
+FOLDER is a BEIR collection; the shipped one is used if none is named. Encodings are cached in --encoded. The exact
+ranking is that of MaxSim over all token vectors in float16. Candidates of a source are counted in its own order; a
+union takes equally many from each of its sources. --quick takes 400 documents and 40 queries to check that the program
+runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ POOLINGS = (
 )
 POOLED_CODES = ("float16", "int8", "int4")
 FLOAT_BYTES = 4
-REFINED = 800  # candidates by centroids that codes put in order
-SAMPLE = 2048  # documents, as a build learns from unless told otherwise
+REFINED = 800  # candidates by centroids that are reordered by their codes
+SAMPLE = 2048  # documents that a build learns codecs from by default
 
 
 def main() -> None:
@@ -69,9 +70,9 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--encoded", type=Path)
-    arguments.add_argument("--queries", type=int, default=300, help="at most so many of each collection")
+    arguments.add_argument("--queries", type=int, default=300, help="maximum number of queries of each collection")
     arguments.add_argument("--only", choices=["sources", "storage"])
-    arguments.add_argument("--poolings", nargs="*", default=POOLINGS, help="those whose storage is measured")
+    arguments.add_argument("--poolings", nargs="*", default=POOLINGS, help="poolings whose storage is measured")
     options = arguments.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
@@ -87,52 +88,52 @@ def main() -> None:
 
 
 def exact_order(encoded: EncodedSet) -> Candidates:
-    """All documents for every query by exact MaxSim."""
+    """All documents of every query, ranked by exact MaxSim."""
     retriever, _ = opened(encoded.documents, "multivector", {}, encoded.encoding)
     return rank_by_maxsim(retriever, encoded.queries.tokens)  # type: ignore[arg-type]
 
 
 def sources(encoded: EncodedSet, exact: Candidates) -> list[Row]:
-    """Candidates needed for 90, 95 and 99 % of the exact top 10, and the share within 100 and 200."""
+    """Candidates needed to hold 90, 95 and 99 % of the exact top 10, and the share held by the first 100 and 200."""
     depth = min(DEEPEST, len(encoded.documents))
-    found: dict[str, Candidates] = {}
+    candidates_by_source: dict[str, Candidates] = {}
     dense, _ = opened(encoded.documents, "dense", {}, encoded.encoding)
-    found["dense"] = dense.search(encoded.queries.dense, depth)
+    candidates_by_source["dense"] = dense.search(encoded.queries.dense, depth)
     lexical, _ = opened(encoded.documents, "lexical", {}, encoded.encoding)
-    found["lexical"] = lexical.search(lexical.encode_queries(encoded.query_texts), depth)
+    candidates_by_source["lexical"] = lexical.search(lexical.encode_queries(encoded.query_texts), depth)
     for dims, (k_sim, d_proj) in FDES.items():
         fde, _ = opened(encoded.documents, "fde", {"k_sim": k_sim, "d_proj": d_proj}, encoded.encoding)
-        found[f"fde {dims}"] = fde.search(encoded.queries.tokens, depth)
+        candidates_by_source[f"fde {dims}"] = fde.search(encoded.queries.tokens, depth)
     for k in CENTROIDS:
         coded, _ = opened(encoded.documents, "multivector", {"storage": "int2", "centroids": k}, encoded.encoding)
-        found[f"centroids {k}"] = coded.centroid_candidates(encoded.queries.tokens, depth)
-        some = coded.with_params(candidates=REFINED)
-        found[f"{REFINED} by centroids {k}, then int2"] = some.search(encoded.queries.tokens, 200)
+        candidates_by_source[f"centroids {k}"] = coded.centroid_candidates(encoded.queries.tokens, depth)
+        refined = coded.with_params(candidates=REFINED)
+        candidates_by_source[f"{REFINED} by centroids {k}, then int2"] = refined.search(encoded.queries.tokens, 200)
     for name in ("w0x8", "w0x32"):
         pooled, _ = opened(encoded.documents, "multivector", {}, pooled_by(encoded.encoding, name, "document"))
-        found[name] = pooled.search(encoded.queries.tokens, depth)
-    ranks = {name: ranks_of_best(candidates, exact, 10) for name, candidates in found.items()}
+        candidates_by_source[name] = pooled.search(encoded.queries.tokens, depth)
+    ranks = {name: ranks_of_best(candidates, exact, 10) for name, candidates in candidates_by_source.items()}
     ranks |= {" + ".join(parts): ranks_of_union([ranks[part] for part in parts]) for parts in UNIONS}
     rows = []
-    for name, own in ranks.items():
+    for name, source_ranks in ranks.items():
         title = f"{encoded.name} {name}"
         for target in TARGETS:
-            count = needed(own, target)
+            count = needed(source_ranks, target)
             rows.append(Row(f"{title}: candidates for {target:.2f}", np.nan if count is None else count, "documents"))
-        rows += [Row(f"{title}: recall in {depth}", recall(own, depth), "share") for depth in (100, 200)]
+        rows += [Row(f"{title}: recall in {depth}", recall(source_ranks, depth), "share") for depth in (100, 200)]
     return rows
 
 
 def storage(encoded: EncodedSet, exact: Candidates, poolings: Sequence[str] = POOLINGS) -> list[Row]:
-    """nDCG@10 and bytes a document (of everything the channel keeps) of every pooling and every code.
+    """nDCG@10 and bytes per document (of everything that the channel stores) of every pooling and every code.
 
-    Codes order the exact first 200, pooled vectors the exact first 1,000. A ratio is the share of float16's nDCG@10, or
-    of the bytes of float32.
+    Codes rerank the exact top 200, pooled vectors the exact top 1,000. A ratio is the share of float16's nDCG@10, or of
+    float32's bytes.
     """
-    out: list[Row] = []
+    figures: list[Row] = []
     plain = 0.0
-    whole = _tokens(encoded.encoding)
-    full = whole.values.size * FLOAT_BYTES / len(whole)
+    token_vectors = _tokens(encoded.encoding)
+    float32_bytes = token_vectors.values.size * FLOAT_BYTES / len(token_vectors)
     for pooling in ("", *poolings):
         documents, queries, rows = encoded.encoding, encoded.queries, exact.rows[:, :200]
         if pooling:
@@ -141,27 +142,34 @@ def storage(encoded: EncodedSet, exact: Candidates, poolings: Sequence[str] = PO
         for code in POOLED_CODES if pooling else CODES:
             retriever, n_bytes = opened(encoded.documents, "multivector", CODES[code], documents)
             scores = retriever.score(queries.tokens, rows)
-            top = np.stack([own[np.lexsort((own, -by))[:10]] for own, by in zip(rows, scores, strict=True)])
+            top = np.stack(
+                [
+                    query_rows[np.lexsort((query_rows, -query_scores))[:10]]
+                    for query_rows, query_scores in zip(rows, scores, strict=True)
+                ]
+            )
             quality = ndcg(encoded, top)
             plain = plain or quality
-            kept = [np.isin(best, own[:10]).mean() for best, own in zip(top, exact.rows, strict=True)]
+            kept_shares = [
+                np.isin(best, query_rows[:10]).mean() for best, query_rows in zip(top, exact.rows, strict=True)
+            ]
             title = f"{encoded.name} {code} {pooling}".rstrip()
             size = n_bytes / len(encoded.documents)
-            out += [
+            figures += [
                 Row(f"{title}: nDCG@10", quality, "nDCG@10", "float16", quality / plain),
-                Row(f"{title}: exact top 10 kept", float(np.mean(kept)), "share"),
-                Row(f"{title}: bytes a document", size, "B", "float32", size / full),
+                Row(f"{title}: exact top 10 kept", float(np.mean(kept_shares)), "share"),
+                Row(f"{title}: bytes a document", size, "B", "float32", size / float32_bytes),
             ]
-    return out
+    return figures
 
 
 def ndcg(encoded: EncodedSet, top: Array) -> float:
     """nDCG@10 of rows i64 [Q, 10], best first."""
     ids = [document.doc_id for document in encoded.documents]
     run = [
-        ScoredDoc(query_id, ids[row], float(-place))
-        for query_id, own in zip(encoded.query_ids, top, strict=True)
-        for place, row in enumerate(own)
+        ScoredDoc(query_id, ids[row], float(-rank))
+        for query_id, query_rows in zip(encoded.query_ids, top, strict=True)
+        for rank, row in enumerate(query_rows)
         if row >= 0
     ]
     return evaluate(run, encoded.qrels, ["nDCG@10"]).means["nDCG@10"]
@@ -170,7 +178,7 @@ def ndcg(encoded: EncodedSet, top: Array) -> float:
 def opened(
     documents: Sequence[Document], family: str, params: Mapping[str, Any], encoding: Encoding
 ) -> tuple[Any, int]:
-    """(a retriever over one segment of the documents, bytes of its arrays)."""
+    """(a retriever over one segment with all documents, the bytes of its arrays)."""
     plain = make_family(family, params)
     ready = plain.with_codec(plain.learn(first_block(encoding)))
     arrays = ready.pack(documents, encoding)
@@ -179,20 +187,20 @@ def opened(
 
 
 def first_block(encoding: Encoding) -> Encoding:
-    """What a build learns its codecs from."""
+    """The first SAMPLE documents, from which a build learns its codecs."""
     tokens = encoding.vectors(VectorKind.TOKENS).take(range(min(SAMPLE, len(encoding))))
     return replace(encoding, tokens=tokens)  # type: ignore[arg-type]
 
 
 def pooled_by(encoding: Encoding, name: str, side: str) -> Encoding:
-    """The encoding with its token vectors pooled by one side's rule of a pooling."""
+    """The encoding with its token vectors pooled by the rule that the pooling `name` has for `side`."""
     rules = parse_pooling(name)
     return replace(encoding, tokens=pool(_tokens(encoding), getattr(rules, side), normalised=rules.normalised))
 
 
 def _tokens(encoding: Encoding) -> TokenVectors:
     if encoding.tokens is None:
-        raise TypeError("no token vectors were encoded")
+        raise TypeError("the encoding holds no token vectors; expected some")
     return encoding.tokens
 
 
@@ -208,16 +216,18 @@ def _excerpt(encoded: EncodedSet, n: int) -> EncodedSet:
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """nDCG@10 kept against bytes kept, a point a way of storing; the best ways of each collection as a line."""
+    """Share of nDCG@10 against share of bytes: a point per storage, a line through the best ones of each collection."""
     points: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         title, _, what = row.what.partition(": ")
         if row.ratio is not None and what in ("nDCG@10", "bytes a document"):
             points.setdefault(title.partition(" ")[0], {}).setdefault(title, {})[what] = row.ratio
-    for number, (name, ways) in enumerate(points.items()):
-        own = sorted((way["bytes a document"], way["nDCG@10"]) for way in ways.values() if len(way) > 1)
-        axes.scatter(*zip(*own, strict=True), s=12, color=f"C{number}", alpha=0.6)
-        best = [(x, y) for x, y in own if y >= max(other for size, other in own if size <= x)]
+    for number, (name, storages) in enumerate(points.items()):
+        coordinates = sorted(
+            (shares["bytes a document"], shares["nDCG@10"]) for shares in storages.values() if len(shares) > 1
+        )
+        axes.scatter(*zip(*coordinates, strict=True), s=12, color=f"C{number}", alpha=0.6)
+        best = [(x, y) for x, y in coordinates if y >= max(other for size, other in coordinates if size <= x)]
         axes.plot(*zip(*best, strict=True), color=f"C{number}", linewidth=1, label=name)
     axes.axvline(1 / 8, color="black", linewidth=0.8, linestyle=":")
     axes.axhline(0.995, color="black", linewidth=0.8, linestyle=":")

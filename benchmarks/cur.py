@@ -1,11 +1,12 @@
-"""Retrieval by a cross-encoder: recall of its exact ranking against calls, for CUR searches and retrieve-and-rerank.
+"""Search with a cross-encoder: recall of its exact ranking by number of calls, for CUR and for retrieve-and-rerank.
 
     python -m benchmarks.cur [FOLDER ...] [--reranker NAME] [--documents 1000] [--anchors 100] [--queries 60]
                              [--keep DIR] [--quick] [--json]
 
 FOLDER is a BEIR collection; its train (else dev, else other test) queries become anchor queries. The corpus is a
-sample that holds every document judged for the chosen test queries. The exact ranking of the cross-encoder scores every
-pair; both score matrices are kept in DIR (--keep), so that a killed run goes on. --quick takes 60 documents.
+sample that contains every document judged for the chosen test queries. The exact ranking comes from scoring every pair
+with the cross-encoder. Both score matrices are stored in DIR (--keep), so that an interrupted run resumes. --quick
+takes 60 documents.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ dense = { depth = 1000, weight = 0.3 }
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A sampled collection: `exact` f32 [Q, N] of every test query, rankings of each first stage, columns."""
+    """A sampled collection: exact scores f32 [Q, N], the rankings `seeds` of each first stage, the CUR retriever."""
 
     documents: Sequence[Document]
     queries: Sequence[Query]
@@ -80,29 +81,29 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             keep = (options.keep or Path(work)) / folder.resolve().name
             bench, costs = prepare(folder, keep, Path(work), options)
-            own = [row for name, found in contenders(bench).items() for row in judged(name, found, bench)]
-            rows += [*costs, *titled(folder.resolve().name, own)]
+            figures = [row for name, finder in contenders(bench).items() for row in measured(name, finder, bench)]
+            rows += [*costs, *titled(folder.resolve().name, figures)]
     emit(rows, options.json)
 
 
 def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, list[Row]]:
-    """The sample, its first-stage rankings, and both score matrices, with what they cost."""
+    """(the sampled collection with its first-stage rankings and score matrices, what the index costs)."""
     name = folder.resolve().name
     qrels = read_qrels(folder, "test")
     by_id = {query.query_id: query for query in read_queries(folder)}
     draw = np.random.default_rng(1)
     test = [by_id[i] for i in draw.permutation(sorted({q.query_id for q in qrels}))[: options.queries]]
-    asked = {query.query_id for query in test}
-    qrels = [qrel for qrel in qrels if qrel.query_id in asked]
+    test_ids = {query.query_id for query in test}
+    qrels = [qrel for qrel in qrels if qrel.query_id in test_ids]
     documents = sample(list(read_corpus(str(folder))), {q.doc_id for q in qrels}, options.documents)
-    anchors = anchor_queries(folder, documents, options.anchors, avoided=asked)
+    anchors = anchor_queries(folder, documents, options.anchors, avoided=test_ids)
 
     reranker = load_reranker(options.reranker, load_settings().models.device)
     scorer = AnchorScorer(reranker, anchors, keep, clock=time.process_time)
     estimate = scorer.estimate(documents, len(documents))
     columns = scorer.score(documents)
     exact = AnchorScorer(reranker, [query.text for query in test], keep).score(documents).values.values.T
-    family = learnt(columns)
+    family = with_anchor_codec(columns)
     arrays = family.pack(documents, encoding_of(columns))
     retriever = family.open([SegmentPart(arrays, None, len(documents))])
     costs = [
@@ -116,58 +117,58 @@ def prepare(folder: Path, keep: Path, work: Path, options: Any) -> tuple[Bench, 
 
 
 def sample(documents: list[Document], judged_ids: set[str], n: int) -> list[Document]:
-    """Every judged document and random others, n in all at least, in the corpus's order."""
+    """Every judged document and random others up to n documents, in corpus order."""
     others = [d.doc_id for d in documents if d.doc_id not in judged_ids]
     chosen = judged_ids | set(np.random.default_rng(2).permutation(others)[: max(n - len(judged_ids), 0)].tolist())
     return [document for document in documents if document.doc_id in chosen]
 
 
 def anchor_queries(folder: Path, documents: Sequence[Document], n: int, avoided: Collection[str] = ()) -> list[str]:
-    """Train (else dev, else test) queries, those with an answer in the sample first; never one of those avoided."""
+    """Texts of train (else dev, else test) queries outside `avoided`, those with an answer in the sample first."""
     by_id = {query.query_id: query for query in read_queries(folder)}
     split = next(s for s in ("train", "dev", "test") if (folder / "qrels" / f"{s}.tsv").exists())
-    there = {document.doc_id for document in documents}
+    sampled_ids = {document.doc_id for document in documents}
     answers: dict[str, bool] = {}
     for query_id, doc_id, _ in read_qrels(folder, split):
         if query_id not in avoided:
-            answers[query_id] = answers.get(query_id, False) or doc_id in there
+            answers[query_id] = answers.get(query_id, False) or doc_id in sampled_ids
     order = [str(i) for i in np.random.default_rng(3).permutation(sorted(answers))]
     order.sort(key=lambda query_id: not answers[query_id])
     return [by_id[query_id].text for query_id in order[:n]]
 
 
 def rankings(documents: Sequence[Document], queries: Sequence[Query], work: Path) -> dict[str, list[Candidates]]:
-    """What each first stage ranks, 1,000 deep."""
+    """The top 1,000 of each first stage for every query, by name of the stage."""
     (work / "plans.toml").write_text(PLANS)
     settings = load_settings(work / "plans.toml")
     row_of = {document.doc_id: row for row, document in enumerate(documents)}
     build(documents, work / "collection", settings=settings).close()
-    out: dict[str, list[Candidates]] = {}
+    by_stage: dict[str, list[Candidates]] = {}
     with open(work / "collection", settings=settings) as searcher:
         for name, plan in FIRST_STAGES.items():
-            out[name] = []
+            by_stage[name] = []
             for query in queries:
                 hits = searcher.search(query.text, 1000, plan=plan)
                 ranked = np.array([row_of[hit.doc_id] for hit in hits], dtype=np.int64)
                 scores = np.array([hit.score for hit in hits], dtype=np.float32)
-                out[name].append(as_candidates([(ranked, scores)], 1000))
-    return out
+                by_stage[name].append(as_candidates([(ranked, scores)], 1000))
+    return by_stage
 
 
 Finder = Callable[[int, int], np.ndarray[Any, Any]]
 
 
 def contenders(bench: Bench) -> dict[str, Finder]:
-    """Name -> (query, budget) -> the rows that were scored, best first."""
-    out: dict[str, Finder] = {f"rerank {name}": reranked(bench, name) for name in bench.seeds}
-    out |= {method: cur(bench, CurSearch(method=method), None) for method in ("anncur", "adacur", "axn")}
-    out |= {f"axn seeded by {name}": cur(bench, CurSearch(method="axn"), name) for name in bench.seeds}
-    out["adacur seeded by hybrid"] = cur(bench, CurSearch(method="adacur"), "hybrid")
-    return out
+    """By name, a function from (query, budget) to the scored rows, best first."""
+    finders: dict[str, Finder] = {f"rerank {name}": reranked(bench, name) for name in bench.seeds}
+    finders |= {method: cur(bench, CurSearch(method=method), None) for method in ("anncur", "adacur", "axn")}
+    finders |= {f"axn seeded by {name}": cur(bench, CurSearch(method="axn"), name) for name in bench.seeds}
+    finders["adacur seeded by hybrid"] = cur(bench, CurSearch(method="adacur"), "hybrid")
+    return finders
 
 
 def reranked(bench: Bench, name: str) -> Finder:
-    """Retrieve and rerank: the whole budget on the head of a first stage."""
+    """Retrieve and rerank: spends the whole budget on the top of a first stage."""
 
     def find(query: int, budget: int) -> np.ndarray[Any, Any]:
         rows = bench.seeds[name][query].of(0)[0][:budget]
@@ -190,20 +191,20 @@ def cur(bench: Bench, options: CurSearch, seeded_by: str | None) -> Finder:
     return find
 
 
-def judged(name: str, find: Finder, bench: Bench) -> list[Row]:
-    """Recall of the exact top 10 and 100, and nDCG@10 by the judgements, at every budget."""
+def measured(name: str, find: Finder, bench: Bench) -> list[Row]:
+    """Recall of the exact top 10 and top 100, and nDCG@10 by the judgements, at every budget."""
     rows = []
     for budget in (b for b in BUDGETS if b <= len(bench.documents)):
-        found = [find(query, budget) for query in range(len(bench.queries))]
+        scored_rows = [find(query, budget) for query in range(len(bench.queries))]
         for k in (10, 100):
-            recall = np.mean([_recall(bench.exact[q], found[q], k) for q in range(len(found))])
+            recall = np.mean([_recall(bench.exact[q], scored_rows[q], k) for q in range(len(scored_rows))])
             rows.append(Row(f"{name}: top-{k} recall at {budget} calls", float(recall), "share"))
-        rows.append(Row(f"{name}: nDCG@10 at {budget} calls", _ndcg(found, bench), "nDCG@10"))
+        rows.append(Row(f"{name}: nDCG@10 at {budget} calls", _ndcg(scored_rows, bench), "nDCG@10"))
     return rows
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """Recall of the exact top 10 and nDCG@10 against calls: a panel a measure and corpus, a line a way."""
+    """Recall of the exact top 10 and nDCG@10 against calls: a panel per measure and corpus, a line per method."""
     cells = _cells(rows)
     corpora = list(dict.fromkeys(corpus for corpus, _ in cells))
     if not corpora:
@@ -214,10 +215,12 @@ def plot(axes: Any, rows: list[Row]) -> bool:
     panels = figure.subplots(2, len(corpora), squeeze=False, sharex=True, sharey="row")
     for column, corpus in enumerate(corpora):
         for panel, measure in zip(panels[:, column], ("top-10 recall", "nDCG@10"), strict=True):
-            for way, cell in ((way, cell) for (own, way), cell in cells.items() if own == corpus):
-                style = "--" if way.startswith("rerank") else "-"
+            for method, cell in (
+                (method, cell) for (cell_corpus, method), cell in cells.items() if cell_corpus == corpus
+            ):
+                style = "--" if method.startswith("rerank") else "-"
                 panel.plot(
-                    list(cell[measure]), list(cell[measure].values()), style, marker="o", markersize=3, label=way
+                    list(cell[measure]), list(cell[measure].values()), style, marker="o", markersize=3, label=method
                 )
             panel.set_xscale("log")
             panel.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
@@ -225,56 +228,56 @@ def plot(axes: Any, rows: list[Row]) -> bool:
             panel.grid(alpha=0.3)
             panel.set_ylabel("share of the exact top 10 found" if measure != "nDCG@10" else measure)
         panels[0, column].set_title(corpus)
-        panels[1, column].set_xlabel("cross-encoder calls a query")
+        panels[1, column].set_xlabel("cross-encoder calls per query")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     return True
 
 
 def table(rows: list[Row]) -> str:
-    """One line a way: top-10 recall / top-100 recall / nDCG@10 at every budget."""
+    """One line per corpus and method: top-10 recall / top-100 recall / nDCG@10 at every budget."""
     head = " | ".join(f"{budget} calls" for budget in BUDGETS)
-    lines = [f"| corpus | way | {head} |", "| --- | --- |" + " --- |" * len(BUDGETS)]
-    for (corpus, way), cell in _cells(rows).items():
-        found = [
+    lines = [f"| corpus | method | {head} |", "| --- | --- |" + " --- |" * len(BUDGETS)]
+    for (corpus, method), cell in _cells(rows).items():
+        figures = [
             " / ".join(f"{cell[m][budget]:.3f}" for m in MEASURES) if budget in cell[MEASURES[0]] else ""
             for budget in BUDGETS
         ]
-        lines.append(f"| {corpus} | {way} | {' | '.join(found)} |")
+        lines.append(f"| {corpus} | {method} | {' | '.join(figures)} |")
     costs = [f"- {row.what}: {row.value:,.4g} {row.unit}" for row in rows if " calls" not in row.what]
     return "\n".join(["Top-10 recall / top-100 recall of the exact ranking / nDCG@10.", "", *lines, "", *costs, ""])
 
 
 def _cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
-    out: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    cells: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
-        corpus, way, rest = [*row.what.split(": "), "", ""][:3]
+        corpus, method, rest = [*row.what.split(": "), "", ""][:3]
         measure, _, calls = rest.partition(" at ")
         if calls:
-            out.setdefault((corpus, way), {}).setdefault(measure, {})[int(calls.split()[0])] = row.value
-    return out
+            cells.setdefault((corpus, method), {}).setdefault(measure, {})[int(calls.split()[0])] = row.value
+    return cells
 
 
-def _recall(exact: np.ndarray[Any, Any], found: np.ndarray[Any, Any], k: int) -> float:
-    return float(np.isin(np.argsort(-exact, kind="stable")[:k], found).mean())
+def _recall(exact: np.ndarray[Any, Any], scored_rows: np.ndarray[Any, Any], k: int) -> float:
+    return float(np.isin(np.argsort(-exact, kind="stable")[:k], scored_rows).mean())
 
 
-def _ndcg(found: Sequence[np.ndarray[Any, Any]], bench: Bench) -> float:
+def _ndcg(scored_rows: Sequence[np.ndarray[Any, Any]], bench: Bench) -> float:
     run = [
-        ScoredDoc(query.query_id, bench.documents[row].doc_id, -float(place))
-        for query, rows in zip(bench.queries, found, strict=True)
-        for place, row in enumerate(rows[:10].tolist())
+        ScoredDoc(query.query_id, bench.documents[row].doc_id, -float(rank))
+        for query, rows in zip(bench.queries, scored_rows, strict=True)
+        for rank, row in enumerate(rows[:10].tolist())
     ]
     return evaluate(run, bench.qrels, ["nDCG@10"]).means["nDCG@10"]
 
 
-def learnt(columns: AnchorScores) -> CurFamily:
-    """The family with the anchor queries as its codec."""
+def with_anchor_codec(columns: AnchorScores) -> CurFamily:
+    """The family with the anchor queries of the scores as its codec."""
     family = CurFamily(CurConfig())
     return family.with_codec(family.learn(encoding_of(columns)))
 
 
 def encoding_of(columns: AnchorScores) -> Encoding:
-    """The columns in the form in which families take them."""
+    """The anchor scores in the form that families take."""
     n = len(columns.values)
     return Encoding(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=bool), anchors=columns)
 

@@ -1,11 +1,11 @@
-"""What an index of family `cur` costs: the estimate before it begins beside the time it takes; bytes; a killed build.
+"""Cost of an index of family `cur`: estimated and actual build time, bytes, and resuming an interrupted build.
 
     python -m benchmarks.cur_index [FOLDER] [--reranker NAME] [--documents 240] [--anchors 20] [--quick] [--json]
 
 FOLDER is a BEIR collection; its train (else dev, else test) queries become anchor queries. The whole build is timed,
-from the first document to the pointer. CPU time of one thread, in which the estimate is made too: wall time of a shared
-machine says nothing about an estimate. Then the same build is killed on its way and run again; the scores must be
-the same.
+from the first document to the commit of the snapshot. Both the estimate and the build use CPU time of one thread,
+because wall time on a shared machine says nothing about an estimate. The same build is then interrupted and run again;
+the scores must be identical.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from chamfer.settings import load_settings
 EXTRAPOLATED = ((100_000, 200), (1_000_000, 500))
 
 
-class Killed(Exception):
-    """What ends a build in its middle."""
+class Interrupted(Exception):
+    """Raised by InterruptibleReranker to interrupt a build."""
 
 
-class Mortal:
-    """A reranker that counts its pairs and dies after some."""
+class InterruptibleReranker:
+    """A reranker that counts its pairs and raises Interrupted after `stop_after` of them."""
 
-    def __init__(self, inner: PairReranker, dies_after: int | None = None) -> None:
+    def __init__(self, inner: PairReranker, stop_after: int | None = None) -> None:
         self.name, self.fingerprint = inner.name, inner.fingerprint
         self.reads_images, self.score_kind = inner.reads_images, inner.score_kind
         self.pairs = 0
         self._inner = inner
-        self._dies_after = dies_after
+        self._dies_after = stop_after
 
     def score(self, query: Query, documents: Sequence[Document]) -> F32:
         """See chamfer.core.protocols.Reranker."""
@@ -58,7 +58,7 @@ class Mortal:
         """See chamfer.core.protocols.PairReranker."""
         self.pairs += len(pairs)
         if self._dies_after is not None and self.pairs > self._dies_after:
-            raise Killed
+            raise Interrupted
         return self._inner.score_pairs(pairs)
 
 
@@ -72,39 +72,39 @@ def main() -> None:
     options = arguments.parse_args()
     n, anchors = (48, 6) if options.quick else (options.documents, options.anchors)
     documents = list(islice(read_corpus(str(options.folder)), n))
-    asked = [Query(str(i), text) for i, text in enumerate(anchor_queries(options.folder, documents, anchors))]
+    queries = [Query(str(i), text) for i, text in enumerate(anchor_queries(options.folder, documents, anchors))]
     reranker: Any = load_reranker(options.reranker, replace(load_settings().models.device, threads=1))
     with tempfile.TemporaryDirectory() as work:
-        emit(measured(documents, asked, reranker, Path(work)), options.json)
+        emit(measured(documents, queries, reranker, Path(work)), options.json)
 
 
-def measured(documents: Sequence[Document], asked: Sequence[Query], reranker: PairReranker, work: Path) -> list[Row]:
-    """Every figure."""
-    texts = [query.text for query in asked]
+def measured(documents: Sequence[Document], queries: Sequence[Query], reranker: PairReranker, work: Path) -> list[Row]:
+    """Builds, interrupts and resumes, and returns all figures."""
+    texts = [query.text for query in queries]
     estimate = AnchorScorer(reranker, texts, work, clock=time.process_time).estimate(documents, len(documents))
-    counted = Mortal(reranker)
+    counted = InterruptibleReranker(reranker)
     begin = time.process_time()
-    report = built(documents, asked, counted, work / "whole")
-    spent = time.process_time() - begin
+    report = built(documents, queries, counted, work / "whole")
+    build_seconds = time.process_time() - begin
     sampled = counted.pairs - estimate.pairs
-    rate = counted.pairs / spent
+    rate = counted.pairs / build_seconds
 
-    killed = Mortal(reranker, dies_after=sampled + estimate.pairs * 2 // 3)
-    with suppress(Killed):
-        built(documents, asked, killed, work / "killed")
-    resumed = Mortal(reranker)
-    built(documents, asked, resumed, work / "killed")
-    same = np.array_equal(columns(work / "whole"), columns(work / "killed"))
+    interrupted = InterruptibleReranker(reranker, stop_after=sampled + estimate.pairs * 2 // 3)
+    with suppress(Interrupted):
+        built(documents, queries, interrupted, work / "interrupted")
+    resumed = InterruptibleReranker(reranker)
+    built(documents, queries, resumed, work / "interrupted")
+    same = np.array_equal(columns(work / "whole"), columns(work / "interrupted"))
 
-    title = f"{report.documents:,} documents, {len(asked)} anchor queries"
+    title = f"{report.documents:,} documents, {len(queries)} anchor queries"
     rows = [
         Row(f"{title}: calls", estimate.pairs, "calls"),
         Row(f"{title}: calls of the estimate itself", sampled, "calls"),
         Row(f"{title}: estimated before", estimate.seconds, "s"),
-        Row(f"{title}: whole build", spent, "s", "estimate", estimate.seconds / spent),
+        Row(f"{title}: whole build", build_seconds, "s", "estimate", estimate.seconds / build_seconds),
         Row(f"{title}: pairs per second", rate, "pairs/s"),
         Row(f"{title}: bytes a document", bytes_of(work / "whole") / report.documents, "B"),
-        Row(f"{title}: calls of a build killed on its way", killed.pairs, "calls"),
+        Row(f"{title}: calls of a build killed on its way", interrupted.pairs, "calls"),
         Row(f"{title}: calls to finish it", resumed.pairs, "calls"),
         Row(f"{title}: its scores are those of the whole one", float(same), "1 = same bits"),
     ]
@@ -113,15 +113,15 @@ def measured(documents: Sequence[Document], asked: Sequence[Query], reranker: Pa
     ]
 
 
-def built(documents: Sequence[Document], asked: Sequence[Query], reranker: Reranker, out: Path) -> BuildReport:
-    """A collection with the channel `cur` alone."""
-    config = CollectionConfig(channels=("cur",), parameters={"cur": {"anchor_queries": len(asked)}})
-    run = BuildRun(total=len(documents), queries=asked, reranker=reranker)
-    return build(documents, out, encoder=None, config=config, run=run)
+def built(documents: Sequence[Document], queries: Sequence[Query], reranker: Reranker, folder: Path) -> BuildReport:
+    """Builds a collection with only the channel `cur`."""
+    config = CollectionConfig(channels=("cur",), parameters={"cur": {"anchor_queries": len(queries)}})
+    run = BuildRun(total=len(documents), queries=queries, reranker=reranker)
+    return build(documents, folder, encoder=None, config=config, run=run)
 
 
 def columns(collection: Path) -> Array:
-    """The stored scores [N, anchor queries]."""
+    """The stored scores [N, number of anchor queries]."""
     opened = Collection.open(collection)
     retriever: Any = opened.channels["cur"].retriever
     values: Array = retriever.columns(np.arange(opened.n_rows))
@@ -130,11 +130,11 @@ def columns(collection: Path) -> Array:
 
 
 def bytes_of(collection: Path) -> int:
-    """Of the channel, on disk."""
+    """Bytes of the channel `cur` on disk."""
     opened = Collection.open(collection)
-    found = opened.bytes_by_part()["cur"]
+    size = opened.bytes_by_part()["cur"]
     opened.close()
-    return found
+    return size
 
 
 if __name__ == "__main__":

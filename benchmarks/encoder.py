@@ -1,7 +1,8 @@
-"""Encoding speed of `mini` by backend and precision, beside plain sentence-transformers, and what precision costs.
+"""Encoding speed and accuracy of `mini` by backend and precision, compared with plain sentence-transformers.
 
-Throughput is wall time over all cores (a build has the machine to itself), query latency CPU time on one thread.
-`--quality BEIR_FOLDER` adds nDCG@10 of dense and of raw 384-dimensional MaxSim for fp32 and for the default.
+Throughput is wall time over all cores, since a build has the machine to itself. Query latency is CPU time of one
+thread. `--quality BEIR_FOLDER` adds the nDCG@10 of dense search and of MaxSim over raw 384-dimensional token vectors,
+in fp32 and in the default precision.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def throughput(documents: list[Document], rounds: int) -> list[Row]:
-    """Milliseconds a document, dense and token vectors both made by ours, dense alone by the peer."""
+    """Milliseconds per document. `mini` computes dense and token vectors, the peer only dense ones."""
     contenders: dict[str, Callable[[], Any]] = {PEER: partial(_plain_encode, _plain_model(), documents)}
     for backend, precision in (("torch", "fp32"), ("torch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16")):
         encoder = _mini(backend, precision)
@@ -59,7 +60,7 @@ def throughput(documents: list[Document], rounds: int) -> list[Row]:
 
 
 def query_latency(rounds: int) -> list[Row]:
-    """CPU milliseconds of one query of 32 tokens on one thread."""
+    """CPU milliseconds per query of 32 tokens on one thread."""
     import torch
 
     threads = torch.get_num_threads()
@@ -76,18 +77,18 @@ def query_latency(rounds: int) -> list[Row]:
 
 
 def fidelity(documents: list[Document]) -> list[Row]:
-    """Mean cosine of token vectors with torch fp32."""
+    """Mean cosine of the token vectors with those of torch fp32."""
     reference = _tokens(_mini("torch", "fp32"), documents).values
     rows = []
     for backend, precision in (("torch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16")):
-        own = _tokens(_mini(backend, precision), documents).values
-        cosine = float((own * reference).sum(axis=1).mean())
+        token_vectors = _tokens(_mini(backend, precision), documents).values
+        cosine = float((token_vectors * reference).sum(axis=1).mean())
         rows.append(Row(f"token cosine with torch fp32: {backend} {precision}", cosine, "cosine"))
     return rows
 
 
 def quality(folder: Path) -> list[Row]:
-    """nDCG@10 of dense and raw MaxSim, for fp32 and for what this machine chooses by itself."""
+    """nDCG@10 of dense search and raw MaxSim, in fp32 and with the backend and precision chosen for this machine."""
     rows = []
     chosen = decide(DeviceConfig())
     for label, backend, precision in (
@@ -102,25 +103,27 @@ def quality(folder: Path) -> list[Row]:
 def _ndcg(folder: Path, encoder: MiniEncoder) -> dict[str, float]:
     documents = list(read_corpus(str(folder)))
     qrels = read_qrels(folder, "test")
-    judged = {qrel.query_id for qrel in qrels}
-    queries = [query for query in read_queries(folder) if query.query_id in judged]
+    judged_ids = {qrel.query_id for qrel in qrels}
+    queries = [query for query in read_queries(folder) if query.query_id in judged_ids]
     encoded = encoder.encode_documents(documents, BOTH)
-    asked = encoder.encode_queries(queries, BOTH)
+    query_encoding = encoder.encode_queries(queries, BOTH)
     assert encoded.dense is not None
-    assert asked.dense is not None
+    assert query_encoding.dense is not None
     assert encoded.tokens is not None
-    assert asked.tokens is not None
+    assert query_encoding.tokens is not None
     rows = np.arange(len(documents), dtype=np.int64)
     runs: dict[str, list[ScoredDoc]] = {"dense": [], "raw MaxSim": []}
     for i, query in enumerate(queries):
-        matrix = asked.tokens.take([i]).values
+        matrix = query_encoding.tokens.take([i]).values
         scores = {
-            "dense": encoded.dense.values @ asked.dense.values[i],
+            "dense": encoded.dense.values @ query_encoding.dense.values[i],
             "raw MaxSim": maxsim_rows(matrix, encoded.tokens.values, encoded.tokens.offsets, rows),
         }
-        for channel, own in scores.items():
-            found = best(own, 100)
-            runs[channel] += [ScoredDoc(query.query_id, documents[r].doc_id, float(-n)) for n, r in enumerate(found)]
+        for channel, channel_scores in scores.items():
+            best_rows = best(channel_scores, 100)
+            runs[channel] += [
+                ScoredDoc(query.query_id, documents[r].doc_id, float(-n)) for n, r in enumerate(best_rows)
+            ]
     return {channel: evaluate(run, qrels, ["nDCG@10"]).means["nDCG@10"] for channel, run in runs.items()}
 
 

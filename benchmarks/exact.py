@@ -1,6 +1,6 @@
-"""Exact search: dense over all rows, MaxSim over candidates and over all rows, beside plain numpy, torch and faiss.
+"""Exact search: dense search over all rows and MaxSim over given rows, compared with numpy, torch and faiss.
 
-CPU time of one thread. Vectors are synthetic unit vectors (the cost does not depend on their values).
+CPU time of one thread. The vectors are synthetic unit vectors, since the cost does not depend on their values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def dense(n: int, rounds: int) -> list[Row]:
-    """Top 100 of n rows of 384 dimensions, for one query and for 32."""
+    """The top 100 of n rows of 384 dimensions, for batches of 1 and of 32 queries."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -44,8 +44,8 @@ def dense(n: int, rounds: int) -> list[Row]:
     for q in (1, 32):
         queries = _unit(rng, q, 384)
         ours = partial(retriever.search, DenseVectors(queries), 100)
-        found, expected = ours(), index.search(queries, 100)[1]
-        same = np.mean([len(set(a) & set(b)) / 100 for a, b in zip(found.rows, expected, strict=True)])
+        candidates, expected = ours(), index.search(queries, 100)[1]
+        same = np.mean([len(set(a) & set(b)) / 100 for a, b in zip(candidates.rows, expected, strict=True)])
         contenders: dict[str, Any] = {
             "faiss IndexFlatIP": partial(index.search, queries, 100),
             "numpy product and argpartition": partial(_numpy_top, values, queries),
@@ -88,13 +88,13 @@ def maxsim(n: int, rounds: int) -> list[Row]:
 
 
 def _encoding(n: int, dense: DenseVectors | None = None, tokens: TokenVectors | None = None) -> Encoding:
-    """Made-up vectors as an encoder gives them; token counts are not looked at here."""
+    """Wraps synthetic vectors as the result of an encoder; the token counts are not used."""
     return Encoding(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.bool_), dense=dense, tokens=tokens)
 
 
 def _unit(rng: np.random.Generator, n: int, dim: int) -> Any:
-    out = rng.standard_normal((n, dim), dtype=np.float32)
-    return out / np.linalg.norm(out, axis=1, keepdims=True)
+    vectors = rng.standard_normal((n, dim), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _numpy_top(values: Any, queries: Any) -> Any:

@@ -1,10 +1,10 @@
-"""What a GPU gives: FDE encoding against the copy bandwidth, MaxSim against a plain matrix product, an exact scan of
-a million encodings against the bandwidth, and the build rate with the encoder's share of it.
+"""GPU throughput: FDE encoding and an exact scan of a million encodings against the memory bandwidth, MaxSim against
+a matrix product, and the rate of whole builds with the encoder's share of the time.
 
     python -m benchmarks.gpu [--quick] [--json]
 
-Wall time between synchronisations, medians; synthetic unit token vectors (109 of 128 dimensions a document), and the
-shipped corpus for the build. Without a CUDA device it says so and measures nothing.
+Median wall time between synchronisations. Token vectors are synthetic unit vectors, 109 of 128 dimensions per document;
+builds use the shipped corpus. Without a CUDA device the benchmark says so and measures nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS = 7
 
 
 def main() -> None:
-    """Runs the benchmark, or says why not."""
+    """Runs the benchmark; without a CUDA device it reports that it is skipped."""
     options = parser(__doc__).parse_args()
     import torch
 
@@ -50,22 +50,22 @@ def main() -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Median wall time on the device, after two uncounted rounds."""
+    """Median wall time in seconds, after two rounds that are not counted."""
     import torch
 
-    took = []
+    durations = []
     for number in range(ROUNDS + 2):
         torch.cuda.synchronize()
         begin = time.perf_counter()
         run()
         torch.cuda.synchronize()
         if number > 1:
-            took.append(time.perf_counter() - begin)
-    return float(np.median(took))
+            durations.append(time.perf_counter() - begin)
+    return float(np.median(durations))
 
 
 def copy_bandwidth() -> float:
-    """GB/s of copying 2 GiB inside the device: bytes read plus bytes written."""
+    """GB/s of copying 2 GiB within the device, counting bytes read and bytes written."""
     import torch
 
     source = torch.empty(1 << 29, dtype=torch.float32, device="cuda")
@@ -74,7 +74,7 @@ def copy_bandwidth() -> float:
 
 
 def encoding(n: int, bandwidth: float) -> list[Row]:
-    """Documents to encodings; bytes read plus bytes written against the copy bandwidth."""
+    """FDE encoding of n documents: bytes read and written per second, against the copy bandwidth."""
     from chamfer.indexing.kernels.fde import FdeShape, draw_matrices
     from chamfer.indexing.kernels.fde_torch import encode_documents
 
@@ -86,15 +86,15 @@ def encoding(n: int, bandwidth: float) -> list[Row]:
         def run(shape: FdeShape = shape, matrices: object = matrices) -> object:
             return encode_documents(values, offsets, matrices, shape)  # type: ignore[arg-type]
 
-        took = seconds(run)
-        moved = (values.nbytes + 4 * n * shape.dim) / took / 1e9
+        duration = seconds(run)
+        moved = (values.nbytes + 4 * n * shape.dim) / duration / 1e9
         rows.append(Row(f"fde {shape.dim}: encoding, read and written", moved, "GB/s", "copy", moved / bandwidth))
-        rows.append(Row(f"fde {shape.dim}: encoding", n / took, "documents/s"))
+        rows.append(Row(f"fde {shape.dim}: encoding", n / duration, "documents/s"))
     return rows
 
 
 def maxsim(n: int) -> list[Row]:
-    """One query of 32 tokens with every document, against the matrix product of that size, and a large square one."""
+    """One query of 32 tokens against n documents, compared with the bare matrix product and a large square one."""
     import torch
 
     from chamfer.indexing.kernels.fde_torch import maxsim as score
@@ -107,33 +107,33 @@ def maxsim(n: int) -> list[Row]:
     flop = 2 * QUERY_TOKENS * len(tokens) * DIM
     square = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     plain = flop / seconds(lambda: tokens @ columns) / 1e12
-    own = flop / seconds(lambda: score(query, ends, tokens, offsets)) / 1e12
+    ours = flop / seconds(lambda: score(query, ends, tokens, offsets)) / 1e12
     peak = 2 * 8192**3 / seconds(lambda: square @ square) / 1e12
     return [
         Row("bf16 product of 8192 x 8192", peak, "TFLOP/s"),
         Row("bf16 product of all tokens with the query, no maximum", plain, "TFLOP/s"),
-        Row(f"MaxSim of {n:,} documents", own, "TFLOP/s", "the product", own / plain),
+        Row(f"MaxSim of {n:,} documents", ours, "TFLOP/s", "the product", ours / plain),
     ]
 
 
 def scan(n: int, bandwidth: float, dim: int = 2560, k: int = 100) -> list[Row]:
-    """The exact best 100 of n float16 encodings for batches of queries: their bytes, read once a batch."""
+    """The exact top k of n float16 encodings: bytes read (once per batch) per second, and time per query."""
     import torch
 
     values = torch.randn(n, dim, device="cuda", dtype=torch.float16)
     rows = []
     for batch in (1, 16, 64):
         queries = torch.randn(batch, dim, device="cuda", dtype=torch.float16)
-        took = seconds(lambda queries=queries: (queries @ values.T).topk(k))  # type: ignore[misc]
-        moved = values.nbytes / took / 1e9
+        duration = seconds(lambda queries=queries: (queries @ values.T).topk(k))  # type: ignore[misc]
+        moved = values.nbytes / duration / 1e9
         title = f"exact scan, {n:,} x {dim} float16, best {k}, batch {batch}"
         rows.append(Row(f"{title}: bytes of the encodings", moved, "GB/s", "copy", moved / bandwidth))
-        rows.append(Row(f"{title}: a query", took * 1e3 / batch, "ms"))
+        rows.append(Row(f"{title}: a query", duration * 1e3 / batch, "ms"))
     return rows
 
 
 class _Timed:
-    """An encoder that counts the seconds of its documents."""
+    """An encoder that measures the seconds spent on documents."""
 
     def __init__(self, inner: Encoder) -> None:
         self.inner = inner
@@ -148,13 +148,13 @@ class _Timed:
 
     def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
         begin = time.perf_counter()
-        out = self.inner.encode_documents(documents, kinds)
+        encoded = self.inner.encode_documents(documents, kinds)
         self.seconds += time.perf_counter() - begin
-        return out
+        return encoded
 
 
 def build_rate(n: int | None, device: str = "cuda") -> list[Row]:
-    """Documents a second of whole builds on the device, and how much of the wall time the encoder was busy."""
+    """Documents per second of whole builds on the device, and the share of the wall time spent in the encoder."""
     from chamfer.indexing.building.builder import BuildConfig, BuildRun, build
     from chamfer.indexing.building.corpus import read_corpus
     from chamfer.models.backends.config import DeviceConfig

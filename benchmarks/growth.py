@@ -1,11 +1,11 @@
-"""What late interaction costs as a collection grows: building, bytes, memory, a search by centroids and an exact one.
+"""Late interaction as a collection grows: build time, bytes, memory, and the time of centroid and exact search.
 
     python -m benchmarks.growth [FOLDER ...] [--encoded DIR] [--sizes N ...] [--quick] [--json]
 
-Documents are synthetic (benchmarks/synthetic.py: stretches of two real ones of 20 tokens each, with noise), made from
-the collections in FOLDER; queries are their real ones of at most 32 tokens. int8 codes, 4,096 centroids learnt from the
-first 2,048 documents, segments of 8,192. Building is learning and packing, without encoding. Recall counts the exact
-top 10 over the same codes. CPU time of one thread.
+The documents are synthetic (benchmarks/synthetic.py: spans of 20 tokens from each of two real documents, with noise),
+derived from the collections in FOLDER; the queries are the real ones of at most 32 tokens. Storage is int8 with 4,096
+centroids learned from the first 2,048 documents, in segments of 8,192. Build time is learning and packing, without
+encoding. Recall is that of the exact top 10 over the same codes. CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--encoded", type=Path)
     arguments.add_argument("--sizes", type=int, nargs="*", default=SIZES)
-    arguments.add_argument("--queries", type=int, default=60, help="at most so many in all")
+    arguments.add_argument("--queries", type=int, default=60, help="maximum number of queries in total")
     options = arguments.parse_args()
     sizes, n_queries = ((500, 2000), 10) if options.quick else (options.sizes, options.queries)
     rows: list[Row] = []
@@ -55,36 +55,36 @@ def main() -> None:
 
 
 def grown(real: TokenVectors, n: int, queries: list[Array]) -> list[Row]:
-    """The rows of one size."""
+    """The figures of one size."""
     memory = _resident()
     retriever, build_s, n_bytes = built(real, n)
     exact = retriever.with_params(search_mode="exact")
     seconds: dict[str, list[float]] = {"by centroids": [], "exact": []}
     hits = []
-    for query in queries[:1] + queries:  # the first one compiles
-        found = {}
-        for name, way in (("by centroids", retriever), ("exact", exact)):
+    for query in queries[:1] + queries:  # the first search compiles and is not counted
+        rows_by_mode = {}
+        for name, searcher in (("by centroids", retriever), ("exact", exact)):
             begin = time.process_time()
-            found[name] = way.search(split(query), 10).rows[0]
+            rows_by_mode[name] = searcher.search(split(query), 10).rows[0]
             seconds[name].append(time.process_time() - begin)
-        hits.append(np.isin(found["exact"], found["by centroids"]).mean())
-    own, whole = (np.array(seconds[name][1:]) * 1e3 for name in ("by centroids", "exact"))
+        hits.append(np.isin(rows_by_mode["exact"], rows_by_mode["by centroids"]).mean())
+    centroid_ms, exact_ms = (np.array(seconds[name][1:]) * 1e3 for name in ("by centroids", "exact"))
     values = (
         (build_s, "s"),
         (n_bytes / n, "B"),
         ((_resident() - memory) / 2**20, "MiB"),
-        (float(np.median(own)), "ms"),
-        (float(np.quantile(own, 0.99)), "ms"),
-        (float(np.median(whole)), "ms"),
+        (float(np.median(centroid_ms)), "ms"),
+        (float(np.quantile(centroid_ms, 0.99)), "ms"),
+        (float(np.median(exact_ms)), "ms"),
         (float(np.mean(hits[1:])), "share"),
     )
     return [Row(f"{n} documents: {what}", *value) for what, value in zip(MEASURES, values, strict=True)]
 
 
 def built(real: TokenVectors, n: int) -> tuple[Any, float, int]:
-    """(retriever, CPU seconds of learning and packing, bytes) of n synthetic documents."""
+    """(retriever, CPU seconds of learning and packing, bytes of the arrays) of n synthetic documents."""
     plain = make_family("multivector", SETTING)
-    spent = 0.0
+    seconds = 0.0
     parts: list[SegmentPart] = []
     family = plain
     for block, _ in mixed(real, n, TOKENS):
@@ -92,14 +92,14 @@ def built(real: TokenVectors, n: int) -> tuple[Any, float, int]:
         if not parts:
             family = plain.with_codec(plain.learn(encoding_of(block.take(range(min(SAMPLE, len(block)))))))
         arrays = {name: np.asarray(array) for name, array in family.pack([], encoding_of(block)).items()}
-        spent += time.process_time() - begin
+        seconds += time.process_time() - begin
         parts.append(SegmentPart(arrays, None, len(block)))
     n_bytes = sum(array.nbytes for part in parts for array in part.arrays.values())
-    return family.open(parts), spent, n_bytes
+    return family.open(parts), seconds, n_bytes
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """Milliseconds, build seconds and bytes against the number of documents, both on logarithmic scales."""
+    """Search times, build time and memory against the number of documents, on logarithmic scales."""
     cells = _cells(rows)
     for measure, unit in (("p50", "ms"), ("p99", "ms"), ("exact p50", "ms"), ("build", "s"), ("memory", "MiB")):
         axes.plot(list(cells), [cell[measure] for cell in cells.values()], marker="o", label=f"{measure}, {unit}")
@@ -113,7 +113,7 @@ def plot(axes: Any, rows: list[Row]) -> bool:
 
 
 def table(rows: list[Row]) -> str:
-    """One line a size."""
+    """One line per size."""
     units = {row.what.partition(": ")[2]: row.unit for row in rows}
     head = " | ".join(f"{measure}, {units[measure]}" for measure in MEASURES)
     lines = [f"| documents | {head} |", "| --- |" + " --- |" * len(MEASURES)]
@@ -123,11 +123,11 @@ def table(rows: list[Row]) -> str:
 
 
 def _cells(rows: list[Row]) -> dict[int, dict[str, float]]:
-    out: dict[int, dict[str, float]] = {}
+    cells: dict[int, dict[str, float]] = {}
     for row in rows:
         size, _, measure = row.what.partition(" documents: ")
-        out.setdefault(int(size), {})[measure] = row.value
-    return out
+        cells.setdefault(int(size), {})[measure] = row.value
+    return cells
 
 
 def _resident() -> int:

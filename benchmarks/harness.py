@@ -1,4 +1,4 @@
-"""What every benchmark shares: rows, interleaved timing, the machine's description, the command line."""
+"""Shared by all benchmarks: result rows, interleaved timing, the description of the machine and the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure. `ratio` compares with `peer`: how many times better (faster, smaller) than the peer this is."""
+    """One figure. `ratio` says how many times better (faster, smaller, more accurate) it is than that of `peer`."""
 
     what: str
     value: float
@@ -31,53 +31,53 @@ class Row:
 def interleave(
     contenders: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, all in turn, after one uncounted round.
+    """Seconds of each contender in each round. Every round runs all contenders in turn; a first one is not counted.
 
-    The default clock is the CPU time of this process: it holds on a shared machine where wall time does not.
+    The default clock is the CPU time of this process, which stays comparable on a shared machine; wall time does not.
     """
     for run in contenders.values():
         run()
-    out: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
             start = clock()
             run()
-            out[name].append(clock() - start)
-    return out
+            seconds[name].append(clock() - start)
+    return seconds
 
 
 def compare(seconds: Mapping[str, Sequence[float]], per: float, unit: str, peer: str) -> list[Row]:
-    """Rows of medians per item, with their spread in the name, and ratios pair by pair against the peer."""
+    """Medians per item (`per` items a run) with the range in the name; ratios are medians of the ratios per round."""
     rows = []
-    for name, own in seconds.items():
-        median, low, high = (float(f(own)) / per for f in (np.median, np.min, np.max))
+    for name, times in seconds.items():
+        median, low, high = (float(f(times)) / per for f in (np.median, np.min, np.max))
         scale = {"ms": 1e3, "us": 1e6, "s": 1.0}[unit]
-        ratio = float(np.median(np.array(seconds[peer]) / np.array(own)))
+        ratio = float(np.median(np.array(seconds[peer]) / np.array(times)))
         spread = f"[{low * scale:.3g}-{high * scale:.3g}]"
         rows.append(Row(f"{name} {spread}", median * scale, unit, peer, None if name == peer else ratio))
     return rows
 
 
 def titled(title: str, rows: Sequence[Row]) -> list[Row]:
-    """The rows with what they are about before their names."""
+    """The rows with `title` prefixed to their names."""
     return [Row(f"{title}: {row.what}", row.value, row.unit, row.peer, row.ratio) for row in rows]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """--quick and --json, to which a benchmark adds its own."""
-    out = argparse.ArgumentParser(description=description)
-    out.add_argument("--quick", action="store_true", help="under 50 seconds")
-    out.add_argument("--json", action="store_true", help="print a list of rows")
-    return out
+    """A parser with --quick and --json, to which each benchmark adds its own options."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--quick", action="store_true", help="a reduced run, to check that the benchmark works")
+    arguments.add_argument("--json", action="store_true", help="print the rows as a JSON list")
+    return arguments
 
 
 def emit(rows: Sequence[Row], as_json: bool) -> None:
-    """Prints the rows: JSON, or a Markdown table under the machine's name."""
+    """Prints the rows as JSON, or as a Markdown table below the description of the machine."""
     print(json.dumps([asdict(row) for row in rows], indent=1) if as_json else f"{machine()}\n\n{markdown(rows)}")
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table."""
+    """The rows as a Markdown table."""
     lines = ["| what | value | unit | peer | ratio |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
@@ -86,7 +86,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def machine() -> str:
-    """Commit, date, processor and cores, in one line."""
+    """Commit, date, processor and number of cores, in one line."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     processor = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
@@ -98,20 +98,20 @@ def machine() -> str:
 
 
 @contextmanager
-def prints_elsewhere() -> Iterator[None]:
-    """What compiled code prints goes to standard error: standard output is for the rows."""
+def stdout_to_stderr() -> Iterator[None]:
+    """Redirects standard output, also that of compiled code, to standard error; standard output is for the rows."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    saved = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def demo_corpus() -> Path:
-    """The corpus that ships with the project."""
+    """The path of the corpus that ships with the project."""
     return Path(__file__).resolve().parents[1] / "src" / "chamfer" / "demo" / "fairytaleqa"
 
 

@@ -1,14 +1,15 @@
-"""Server CPU per request of the real application around a pipeline that costs nothing, and a soak test.
+"""Server CPU per request of the HTTP application around a pipeline that costs nothing, and a soak test.
 
     python -m benchmarks.http [--quick] [--json]
     python -m benchmarks.http --soak 60
 
-The server runs in its own process under uvicorn (uvloop, httptools); the client, in this process, holds keep-alive
-loopback connections. CPU time is the server process's, all threads. The body is ten hits of about 300 characters.
-A pipeline that costs nothing runs on the event loop; "by worker thread" is what searches of a millisecond and more
-meet (`batching.inline_ms`).
-Peers return the same body: a raw ASGI application (JSON in, JSON out, nothing else), and FastAPI as its tutorial
-writes it: a plain `def` endpoint with a pydantic model for the request.
+The server runs in its own process under uvicorn (uvloop, httptools). The client, in this process, holds keep-alive
+connections over loopback. CPU time is that of all threads of the server process. The body has ten hits of about 300
+characters. A pipeline that costs nothing runs on the event loop; "by worker thread" is the path of searches that take
+longer than `batching.inline_ms`, one millisecond by default.
+
+Peers return the same body: a raw ASGI application that only parses and writes JSON, and FastAPI as in its tutorial,
+with a plain `def` endpoint and a pydantic model for the request.
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ from chamfer.service.search.request import SearchRequest, SearchResult
 PATH = "/v1/collections/demo/search"
 REQUEST = orjson.dumps({"query": "Why did the fox lose his tail?", "k": 10, "plan": "balanced"})
 STAGES = {"encode": 4.0, "retrieve:dense": 1.0, "retrieve:lexical": 1.0, "fuse": 0.2, "documents": 0.1}
-OWN = ("chamfer", "chamfer by worker thread")
+OURS = ("chamfer", "chamfer by worker thread")
 PEERS = ("raw ASGI", "FastAPI def")
 TEXT = "One day a fox found himself in a trap, and got away only by leaving his tail behind. " * 3
 
 
 class CannedCollection:
-    """A collection of nothing."""
+    """An empty collection."""
 
     snapshot = "snapshot-000001"
-    channels: dict[str, Any] = {}  # noqa: RUF012  # never changed
+    channels: dict[str, Any] = {}  # noqa: RUF012  # never modified
     n_rows = 0
     encoder_name = encoder_fingerprint = None
     bytes_per_document = 0.0
@@ -82,7 +83,7 @@ class CannedCollection:
 
 
 class CannedPipeline(Pipeline):
-    """Answers every request with the same ten hits, at once."""
+    """Answers every request immediately with the same ten hits."""
 
     def __init__(self) -> None:
         super().__init__(CannedCollection(), None)
@@ -102,13 +103,13 @@ class CannedPipeline(Pipeline):
 
 
 def chamfer_app(inline_ms: float = 1.0) -> Any:
-    """The real application over the canned pipeline."""
+    """The application of the service over the canned pipeline."""
     config = ServerConfig(batching=BatchingConfig(inline_ms=inline_ms))
     return create_app({"demo": Path("unused")}, config, lambda _: CannedPipeline())
 
 
 def canned_body() -> dict[str, Any]:
-    """What the real application answers."""
+    """The body with which the application answers."""
     from chamfer.service.http.search_responses import search_answer
 
     [result] = CannedPipeline().run([SearchRequest(query="fox")])
@@ -117,7 +118,7 @@ def canned_body() -> dict[str, Any]:
 
 
 def raw_app() -> Any:
-    """The least that an application can do for the same answer."""
+    """The least work that an application can do to return the same body."""
     body = canned_body()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -144,7 +145,7 @@ class PlainRequest(BaseModel):
 
 
 def plain_app() -> Any:
-    """FastAPI with a plain function for an endpoint."""
+    """FastAPI with a plain function as its endpoint."""
     app, body = FastAPI(), canned_body()
 
     @app.post("/v1/collections/{name}/search")
@@ -167,7 +168,7 @@ MAKERS: Mapping[str, Callable[[], Any]] = {
 
 
 def serve(name: str, port: int) -> None:
-    """What the server process does."""
+    """Runs the named application; the main function of the server process."""
     import uvicorn
 
     app = MAKERS[name]()
@@ -176,7 +177,7 @@ def serve(name: str, port: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one stretch of load cost and gave."""
+    """CPU time, latencies and errors of a period of load."""
 
     requests: int
     errors: int
@@ -189,7 +190,7 @@ class Load:
 
 
 class Server:
-    """A server process; a context manager."""
+    """A server process, as a context manager."""
 
     def __init__(self, name: str) -> None:
         with socket.socket() as probe:
@@ -220,7 +221,7 @@ class Server:
         return float(times.user + times.system)
 
     def load(self, connections: int, seconds: float, body: bytes = REQUEST) -> Load:
-        """Requests for some time over some connections, each waiting for its answer before the next."""
+        """Sends requests for `seconds` over each connection, the next one after the answer to the last."""
         before = self.cpu_seconds()
         latencies, errors = asyncio.run(_drive(self.port, connections, seconds, body))
         return Load(len(latencies), errors, self.cpu_seconds() - before, latencies)
@@ -250,7 +251,7 @@ async def _drive(port: int, connections: int, seconds: float, body: bytes) -> tu
 
 
 def measure(*, quick: bool) -> list[Row]:
-    """CPU per request of all applications, in turn, so that what else the machine does hits all alike."""
+    """CPU per request of all applications, interleaved so that other load on the machine affects all of them alike."""
     rounds, seconds = (3, 0.8) if quick else (7, 4.0)
     rows = []
     with ExitStack() as stack:
@@ -261,14 +262,16 @@ def measure(*, quick: bool) -> list[Row]:
             costs = _costs(servers, connections, rounds, seconds)
             what = f"server CPU per request, {connections} connection{'s' if connections > 1 else ''}"
             rows += [
-                Row(f"{own}: {what}", costs[own], "us", peer, costs[peer] / costs[own]) for own in OWN for peer in PEERS
+                Row(f"{ours}: {what}", costs[ours], "us", peer, costs[peer] / costs[ours])
+                for ours in OURS
+                for peer in PEERS
             ]
             rows += [Row(f"{peer}: {what}", costs[peer], "us") for peer in PEERS]
     return rows
 
 
 def _costs(servers: Mapping[str, Server], connections: int, rounds: int, seconds: float) -> dict[str, float]:
-    """Median microseconds of each server."""
+    """Median CPU microseconds per request of each server."""
     costs: dict[str, list[float]] = {name: [] for name in servers}
     for _ in range(rounds):
         for name, server in servers.items():
@@ -276,11 +279,11 @@ def _costs(servers: Mapping[str, Server], connections: int, rounds: int, seconds
             if load.errors:
                 raise RuntimeError(f"{load.errors} of {load.requests} requests to {name} failed")
             costs[name].append(load.cpu_us)
-    return {name: median(own) for name, own in costs.items()}
+    return {name: median(values) for name, values in costs.items()}
 
 
 def soak(seconds: float, clients: int = 64) -> list[Row]:
-    """Load by many clients for a time: errors, and how memory grew after the first tenth of it."""
+    """Load by many clients for `seconds`: errors, latency and memory growth, after a warm-up of a tenth of the time."""
     with Server("chamfer by worker thread") as server:
         server.load(clients, max(2.0, seconds / 10))
         before = server.process.memory_info().rss
@@ -297,8 +300,11 @@ def soak(seconds: float, clients: int = 64) -> list[Row]:
 
 
 def main() -> None:
+    """Runs the benchmark, or the server process of one."""
     parser = harness.parser(__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("--soak", type=float, metavar="SECONDS", help="64 concurrent clients for so long")
+    parser.add_argument(
+        "--soak", type=float, metavar="SECONDS", help="run only the soak test: 64 concurrent clients for SECONDS"
+    )
     parser.add_argument("--serve", choices=MAKERS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,7 +1,7 @@
-"""BM25: indexing and query time and bytes beside bm25s, on the demo corpus or any other; results compared.
+"""BM25 compared with bm25s, on the demo corpus or any other: indexing time, query time, index size and scores.
 
-CPU time of one thread. Both sides start from text; bm25s stems with the same library and stop words, and its query
-time is its own `retrieve` on tokenised queries, ours includes the analysis of the query.
+CPU time of one thread. Both index the same texts through Chamfer's analyser (stemming and stop words). The query time
+of bm25s is that of `retrieve` on analysed queries; the query time of Chamfer includes the analysis.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def run(documents: list[Document], queries: list[str], rounds: int) -> list[Row]:
-    """Build, search, bytes, agreement."""
+    """Measures indexing, search and index size, and how far the scores differ."""
     index = partial(_ours_built, documents)
     peer_index = partial(_peer_built, documents)
     rows = titled("BM25 index", compare(interleave({PEER: peer_index, "chamfer lexical": index}, rounds), 1, "s", PEER))
@@ -49,13 +49,13 @@ def run(documents: list[Document], queries: list[str], rounds: int) -> list[Row]
     rows += titled("BM25 query, top 10", compare(interleave(contenders, rounds), len(queries), "us", PEER))
     ours, theirs = retriever.search(retriever.encode_queries(queries), 10), _peer_search(peer, tokens)
     rows.append(Row("largest difference of a score in the top 10", _difference(ours, theirs), "score", PEER))
-    own_bytes = sum(array.nbytes for array in part.arrays.values())
+    our_bytes = sum(array.nbytes for array in part.arrays.values())
     with tempfile.TemporaryDirectory() as folder:
         peer.save(folder)
         peer_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     rows.append(Row("bytes a document: bm25s", peer_bytes / len(documents), "B", PEER))
-    rows.append(Row("bytes a document: chamfer lexical", own_bytes / len(documents), "B", PEER, peer_bytes / own_bytes))
-    rows.append(Row("bytes a posting: chamfer lexical", own_bytes / len(part.arrays["row_values"]), "B"))
+    rows.append(Row("bytes a document: chamfer lexical", our_bytes / len(documents), "B", PEER, peer_bytes / our_bytes))
+    rows.append(Row("bytes a posting: chamfer lexical", our_bytes / len(part.arrays["row_values"]), "B"))
     return rows
 
 
@@ -77,8 +77,8 @@ def _peer_search(peer: Any, tokens: list[list[str]]) -> Any:
 
 
 def _difference(ours: Any, theirs: Any) -> float:
-    own = np.where(np.isfinite(ours.scores), ours.scores, 0.0)
-    return float(np.abs(own - np.asarray(theirs.scores)[:, : own.shape[1]]).max())
+    our_scores = np.where(np.isfinite(ours.scores), ours.scores, 0.0)
+    return float(np.abs(our_scores - np.asarray(theirs.scores)[:, : our_scores.shape[1]]).max())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Kernels of late interaction: FDE encoding and MaxSim beside their peers and beside matrix products of that size.
+"""Late-interaction kernels: FDE encoding and MaxSim compared with other libraries and with bare matrix products.
 
-CPU time of one thread, all in turn; peers run in processes of their own (`python -m benchmarks.peers.install`) over the
-same files. Vectors are synthetic, of unit length, around topics. "fp32 product" is one product of the size that MaxSim
-needs, and nothing more; the floors are its operations at the rate of a square product.
+CPU time of one thread, interleaved. Peers (`python -m benchmarks.peers.install`) run in processes of their own over the
+same files. The vectors are synthetic unit vectors clustered around topics. "fp32 product" is the matrix product that
+MaxSim needs, without the maximum and the sum. A floor is the number of operations divided by the rate of a square
+matrix product.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SHAPES = ((20, 5, 16), (20, 4, 8))
 def main() -> None:
     """Runs the benchmark."""
     arguments = parser(__doc__)
-    arguments.add_argument("--peers", type=Path, default=HOME, help="where benchmarks.peers.install put them")
+    arguments.add_argument("--peers", type=Path, default=HOME, help="environment created by benchmarks.peers.install")
     options = arguments.parse_args()
     n, rounds = (100, 3) if options.quick else (300, 9)
     rows: list[Row] = []
@@ -50,16 +51,18 @@ def main() -> None:
 
 
 def fde_documents(shape: tuple[int, int, int], n: int, rounds: int, home: Path) -> list[Row]:
-    """Encoding n documents, both projections."""
+    """Encodes n documents with either projection."""
     values, offsets = _texts(n, TOKENS)
-    own: dict[str, Run] = {}
+    ours: dict[str, Run] = {}
     kinds: tuple[Projection, Projection] = ("count_sketch", "dense")
     for projection in kinds:
-        drawn = FdeShape(*shape, projection)
-        own[f"chamfer {projection}"] = partial(encode_documents, values, offsets, draw_matrices(drawn, DIM, 1), drawn)
+        fde_shape = FdeShape(*shape, projection)
+        ours[f"chamfer {projection}"] = partial(
+            encode_documents, values, offsets, draw_matrices(fde_shape, DIM, 1), fde_shape
+        )
     arrays = {"tokens": values, "offsets": offsets, "shape": np.array(shape)}
     names = ["muvera-fde documents", "muvfde documents", "pymuvera documents", "muvera-rs documents"]
-    seconds = _in_turn(own, names, arrays, rounds, home)
+    seconds = _in_turn(ours, names, arrays, rounds, home)
     title = f"FDE of {_dim(shape):,} dimensions, a document of {TOKENS} tokens x {DIM}"
     rows = titled(title, compare(seconds, n, "us", _peer(seconds)))
     hashing = 2 * TOKENS * DIM * shape[0] * shape[1] / _rate(np.float32)
@@ -68,24 +71,24 @@ def fde_documents(shape: tuple[int, int, int], n: int, rounds: int, home: Path) 
 
 
 def fde_query(shape: tuple[int, int, int], rounds: int, home: Path) -> list[Row]:
-    """Encoding one query, a hundred times over on our side so that the clock can see it."""
+    """Encodes one query; Chamfer encodes it 100 times a run, because one encoding is too short for the clock."""
     query = _texts(1, QUERY)[0]
     ends, times = np.array([0, QUERY]), 100
-    own: dict[str, Run] = {}
+    ours: dict[str, Run] = {}
     kinds: tuple[Projection, Projection] = ("count_sketch", "dense")
     for projection in kinds:
-        drawn = FdeShape(*shape, projection)
-        encode = partial(encode_queries, query, ends, draw_matrices(drawn, DIM, 1), drawn)
-        own[f"chamfer {projection}"] = partial(_repeat, encode, times)
-    seconds = _in_turn(own, ["muvera-fde query"], {"query": query, "shape": np.array(shape)}, rounds, home)
-    for name in own:
-        seconds[name] = [each / times for each in seconds[name]]
+        fde_shape = FdeShape(*shape, projection)
+        encode = partial(encode_queries, query, ends, draw_matrices(fde_shape, DIM, 1), fde_shape)
+        ours[f"chamfer {projection}"] = partial(_repeat, encode, times)
+    seconds = _in_turn(ours, ["muvera-fde query"], {"query": query, "shape": np.array(shape)}, rounds, home)
+    for name in ours:
+        seconds[name] = [total / times for total in seconds[name]]
     title = f"FDE of {_dim(shape):,} dimensions, a query of {QUERY} tokens x {DIM}"
     return titled(title, compare(seconds, 1, "us", _peer(seconds)))
 
 
 def maxsim(n_query: int, tokens: int, n: int, rounds: int, home: Path) -> list[Row]:
-    """One query against n documents."""
+    """Scores one query against n documents."""
     values, offsets = _texts(n, tokens)
     query, rows = _texts(1, n_query, seed=1)[0], np.arange(n)
     halves = values.astype(np.float16)
@@ -93,27 +96,27 @@ def maxsim(n_query: int, tokens: int, n: int, rounds: int, home: Path) -> list[R
     codec = TokenCodec(centroids, learn_step(values, centroids, 8), 8)
     codes, _, scales = encode(values, codec)
     coded = codes, np.empty(0, np.uint16), scales
-    own: dict[str, Run] = {
+    ours: dict[str, Run] = {
         "fp32 product": lambda: values @ query.T,
         "chamfer float16": partial(maxsim_fast, query, halves, offsets, rows),
         "chamfer int8": partial(maxsim_codes, query, coded, codec, offsets, rows),
     }
     names = ["fast-maxsim maxsim", "maxsim-cpu maxsim"]
-    seconds = _in_turn(own, names, {"tokens": values, "offsets": offsets, "query": query}, rounds, home)
+    seconds = _in_turn(ours, names, {"tokens": values, "offsets": offsets, "query": query}, rounds, home)
     title = f"MaxSim, {n_query} query tokens, {n:,} documents of {tokens} x {DIM}"
-    out = []
+    figures = []
     for peer in [name for name in seconds if not name.startswith("chamfer")]:
-        chosen = {name: own for name, own in seconds.items() if name.startswith("chamfer") or name == peer}
-        out += titled(title, compare(chosen, 1, "ms", peer))
+        chosen = {name: times for name, times in seconds.items() if name.startswith("chamfer") or name == peer}
+        figures += titled(title, compare(chosen, 1, "ms", peer))
     flop = 2.0 * n_query * tokens * n * DIM
-    out += [Row(f"{title}: floor, {kind}", 1e3 * flop / _rate(kind), "ms") for kind in ("float32", "bfloat16")]
-    return out
+    figures += [Row(f"{title}: floor, {kind}", 1e3 * flop / _rate(kind), "ms") for kind in ("float32", "bfloat16")]
+    return figures
 
 
 def _in_turn(
-    own: Mapping[str, Run], tasks: list[str], arrays: Mapping[str, Any], rounds: int, home: Path
+    ours: Mapping[str, Run], tasks: list[str], arrays: Mapping[str, Any], rounds: int, home: Path
 ) -> dict[str, list[float]]:
-    """Seconds of every round of ours and of the peers that are there, which come first."""
+    """Seconds of every round by name: first the installed peers, then ours."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, array in arrays.items():
@@ -123,16 +126,16 @@ def _in_turn(
             peers = [stack.enter_context(Peer(home, task, folder)) for task in tasks]
         for peer in peers:
             if not peer.ready:
-                print(f"{peer.task}: does not run here, left out", file=sys.stderr)
+                print(f"{peer.task}: does not run on this machine and is left out", file=sys.stderr)
         runs = {peer.task.split()[0]: peer.seconds for peer in peers if peer.ready}
-        runs |= {name: partial(_seconds, run) for name, run in own.items()}
-        out: dict[str, list[float]] = {name: [] for name in runs}
+        runs |= {name: partial(_seconds, run) for name, run in ours.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(rounds + 1):
             for name, run in runs.items():
-                spent = run()
-                if turn:  # the first one warms up
-                    out[name].append(spent)
-    return out
+                duration = run()
+                if turn:  # the first turn warms up
+                    seconds[name].append(duration)
+    return seconds
 
 
 def _peer(seconds: Mapping[str, object]) -> str:
@@ -151,7 +154,7 @@ def _repeat(run: Run, times: int) -> None:
 
 
 def _rate(kind: Any) -> float:
-    """Operations a second of a square matrix product."""
+    """Operations per second of a square matrix product."""
     import torch
 
     torch.set_num_threads(1)
@@ -160,7 +163,7 @@ def _rate(kind: Any) -> float:
 
 
 def _texts(n: int, tokens: int, seed: int = 0) -> tuple[F32, I64]:
-    """n texts of `tokens` unit vectors around 8 of 500 topics each: (values [n tokens, 128], offsets)."""
+    """n texts of `tokens` unit vectors, each around 8 of 500 topics: (values f32 [n * tokens, 128], offsets)."""
     rng = np.random.default_rng(seed)
     topics = rng.standard_normal((500, DIM)).astype(np.float32)
     chosen = rng.integers(0, 500, (n, 8))[np.arange(n)[:, None], rng.integers(0, 8, (n, tokens))]

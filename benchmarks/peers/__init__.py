@@ -1,7 +1,7 @@
-"""Other engines in an environment of their own: installed by `benchmarks.peers.install`, run as subprocesses.
+"""Other engines in a separate environment: installed by `benchmarks.peers.install` and run as subprocesses.
 
-A peer reads the same .npy files as we do, works when it is told to, and says how long it took, so that it can be
-measured in turn with our own code.
+A peer reads the same .npy files as Chamfer, runs once per request and answers with the time it took, so that its runs
+can be interleaved with those of Chamfer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class Peer:
-    """One task of one peer in a process that waits. `seconds()` runs it once: CPU time of that process's one thread."""
+    """A process that runs one task of one peer on request, with one thread."""
 
     def __init__(self, home: Path, task: str, folder: Path) -> None:
         self.task = task
@@ -31,14 +31,15 @@ class Peer:
         self.ready = self._answer() == "ready"
 
     def seconds(self) -> float:
-        """Runs the task once."""
+        """Runs the task once and returns its CPU seconds."""
         if self._process.stdin is None:
-            raise RuntimeError("the peer's input is closed")
+            raise RuntimeError(f"the standard input of peer {self.task!r} is closed")
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
         return float(self._answer())
 
     def close(self) -> None:
+        """Ends the process."""
         self._process.communicate()
 
     def __enter__(self) -> Self:

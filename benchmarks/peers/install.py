@@ -1,10 +1,9 @@
-"""Installs the peers of `benchmarks.multivector` and `benchmarks.late` into var/peers, versions pinned.
+"""Installs pinned versions of the peers of `benchmarks.multivector` and `benchmarks.late` into var/peers.
 
     python -m benchmarks.peers.install [--home DIR] [--abseil SOURCES]
 
-muvera-fde (Google's C++) fetches Eigen and Abseil while it is built. Where that is not possible, --abseil names the
-sources of Abseil, and Eigen is taken from the system (libeigen3-dev). A peer that cannot be installed is named and left
-out.
+Building muvera-fde (Google's C++) downloads Eigen and Abseil. Where that is not possible, --abseil names the sources of
+Abseil, and Eigen is taken from the system (libeigen3-dev). Peers that cannot be installed are listed at the end.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ PEERS = {
     "fast-maxsim==0.2.0": (),
     "maxsim-cpu==0.1.0": (),
     "muvera-rs==0.1.0": ("--no-deps",),
-    "pymuvera==0.4.2": ("--ignore-requires-python", "--no-deps"),  # asks for Python 3.12, runs on 3.11
+    "pymuvera==0.4.2": ("--ignore-requires-python", "--no-deps"),  # declares Python 3.12 but runs on 3.11
     "muvera-fde==0.1.0": ("--no-build-isolation", "--no-deps", "--no-binary", "muvera-fde"),
 }
-UNPACKED = {  # imported by benchmarks.late itself
-    "tachiom==0.4.0": "manylinux_2_39_x86_64",  # tagged for a newer glibc than its code asks for
+UNPACKED = {  # imported by benchmarks.late in its own process
+    "tachiom==0.4.0": "manylinux_2_39_x86_64",  # tagged for a newer glibc than its code needs
     "muvera-rs==0.1.0": "manylinux_2_34_x86_64",
 }
 SYSTEM_EIGEN = """find_package(Eigen3 CONFIG REQUIRED)
@@ -44,7 +43,7 @@ set_target_properties(Eigen3::Eigen PROPERTIES IMPORTED_GLOBAL TRUE)
 
 
 def main() -> None:
-    """Installs, and says what could not be."""
+    """Installs all peers; exits with the names of those that failed."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--home", type=Path, default=HOME)
     arguments.add_argument("--abseil", type=Path)
@@ -56,8 +55,8 @@ def main() -> None:
         eigen = options.home / "eigen"
         eigen.mkdir(exist_ok=True)
         (eigen / "CMakeLists.txt").write_text(SYSTEM_EIGEN, encoding="utf-8")
-        places = {"EIGEN": eigen, "ABSL": options.abseil}
-        flags = [f"-DFETCHCONTENT_SOURCE_DIR_{name}={path.resolve()}" for name, path in places.items()]
+        sources = {"EIGEN": eigen, "ABSL": options.abseil}
+        flags = [f"-DFETCHCONTENT_SOURCE_DIR_{name}={path.resolve()}" for name, path in sources.items()]
         environment["CMAKE_ARGS"] = " ".join(flags)
     pip = [str(options.home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, *BUILD], check=True, env=environment)
@@ -65,8 +64,8 @@ def main() -> None:
         name for name, extra in PEERS.items() if subprocess.run([*pip, *extra, name], env=environment).returncode
     ]
     for name, platform in UNPACKED.items():
-        place = ["--target", str(options.home / "unpacked"), "--platform", platform, "--only-binary", ":all:"]
-        if subprocess.run([*pip, *place, "--python-version", "3.11", "--no-deps", "--upgrade", name]).returncode:
+        target = ["--target", str(options.home / "unpacked"), "--platform", platform, "--only-binary", ":all:"]
+        if subprocess.run([*pip, *target, "--python-version", "3.11", "--no-deps", "--upgrade", name]).returncode:
             missing.append(name)
     sys.exit(f"not installed: {', '.join(missing)}" if missing else 0)
 

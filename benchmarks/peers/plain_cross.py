@@ -1,5 +1,7 @@
-"""A cross-encoder that `chamfer train` wrote as a plain CrossEncoder of sentence-transformers: the same network in
-torch fp32, pairs sorted, batched and padded by that library's predict."""
+"""A cross-encoder written by `chamfer train`, opened as a CrossEncoder of sentence-transformers.
+
+The network is the same, in torch fp32; `predict` of that library sorts, batches and pads the pairs.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from chamfer.models.rerankers.trained import open_cross_module, pair_ids
 
 
 class PairModule(torch.nn.Module):
-    """Text pairs to scores, as CrossEncoder asks of its modules."""
+    """Maps text pairs to scores, with the interface that CrossEncoder expects of its modules."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -28,13 +30,13 @@ class PairModule(torch.nn.Module):
         self._module = open_cross_module(folder)
 
     def preprocess(self, inputs: Sequence[Sequence[str]], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
-        """Ids and mask i64 [B, longest]."""
+        """Token ids and attention mask i64 [B, T], padded to the longest pair."""
         queries = self.tokenizer([query for query, _ in inputs], self._query_tokens).ids
         documents = self.tokenizer([document for _, document in inputs], self.max_seq_length).ids
         pairs = zip(queries, documents, strict=True)
         ids = [torch.tensor(pair_ids(query, document, self.max_seq_length)) for query, document in pairs]
         pad = torch.nn.utils.rnn.pad_sequence
-        mask = pad([torch.ones_like(own) for own in ids], batch_first=True)
+        mask = pad([torch.ones_like(token_ids) for token_ids in ids], batch_first=True)
         return {
             "input_ids": pad(ids, batch_first=True, padding_value=self.tokenizer.pad_id),
             "attention_mask": mask,

@@ -1,7 +1,7 @@
-"""Runs in the peers' environment: `runner.py TASK FOLDER`, then a line in, the CPU seconds of one run out.
+"""Runs in the environment of the peers: `runner.py TASK FOLDER`; prints the CPU seconds of one run per input line.
 
-FOLDER holds tokens.npy f32 [T, d], offsets.npy i64 [N+1], query.npy f32 [Tq, d], shape.npy i64 [R, k, p]. A task gives
-each peer what it likes best: contiguous float32 arrays, one a document, made before the clock starts.
+FOLDER has tokens.npy f32 [T, d], offsets.npy i64 [N+1], query.npy f32 [Tq, d] and shape.npy i64 [3]: (R, k, p). Each
+peer gets its preferred input, prepared before the clock starts: contiguous float32 arrays, one per document.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def pymuvera(data: dict[str, Any], texts: list[Any], *, average: bool) -> Callab
 
 
 def muvera_rs(data: dict[str, Any], texts: list[Any], *, average: bool) -> Callable[[], object]:
-    """Nothing of it encodes without storing: each run fills a new index, from the nested lists that it reads."""
+    """muvera-rs cannot encode without storing, so each run fills a new index from the nested lists that it expects."""
     if not average:
-        raise ValueError("muvera-rs encodes no query without searching")
+        raise ValueError("muvera-rs cannot encode a query without searching; expected the task 'muvera-rs documents'")
     from muvera import MuveraRetriever
 
     repetitions, k, p = map(int, data["shape"])
@@ -100,7 +100,7 @@ ENCODERS: dict[str, Callable[..., Callable[[], object]]] = {
 
 
 def task(name: str, data: dict[str, Any]) -> Callable[[], object]:
-    """What the task `PEER documents`, `PEER query` or `PEER maxsim` runs."""
+    """The function that runs the task `PEER documents`, `PEER query` or `PEER maxsim` once."""
     peer, _, part = name.partition(" ")
     if part == "maxsim":
         return TASKS[name](data)
@@ -110,7 +110,7 @@ def task(name: str, data: dict[str, Any]) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Says `ready`, then answers every line with the seconds of a run."""
+    """Prints `ready`, then answers every input line with the seconds of a run."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     data = {path.stem: np.load(path) for path in folder.glob("*.npy")}
     run = task(name, data)

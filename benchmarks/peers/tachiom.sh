@@ -1,5 +1,5 @@
 #!/bin/sh
-# tachiom 0.4.0 into the folder given. Its wheel asks for glibc 2.39, but needs no symbol of it: unpacked by hand.
+# Unpacks tachiom 0.4.0 into a folder. pip would reject the wheel, which is tagged for glibc 2.39 but needs none of its symbols.
 set -eu
 out=${1:?usage: tachiom.sh FOLDER}
 mkdir -p "$out"

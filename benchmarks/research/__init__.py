@@ -1,1 +1,1 @@
-"""Experiments that settled a decision once; what they found is in docs/experiments.md. They guard nothing."""
+"""Experiments that each settled one decision; docs/experiments.md has the results. They guard no property."""

@@ -1,12 +1,13 @@
-"""Pooling bias in a world whose truth is known: stronger negatives, worse ranker, and what each correction gives back.
+"""Pooling bias in a simulation with known relevance: stronger negatives give a worse ranker; effects of corrections.
 
     python -m benchmarks.research.cet_simulation [--seeds 5] [--quick]
 
-Queries have 200 documents of 8 features, 4 semantic and 4 lexical. Relevance follows both, mostly the semantic ones;
-who is selected for judgement follows the lexical score alone, and a label says relevant and selected. Linear rankers
-learn from the labels with 8 negatives a positive out of the top 50 of a retriever, then rank the strong retriever's
-top 50 of other queries; nDCG@10 counts the true relevance. Setting A selects sharply and its features are correlated,
-B softly and they are not. The losses and weights are those of the training jobs.
+Each query has 200 documents with 8 features, 4 semantic and 4 lexical. Relevance depends on both, mostly on the
+semantic ones; selection for judgement depends on the lexical score alone, and a document is labelled if it is relevant
+and selected. Linear rankers learn from the labels with 8 negatives per positive from the top 50 of a retriever, then
+rank the strong retriever's top 50 of other queries; nDCG@10 counts the true relevance. In setting A selection is sharp
+and the features are correlated; in setting B it is soft and they are not. The losses and weights are those of the
+training jobs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LEXICAL = SEMANTIC.flip(0)
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """correlation of a semantic feature with its lexical twin; slope and shift of the logit of selection."""
+    """`correlation` of semantic and lexical features, pairwise; `slope` and `shift` of the logit of selection."""
 
     correlation: float
     slope: float
@@ -49,7 +50,7 @@ B = Setting(correlation=0.0, slope=1.0, shift=-3.6)
 
 @dataclass(frozen=True)
 class World:
-    """features f32 [Q, N, 8]; p_r and p_s f32 [Q, N]; relevant and selected bool [Q, N]; weak, strong scores [Q, N]."""
+    """features f32 [Q, N, 8]; p_r, p_s f32 [Q, N]; relevant, selected bool [Q, N]; scores weak, strong f32 [Q, N]."""
 
     features: Tensor
     p_r: Tensor
@@ -62,18 +63,18 @@ class World:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Places [P] of queries, positives and negatives."""
+    """Indices i64 [P] of the queries, positives and negatives of P pairs."""
 
     query: Tensor
     positive: Tensor
     negative: Tensor
 
 
-def world(setting: Setting, queries: int, rng: torch.Generator) -> World:
-    """Draws queries with their documents, their relevance and who was judged."""
+def draw_world(setting: Setting, queries: int, rng: torch.Generator) -> World:
+    """Draws queries with their documents, relevance and selection for judgement."""
     lexical = torch.randn((queries, setting.documents, 4), generator=rng)
-    own = torch.randn((queries, setting.documents, 4), generator=rng)
-    semantic = setting.correlation * lexical + (1 - setting.correlation**2) ** 0.5 * own
+    independent = torch.randn((queries, setting.documents, 4), generator=rng)
+    semantic = setting.correlation * lexical + (1 - setting.correlation**2) ** 0.5 * independent
     features = torch.cat([semantic, lexical], dim=2)
     by_meaning, by_words = features @ SEMANTIC, features @ LEXICAL
     p_r = torch.sigmoid(1.6 * (by_meaning + 0.3 * by_words) - 5.5)
@@ -85,10 +86,10 @@ def world(setting: Setting, queries: int, rng: torch.Generator) -> World:
     return World(features, p_r, p_s, relevant, selected, weak, strong)
 
 
-def draw_pairs(made: World, source: str, rng: torch.Generator, *, allowed: Tensor | None = None) -> Pairs:
-    """8 negatives for every labelled document, from the source's top 50 of the same query; `allowed` bool [Q, N]."""
-    scores = {"weak": made.weak, "strong": made.strong, "random": torch.rand(made.weak.shape, generator=rng)}[source]
-    labelled = made.relevant & made.selected
+def draw_pairs(world: World, source: str, rng: torch.Generator, *, allowed: Tensor | None = None) -> Pairs:
+    """8 negatives for every labelled document, from the source's top 50, or from `allowed` bool [Q, N] if given."""
+    scores = {"weak": world.weak, "strong": world.strong, "random": torch.rand(world.weak.shape, generator=rng)}[source]
+    labelled = world.relevant & world.selected
     top = torch.zeros_like(labelled).scatter_(1, scores.topk(DEPTH, dim=1).indices, True)
     open_to = top & ~labelled if allowed is None else allowed & ~labelled
     query, positive = labelled.nonzero(as_tuple=True)
@@ -99,11 +100,11 @@ def draw_pairs(made: World, source: str, rng: torch.Generator, *, allowed: Tenso
     return Pairs(repeated[0], repeated[1], negative.flatten())
 
 
-def fit(setting: Setting, made: World, pairs: Pairs, weights: Tensor | None = None) -> Tensor:
-    """A linear ranker f32 [8] from pairs with given weights."""
-    ranker = torch.zeros(made.features.shape[2], requires_grad=True)
+def fit(setting: Setting, world: World, pairs: Pairs, weights: Tensor | None = None) -> Tensor:
+    """A linear ranker f32 [8] fitted to pairs, optionally with weights f32 [P]."""
+    ranker = torch.zeros(world.features.shape[2], requires_grad=True)
     optimizer = torch.optim.Adam([ranker], lr=0.05)
-    features = _differences(made, pairs)
+    features = _differences(world, pairs)
     for _ in range(setting.steps):
         optimizer.zero_grad()
         losses = F.softplus(-features @ ranker)
@@ -113,13 +114,13 @@ def fit(setting: Setting, made: World, pairs: Pairs, weights: Tensor | None = No
 
 
 def fit_cet(
-    setting: Setting, made: World, pairs: Pairs, temperature: float, seen: Tensor, rng: torch.Generator
+    setting: Setting, world: World, pairs: Pairs, temperature: float, seen: Tensor, rng: torch.Generator
 ) -> tuple[Tensor, float]:
-    """(R, cosine of R and S) of the coupled models; S sees what `seen` f32 [F] marks. Weights normalised."""
+    """(ranker R, cosine of R and selector S), trained together. S sees the features marked in `seen` f32 [F]."""
     models = [(0.01 * torch.randn(len(seen), generator=rng)).requires_grad_() for _ in range(2)]
     optimizer = torch.optim.Adam(models, lr=0.05)
-    features = _differences(made, pairs)
-    negatives = made.features[pairs.query, pairs.negative]
+    features = _differences(world, pairs)
+    negatives = world.features[pairs.query, pairs.negative]
     for _ in range(setting.steps):
         ranker, selector = models[0], models[1] * seen
         of_ranker, of_selector = (
@@ -134,68 +135,70 @@ def fit_cet(
         (loss + (of_selector * F.softplus(-features @ selector)).mean()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     ranker, selector = models[0].detach(), models[1].detach() * seen
-    return ranker, cosine(made.features @ ranker, made.features @ selector)
+    return ranker, cosine(world.features @ ranker, world.features @ selector)
 
 
-def fit_selection(made: World, seen: Tensor) -> Tensor:
-    """p_s f32 [Q, N] by logistic regression of the logged selection on the pool's features, marked in `seen` [F]."""
+def fit_selection(world: World, seen: Tensor) -> Tensor:
+    """p_s f32 [Q, N] by logistic regression of the logged selection on the features marked in `seen` f32 [F]."""
     weights, shift = torch.zeros(len(seen), requires_grad=True), torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, shift], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        logits = made.features @ (weights * seen) + shift
-        loss = F.binary_cross_entropy_with_logits(logits, made.selected.float())
+        logits = world.features @ (weights * seen) + shift
+        loss = F.binary_cross_entropy_with_logits(logits, world.selected.float())
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return torch.sigmoid(made.features @ (weights * seen) + shift).detach()
+    return torch.sigmoid(world.features @ (weights * seen) + shift).detach()
 
 
-def arms(setting: Setting, made: World, rng: torch.Generator) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Linear rankers by arm, and what is noted beside: shares of false negatives, cosines of R and S."""
-    found: dict[str, Tensor] = {}
+def arms(setting: Setting, world: World, rng: torch.Generator) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """(linear rankers by arm, notes by name: shares of false negatives, cosines of R and S)."""
+    rankers: dict[str, Tensor] = {}
     notes: dict[str, float] = {}
     for source in ("weak", "random", "strong"):
-        pairs = draw_pairs(made, source, rng)
-        notes[f"false negatives, {source}"] = float(made.relevant[pairs.query, pairs.negative].float().mean())
-        found[f"{source} negatives"] = fit(setting, made, pairs)
-    query, negative = pairs.query, pairs.negative  # those of the strong source
+        pairs = draw_pairs(world, source, rng)
+        notes[f"false negatives, {source}"] = float(world.relevant[pairs.query, pairs.negative].float().mean())
+        rankers[f"{source} negatives"] = fit(setting, world, pairs)
+    query, negative = pairs.query, pairs.negative  # the pairs of the strong source
     for temperature in (10.0, 2.0, 1.0):
         for name, seen in (("released", torch.ones(8)), ("pool features", LEXICAL)):
             arm = f"CET {name}, T={temperature:.0f}"
-            found[arm], notes[f"cosine, {arm}"] = fit_cet(setting, made, pairs, temperature, seen, rng)
-    true = ~made.relevant[query, negative]
-    found["oracle: no false negatives"] = fit(setting, made, Pairs(query[true], pairs.positive[true], negative[true]))
-    inverse = selection.selection_weights(made.p_s[query, negative], 20.0)
-    found["oracle: 1/(1-p_s), at most 20"] = fit(setting, made, pairs, inverse)
-    up, _ = selection.exact_weights(made.p_s[query, pairs.positive], made.p_r[query, pairs.positive])
-    _, down = selection.exact_weights(made.p_s[query, negative], made.p_r[query, negative])
-    found["oracle: exact weights"] = fit(setting, made, pairs, up * down / (up * down).mean())
-    fitted = selection.selection_weights(fit_selection(made, LEXICAL)[query, negative], 20.0)
-    found["logged: 1/(1-p_s), at most 20"] = fit(setting, made, pairs, fitted)
-    found["control: constant weight"] = fit(setting, made, pairs, torch.full_like(fitted, float(fitted.mean())))
+            rankers[arm], notes[f"cosine, {arm}"] = fit_cet(setting, world, pairs, temperature, seen, rng)
+    true = ~world.relevant[query, negative]
+    rankers["oracle: no false negatives"] = fit(
+        setting, world, Pairs(query[true], pairs.positive[true], negative[true])
+    )
+    inverse = selection.selection_weights(world.p_s[query, negative], 20.0)
+    rankers["oracle: 1/(1-p_s), at most 20"] = fit(setting, world, pairs, inverse)
+    up, _ = selection.exact_weights(world.p_s[query, pairs.positive], world.p_r[query, pairs.positive])
+    _, down = selection.exact_weights(world.p_s[query, negative], world.p_r[query, negative])
+    rankers["oracle: exact weights"] = fit(setting, world, pairs, up * down / (up * down).mean())
+    fitted = selection.selection_weights(fit_selection(world, LEXICAL)[query, negative], 20.0)
+    rankers["logged: 1/(1-p_s), at most 20"] = fit(setting, world, pairs, fitted)
+    rankers["control: constant weight"] = fit(setting, world, pairs, torch.full_like(fitted, float(fitted.mean())))
     shuffled = fitted[torch.randperm(len(fitted), generator=rng)]
-    found["control: shuffled weights"] = fit(setting, made, pairs, shuffled)
-    found["logged: judged negatives"] = fit(setting, made, draw_pairs(made, "strong", rng, allowed=made.selected))
-    return found, notes
+    rankers["control: shuffled weights"] = fit(setting, world, pairs, shuffled)
+    rankers["logged: judged negatives"] = fit(setting, world, draw_pairs(world, "strong", rng, allowed=world.selected))
+    return rankers, notes
 
 
-def ndcg(scores: Tensor, made: World) -> float:
-    """Mean nDCG@10 by true relevance of the strong retriever's top 50 ranked anew; the ideal is over all documents."""
-    top = made.strong.topk(DEPTH, dim=1).indices
+def ndcg(scores: Tensor, world: World) -> float:
+    """Mean nDCG@10 by true relevance of the strong retriever's top 50, reranked; the ideal ranks all documents."""
+    top = world.strong.topk(DEPTH, dim=1).indices
     order = top.gather(1, scores.gather(1, top).topk(10, dim=1).indices)
     discounts = 1 / torch.log2(torch.arange(10) + 2.0)
-    gained = (made.relevant.gather(1, order).float() * discounts).sum(dim=1)
-    ideal = discounts.cumsum(0)[made.relevant.sum(dim=1).clamp(1, 10) - 1]
-    return float((gained / ideal)[made.relevant.any(dim=1)].mean())
+    gained = (world.relevant.gather(1, order).float() * discounts).sum(dim=1)
+    ideal = discounts.cumsum(0)[world.relevant.sum(dim=1).clamp(1, 10) - 1]
+    return float((gained / ideal)[world.relevant.any(dim=1)].mean())
 
 
 def one_seed(setting: Setting, seed: int) -> tuple[dict[str, float], dict[str, float]]:
-    """nDCG@10 of every arm, and notes."""
+    """(nDCG@10 by arm, notes by name)."""
     rng = torch.Generator().manual_seed(seed)
-    train, test = world(setting, setting.train, rng), world(setting, setting.test, rng)
+    train, test = draw_world(setting, setting.train, rng), draw_world(setting, setting.test, rng)
     rankers, notes = arms(setting, train, rng)
     notes["relevant a query"] = float(train.relevant.sum() / setting.train)
     notes["labels a query"] = float((train.relevant & train.selected).sum() / setting.train)
@@ -208,41 +211,44 @@ def one_seed(setting: Setting, seed: int) -> tuple[dict[str, float], dict[str, f
 
 
 def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Mean and standard error over seeds by name."""
-    found = {}
+    """(mean, standard error) over seeds, by name."""
+    summaries = {}
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
-        found[name] = (float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0)
-    return found
+        summaries[name] = (
+            float(values.mean()),
+            float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0,
+        )
+    return summaries
 
 
-def _differences(made: World, pairs: Pairs) -> Tensor:
-    return made.features[pairs.query, pairs.positive] - made.features[pairs.query, pairs.negative]
+def _differences(world: World, pairs: Pairs) -> Tensor:
+    return world.features[pairs.query, pairs.positive] - world.features[pairs.query, pairs.negative]
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:
-    """nDCG@10 with standard errors, a bar a setting for every arm."""
-    found = cells(rows)
-    settings, arms = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+    """nDCG@10 with standard errors: a bar per arm and setting."""
+    figures = cells(rows)
+    settings, arms = (list(dict.fromkeys(key[index] for key in figures)) for index in (0, 1))
     axes.figure.set_size_inches(9, 1 + 0.4 * len(arms))
     width = 0.8 / max(len(settings), 1)
     for number, setting in enumerate(settings):
-        means, errors = zip(*(found[setting, arm] for arm in arms), strict=True)
-        places = [-place - number * width for place in range(len(arms))]
-        axes.barh(places, means, width, xerr=errors, label=f"setting {setting}")
-    axes.set_yticks([-place - 0.4 + width / 2 for place in range(len(arms))], arms, fontsize=8)
+        means, errors = zip(*(figures[setting, arm] for arm in arms), strict=True)
+        positions = [-index - number * width for index in range(len(arms))]
+        axes.barh(positions, means, width, xerr=errors, label=f"setting {setting}")
+    axes.set_yticks([-index - 0.4 + width / 2 for index in range(len(arms))], arms, fontsize=8)
     axes.set_xlabel(f"{MEASURE}, true relevance")
     axes.legend(fontsize=8)
     return bool(arms)
 
 
 def table(rows: list[Row]) -> str:
-    """A line an arm, mean and standard error a setting."""
-    found = cells(rows)
-    settings, arms = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+    """A line per arm, with mean and standard error in each setting."""
+    figures = cells(rows)
+    settings, arms = (list(dict.fromkeys(key[index] for key in figures)) for index in (0, 1))
     lines = [f"| {MEASURE} | {' | '.join(settings)} |", "| --- |" + " --- |" * len(settings)]
     for arm in arms:
-        values = [found[setting, arm] for setting in settings]
+        values = [figures[setting, arm] for setting in settings]
         lines.append(f"| {arm} | {' | '.join(f'{mean:.3f} ± {error:.3f}' for mean, error in values)} |")
     noted = [f"- {row.what}: {row.value:.4g}" for row in rows if row.unit == NOTE]
     return "\n".join([*lines, "", *noted, ""])

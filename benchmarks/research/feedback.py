@@ -1,13 +1,13 @@
-"""Interpolation and pseudo-relevance feedback: the table of arXiv 2205.00235 again, and the cost of a request.
+"""Interpolation and pseudo-relevance feedback: the table of arXiv 2205.00235 reproduced, and the cost of a request.
 
     python -m benchmarks.research.feedback [FOLDER ...] [--sparse NAME] [--vectors DIR] [--pairs P ...]
                                            [--choose] [--quick]
 
-Folders are BEIR collections, judged by their test queries (1,100 at most, evenly spaced). Dense vectors are mixed with
-those of the first three documents (Rocchio); rankings are interpolated with BM25 and, with --sparse, with a learned
-sparse encoder of that name. Weights are constants here, chosen by --choose on the queries of TUNING alone. AP counts
-the first 100 hits. p compares with the plan without feedback (paired randomisation test, Holm over a table's modes).
-Costs are measured on the first folder.
+FOLDER is a BEIR collection, evaluated on at most 1,100 of its test queries, evenly spaced. The dense query vector is
+mixed with those of the first three documents (Rocchio). Rankings are interpolated with BM25 and, with --sparse, with
+the learned sparse encoder of that name. The weights are constants in this file, chosen with --choose on the queries of
+TUNING alone. AP counts the first 100 hits. p compares with the plan without feedback (paired randomisation test, with
+Holm's correction over the modes of a table). Costs are measured on the first folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.harness import Row, demo_corpus, emit, interleave, parser
 from benchmarks.quality import excerpt
-from benchmarks.research.judged import Judged, open_judged
+from benchmarks.research.judged_collection import JudgedCollection, open_judged
 from chamfer.core.evaluation import Evaluation, holm, significance
 from chamfer.core.protocols import Encoder
 from chamfer.core.types import VectorKind
@@ -38,9 +38,9 @@ MODES = ("before", "after", "both")
 PAIRS = ("lexical", "sparse")
 MOST = 1100
 
-# The partner's weight in the interpolation (dense: the rest) without feedback, and by mode (weight, alpha, beta):
-# chosen by the mean nDCG@10 over TUNING, for learned sparse over its first two sets. One weight for none, after and
-# both, so that they differ by feedback alone.
+# The partner's weight in the interpolation without feedback (dense has the rest), and (weight, alpha, beta) by mode.
+# They were chosen by the mean nDCG@10 over TUNING; for learned sparse, over its first two sets. The modes none, after
+# and both share one weight, so that they differ only by feedback.
 WEIGHTS = {"lexical": 0.7, "sparse": 0.6}
 MIXTURES: dict[tuple[str, str], tuple[float, float, float]] = {
     ("lexical", "before"): (0.8, 0.4, 0.6),
@@ -63,14 +63,18 @@ def main() -> None:
     arguments.add_argument("folders", type=Path, nargs="*")
     arguments.add_argument("--encoder", default="mini")
     arguments.add_argument("--sparse")
-    arguments.add_argument("--vectors", type=Path, help="where encodings are kept")
-    arguments.add_argument("--pairs", nargs="+", choices=PAIRS, default=PAIRS, help="partners of dense")
-    arguments.add_argument("--choose", nargs="*", help="print the grids over TUNING (or some of its sets) instead")
+    arguments.add_argument("--vectors", type=Path, help="folder where encodings are cached")
+    arguments.add_argument(
+        "--pairs", nargs="+", choices=PAIRS, default=PAIRS, help="channels that are interpolated with dense"
+    )
+    arguments.add_argument(
+        "--choose", nargs="*", help="evaluate the weight grids over TUNING, or over the named sets of it, instead"
+    )
     options = arguments.parse_args()
     folders = options.folders or [demo_corpus()]
     if options.choose is not None:
-        wanted = options.choose or [name for name, _ in TUNING]
-        tuning = [(folders[0].parent / name, split, 400) for name, split in TUNING if name in wanted]
+        set_names = options.choose or [name for name, _ in TUNING]
+        tuning = [(folders[0].parent / name, split, 400) for name, split in TUNING if name in set_names]
         sets = _open(tuning, options)
         rows = [row for pair in options.pairs if all(_has(s, pair) for s in sets) for row in choose(sets, pair)]
     else:
@@ -84,7 +88,7 @@ def main() -> None:
                     rows += table(collection, pair)
             if (
                 folder == folders[0] and "lexical" in options.pairs
-            ):  # one set is enough: what feedback costs hardly depends on it
+            ):  # one collection suffices: the cost hardly depends on it
                 rows += cost(collection, options.encoder, 40 if options.quick else 60)
     emit(rows, options.json)
 
@@ -92,36 +96,39 @@ def main() -> None:
 def plan(
     pair: str, weight: float, mode: str | None = None, mixture: tuple[float, float] = (0.4, 0.6), **more: Any
 ) -> Plan:
-    """Dense and its partner interpolated, with feedback to `dense` in the given mode."""
-    asked: dict[str, Any] = {"channels": {pair: {"weight": weight}, "dense": {"weight": round(1 - weight, 3)}}}
+    """Dense interpolated with its partner channel, with feedback to `dense` in the given mode.
+
+    The keyword `partner` gives the feedback settings of the partner channel; other keywords are fields of `feedback`.
+    """
+    fields: dict[str, Any] = {"channels": {pair: {"weight": weight}, "dense": {"weight": round(1 - weight, 3)}}}
     if mode is not None:
         rocchio = {"alpha": mixture[0], "beta": mixture[1]}
-        own = more.pop("own", None)
-        channels = {"dense": rocchio, **({pair: own} if own else {})}
-        asked["feedback"] = {"interpolate": mode, "channels": channels, "guard": None, **more}
-    return Plan.model_validate(asked)
+        partner = more.pop("partner", None)
+        channels = {"dense": rocchio, **({pair: partner} if partner else {})}
+        fields["feedback"] = {"interpolate": mode, "channels": channels, "guard": None, **more}
+    return Plan.model_validate(fields)
 
 
 def plans(pair: str) -> dict[str, Plan]:
-    """The lines of a table. `guarded` is `both` with the drift guard, `rm3` is `both` with RM3 on the partner too."""
-    out = {
+    """The plans of a table. `guarded` is `both` with the drift guard; `rm3` is `both` with RM3 on the partner too."""
+    plans_by_mode = {
         "dense": Plan.model_validate({"channels": {"dense": {}}}),
         pair: Plan.model_validate({"channels": {pair: {}}}),
     }
-    out["none"] = plan(pair, WEIGHTS[pair])
+    plans_by_mode["none"] = plan(pair, WEIGHTS[pair])
     for mode in MODES:
         weight, *mixture = MIXTURES[pair, mode]
-        out[mode] = plan(pair, weight, mode, (mixture[0], mixture[1]))
+        plans_by_mode[mode] = plan(pair, weight, mode, (mixture[0], mixture[1]))
     weight, alpha, beta = MIXTURES[pair, "both"]
-    out["guarded"] = plan(pair, weight, "both", (alpha, beta), guard=GUARD)
-    out["rm3"] = plan(pair, weight, "both", (alpha, beta), own=RM3)
-    out["rm3 guarded"] = plan(pair, weight, "both", (alpha, beta), own=RM3, guard=GUARD)
-    return out
+    plans_by_mode["guarded"] = plan(pair, weight, "both", (alpha, beta), guard=GUARD)
+    plans_by_mode["rm3"] = plan(pair, weight, "both", (alpha, beta), partner=RM3)
+    plans_by_mode["rm3 guarded"] = plan(pair, weight, "both", (alpha, beta), partner=RM3, guard=GUARD)
+    return plans_by_mode
 
 
-def table(collection: Judged, pair: str) -> list[Row]:
-    """One collection, one partner: all lines, with p-values against `none`."""
-    results = {name: collection.evaluate(each, MEASURES) for name, each in plans(pair).items()}
+def table(collection: JudgedCollection, pair: str) -> list[Row]:
+    """All plans for one collection and one partner, with p-values against `none`."""
+    results = {name: collection.evaluate(searched_plan, MEASURES) for name, searched_plan in plans(pair).items()}
     compared = [name for name in results if name not in ("dense", pair, "none")]
     rows = []
     for name, result in results.items():
@@ -136,28 +143,28 @@ def table(collection: Judged, pair: str) -> list[Row]:
     return rows
 
 
-def choose(sets: Sequence[Judged], pair: str) -> list[Row]:
-    """The grids: mean over the sets of nDCG@10 and AP for each weight, mode and mixture, then for each guard."""
+def choose(sets: Sequence[JudgedCollection], pair: str) -> list[Row]:
+    """Mean nDCG@10 over the sets for each weight, mode and mixture, then for each guard."""
     tried = {f"none {w}": plan(pair, w) for w in WEIGHT_GRID}
     for mode, weight, mixture in product(MODES, WEIGHT_GRID, MIXTURE_GRID):
         tried[f"{mode} {weight} {mixture}"] = plan(pair, weight, mode, mixture)
-    for own, mixture in product((RM3, {"method": "rm3", "original": 0.7}, {"method": "rocchio"}), MIXTURE_GRID):
-        tried[f"both {WEIGHTS[pair]} {mixture} {own}"] = plan(pair, WEIGHTS[pair], "both", mixture, own=own)
+    for partner, mixture in product((RM3, {"method": "rm3", "original": 0.7}, {"method": "rocchio"}), MIXTURE_GRID):
+        tried[f"both {WEIGHTS[pair]} {mixture} {partner}"] = plan(pair, WEIGHTS[pair], "both", mixture, partner=partner)
     for low, high in GUARD_GRID:
         guard = {"low": low, "high": high}
         tried[f"guard {guard}"] = plan(pair, WEIGHTS[pair], "both", guard=guard)
-        tried[f"guard {guard} rm3"] = plan(pair, WEIGHTS[pair], "both", own=RM3, guard=guard)
+        tried[f"guard {guard} rm3"] = plan(pair, WEIGHTS[pair], "both", partner=RM3, guard=guard)
     rows = []
-    for name, each in tried.items():
-        results = [collection.evaluate(each, MEASURES) for collection in sets]
+    for name, tried_plan in tried.items():
+        results = [collection.evaluate(tried_plan, MEASURES) for collection in sets]
         rows.append(Row(f"{pair} {name}: {_each(results)}", _mean(results, "nDCG@10"), "nDCG@10"))
     return rows
 
 
-def cost(collection: Judged, encoder: str, n_queries: int) -> list[Row]:
-    """CPU time of a request, one at a time, by its parts: encoding the query, the plan without feedback, and with it.
+def cost(collection: JudgedCollection, encoder: str, n_queries: int) -> list[Row]:
+    """CPU time of single requests: encoding the query, searching without feedback, and searching with it.
 
-    The ratio is that of encoding and search together; HTTP, which both pay alike, is not in it.
+    The ratio compares encoding plus search with and without feedback. It leaves out HTTP, which costs both the same.
     """
     from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder
@@ -172,37 +179,37 @@ def cost(collection: Judged, encoder: str, n_queries: int) -> list[Row]:
         "best + rocchio and rm3": (best, {"dense": {}, "lexical": RM3}),
         "best + token expansion": (best, {"multivector": {"method": "expansion"}}),
     }
-    some = replace(collection, queries=collection.queries[:n_queries])
+    subset = replace(collection, queries=collection.queries[:n_queries])
     rows = []
     for name, (without, channels) in learning.items():
         fed = Plan.model_validate({**without.model_dump(), "feedback": {"channels": channels, "guard": None}})
         kinds = [VectorKind.DENSE, VectorKind.TOKENS] if without.rescore else [VectorKind.DENSE]
-        contenders: dict[str, Callable[[], object]] = {"encoding": partial(_encode, model, some, kinds)}
-        contenders |= {"without": partial(some.run, without, 10, 1), "with": partial(some.run, fed, 10, 1)}
-        spent = {part: np.array(seconds) for part, seconds in interleave(contenders, 7).items()}
-        parts = {part: float(np.median(seconds)) * 1e3 / len(some.queries) for part, seconds in spent.items()}
-        ratio = float(np.median((spent["encoding"] + spent["with"]) / (spent["encoding"] + spent["without"])))
+        contenders: dict[str, Callable[[], object]] = {"encoding": partial(_encode, model, subset, kinds)}
+        contenders |= {"without": partial(subset.run, without, 10, 1), "with": partial(subset.run, fed, 10, 1)}
+        times = {part: np.array(seconds) for part, seconds in interleave(contenders, 7).items()}
+        parts = {part: float(np.median(seconds)) * 1e3 / len(subset.queries) for part, seconds in times.items()}
+        ratio = float(np.median((times["encoding"] + times["with"]) / (times["encoding"] + times["without"])))
         title = f"{collection.name} cost, {name}"
         rows += [Row(f"{title}: {part}", value, "ms") for part, value in parts.items()]
         rows.append(Row(f"{title}: a request, times that without feedback", ratio, "x"))
     return rows
 
 
-def _encode(model: Encoder, collection: Judged, kinds: Sequence[VectorKind]) -> None:
+def _encode(model: Encoder, collection: JudgedCollection, kinds: Sequence[VectorKind]) -> None:
     for query in collection.queries:
         model.encode_queries([query], kinds)
 
 
-def _open(asked: Iterable[tuple[Path, str, int]], options: Any) -> list[Judged]:
-    out = []
-    for folder, split, most in asked:
+def _open(sources: Iterable[tuple[Path, str, int]], options: Any) -> list[JudgedCollection]:
+    collections = []
+    for folder, split, limit in sources:
         begin = time.perf_counter()
-        out.append(open_judged(folder, split, options.encoder, options.sparse, options.vectors, most))
+        collections.append(open_judged(folder, split, options.encoder, options.sparse, options.vectors, limit))
         print(f"{folder.name} {split} opened in {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-    return out
+    return collections
 
 
-def _has(collection: Judged, pair: str) -> bool:
+def _has(collection: JudgedCollection, pair: str) -> bool:
     return pair in collection.pipeline.capabilities.channels
 
 

@@ -1,4 +1,4 @@
-"""The BM25 scores that benchmarks share."""
+"""BM25 scores shared by the benchmarks."""
 
 from __future__ import annotations
 

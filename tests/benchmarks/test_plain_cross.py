@@ -1,4 +1,4 @@
-"""The peer of the reranking benchmark: the library's predict over our network gives our scores."""
+"""The peer of the reranking benchmark: predict of sentence-transformers returns the scores of our reranker."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def test_predict_gives_the_scores_of_the_trained_reranker() -> None:
     ours = load_reranker("mini-cross", DeviceConfig(device="cpu", backend="torch"))
     expected = ours.score(Query("q", "who lost his tail"), [Document(str(i), text) for i, text in enumerate(texts)])
     plain = plain_cross_encoder(WEIGHTS / "mini-cross")
-    found = plain.predict([("who lost his tail", text) for text in texts], show_progress_bar=False)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    scores = plain.predict([("who lost his tail", text) for text in texts], show_progress_bar=False)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)

@@ -1,4 +1,4 @@
-"""What holds for all benchmark programs: they find their corpus, report faults, and guards need no experiment."""
+"""All benchmark programs: they find their corpus and report failures, and guards import no experiment."""
 
 from __future__ import annotations
 

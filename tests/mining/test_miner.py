@@ -17,6 +17,7 @@ from chamfer.indexing.building.builder import BuildConfig, build
 from chamfer.indexing.collection.collection import Collection
 from chamfer.mining import pool_tables
 from chamfer.mining.config import MiningConfig
+from chamfer.mining.features import pair_scorer
 from chamfer.mining.miner import JudgedQuery, MiningReport, mine
 from chamfer.mining.teacher_scores import judge_file
 from chamfer.models.training.data.groups import Group, add_images, write_documents, write_groups
@@ -228,6 +229,35 @@ def test_each_distinct_pair_is_judged_once_even_across_a_resumed_run(tmp_path: P
     assert again.pairs == 3  # the second block's two, and the text that only the unread first block had
     expected = 1 / (1 + np.exp(-(8 * np.array([0.5, 0.5, 1.0, 0.0, 0.5, 0.5]) - 4)))
     np.testing.assert_allclose(pq.read_table(out)["judge"].to_numpy(), expected, rtol=1e-6)
+
+
+def test_a_listwise_judge_scores_the_documents_of_a_query_together() -> None:
+    class Listwise:
+        name = fingerprint = "lists"
+        reads_images = False
+        score_kind = "list"
+
+        def __init__(self) -> None:
+            self.lists: list[tuple[str, list[str]]] = []
+
+        def score(self, query: Query, documents: Sequence[Document]) -> F32:
+            self.lists.append((query.query_id, [document.doc_id for document in documents]))
+            return np.arange(len(documents), dtype=np.float32)
+
+    judge = Listwise()
+    pairs = [(Query(query_id, "fox"), Document(doc_id, "tail")) for query_id, doc_id in ("pa", "pb", "qc", "qb", "pd")]
+    scores = pair_scorer(judge, cache_bytes=1 << 20)(pairs)
+    assert judge.lists == [("p", ["a", "b"]), ("q", ["c", "b"]), ("p", ["d"])]
+    assert scores.tolist() == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_only_a_cache_spares_a_repeated_pair(cache_bytes: int) -> None:
+    judge = WordReranker()
+    pair = (Query("q", "a b"), Document("d", "a"))
+    scores = pair_scorer(judge, cache_bytes)([pair, pair])
+    assert judge.pairs == (1 if cache_bytes else 2)
+    assert scores.tolist() == [pytest.approx(0.5), pytest.approx(0.5)]
 
 
 def test_pairs_without_text_are_rejected(tmp_path: Path) -> None:

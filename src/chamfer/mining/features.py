@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from chamfer.core.errors import ChamferError
-from chamfer.core.protocols import PairReranker, Reranker
-from chamfer.core.types import F32, DenseVectors, Document, Query, VectorKind
+from chamfer.core.protocols import Pair, PairReranker, Reranker
+from chamfer.core.types import F32, DenseVectors, Query, VectorKind
 from chamfer.indexing.collection.collection import Collection
 from chamfer.indexing.families.dense import DenseRetriever
 from chamfer.mining.negative_filters import nearest_clusters
@@ -17,6 +18,8 @@ from chamfer.mining.pool import Pool
 from chamfer.mining.text_overlap import TermCache, jaccard, overlap
 
 CLUSTER_SAMPLE = 20_000
+PairScorer = Callable[[Sequence[Pair]], F32]
+"""Scores f32 [n] of n pairs; NaN marks a pair that could not be scored."""
 
 
 def add_text_features(pools: Sequence[Pool], cache: TermCache) -> None:
@@ -52,36 +55,53 @@ def add_modality(pools: Sequence[Pool], name: str) -> None:
         pool.features["modality"] = _column(float(d.metadata.get(name) not in wanted) for d in pool.documents)
 
 
-def add_judge_scores(pools: Sequence[Pool], judge: Reranker) -> None:
-    """Adds `judge`: the reranker's score of every pair, logits as probabilities; NaN where it returned no score."""
+def add_judge_scores(pools: Sequence[Pool], score_pairs: PairScorer) -> None:
+    """Adds `judge`: the score of every pair, logits as probabilities; NaN where the judge returned no score."""
     pairs = [(pool.query, document) for pool in pools for document in pool.documents]
-    scores = score_pairs(judge, pairs)
+    scores = score_pairs(pairs)
     start = 0
     for pool in pools:
         pool.features["judge"] = scores[start : start + len(pool)]
         start += len(pool)
 
 
-def score_pairs(judge: Reranker, pairs: Sequence[tuple[Query, Document]]) -> F32:
-    """Scores f32 [n] of any reranker; logits become probabilities, so that a margin means the same for all queries.
+def pair_scorer(judge: Reranker, cache_bytes: int = 0) -> PairScorer:
+    """A function that scores pairs with any reranker; whether the reranker takes pairs or lists is decided here, once.
 
-    For a listwise reranker the pairs of one query must be consecutive. A pair that the reranker cannot score is NaN;
-    errors that concern the reranker as a whole (unavailable, overloaded, ...) are raised.
+    Logits become probabilities, so that a margin means the same for all queries. For a listwise reranker the pairs of
+    one query must be consecutive. A pair that the reranker cannot score is NaN; errors that concern the reranker as a
+    whole (unavailable, overloaded, ...) are raised. With `cache_bytes`, a repeated pair is scored once, except by a
+    listwise reranker, whose scores depend on the list.
     """
+    score: PairScorer
+    if isinstance(judge, PairReranker):
+        score = partial(_score_singly, _cached(judge, cache_bytes) if cache_bytes else judge)
+    else:
+        score = partial(_score_lists, judge)
+    return (lambda pairs: _sigmoid(score(pairs))) if judge.score_kind == "logit" else score
+
+
+def _cached(judge: PairReranker, n_bytes: int) -> PairReranker:
+    from chamfer.models.rerankers.score_cache import CachedReranker, ScoreCache
+
+    return CachedReranker(judge, ScoreCache(n_bytes))
+
+
+def _score_singly(judge: PairReranker, pairs: Sequence[Pair]) -> F32:
     from chamfer.service.search.pair_scoring import SHARED_ERRORS, score_each
 
-    if hasattr(judge, "score_pairs"):
-        single: PairReranker = judge  # type: ignore[assignment]  # rerankers of pairs have score_pairs
-        outcomes = score_each(single, pairs)
-        for outcome in outcomes:
-            if isinstance(outcome, SHARED_ERRORS):
-                raise outcome
-        scores = _column(np.nan if isinstance(outcome, ChamferError) else outcome for outcome in outcomes)
-    else:
-        scores = np.empty(len(pairs), dtype=np.float32)
-        for start, stop in _runs([query.query_id for query, _ in pairs]):
-            scores[start:stop] = judge.score(pairs[start][0], [document for _, document in pairs[start:stop]])
-    return _sigmoid(scores) if judge.score_kind == "logit" else scores
+    outcomes = score_each(judge, pairs)
+    for outcome in outcomes:
+        if isinstance(outcome, SHARED_ERRORS):
+            raise outcome
+    return _column(np.nan if isinstance(outcome, ChamferError) else outcome for outcome in outcomes)
+
+
+def _score_lists(judge: Reranker, pairs: Sequence[Pair]) -> F32:
+    scores = np.empty(len(pairs), dtype=np.float32)
+    for start, stop in _runs([query.query_id for query, _ in pairs]):
+        scores[start:stop] = judge.score(pairs[start][0], [document for _, document in pairs[start:stop]])
+    return scores
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ class Miner:
         self._searcher = searcher
         self._config = config
         self._judge = judge
+        self._judge_pairs = None if judge is None else features.pair_scorer(judge)
         self._vectors = features.dense_of(searcher.collection)
         self._terms = TermCache()
         self._clusters = self._cut_into_clusters() if config.clusters else None
@@ -131,8 +132,8 @@ class Miner:
                 self._clusters.add_to(pools, stored, query_vectors)
         if config.modality:
             features.add_modality(pools, config.modality)
-        if self._judge is not None:
-            features.add_judge_scores(pools, self._judge)
+        if self._judge_pairs is not None:
+            features.add_judge_scores(pools, self._judge_pairs)
         self._check_by(pools)
         for pool in pools:
             pool.source, pool.split = labels

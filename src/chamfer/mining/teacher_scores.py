@@ -18,14 +18,14 @@ from chamfer.core.artifact import (
     write_artifact,
 )
 from chamfer.core.errors import InvalidInput
-from chamfer.core.protocols import Reranker
+from chamfer.core.protocols import Pair, Reranker
 from chamfer.core.types import F32, Document, Query
-from chamfer.mining.features import score_pairs
+from chamfer.mining.features import PairScorer, pair_scorer
 from chamfer.models.training.data.groups import read_documents, read_images
 from chamfer.models.training.data.parquet import float_lists, read_table, write_table
 
 CACHE_BYTES = 64 << 20
-Pairs = list[tuple[Query, Document]]
+Pairs = list[Pair]
 
 
 def judge_file(
@@ -48,7 +48,7 @@ def judge_file(
     table = read_table(source, ("query",))
     grouped = "doc_ids" in table.column_names
     documents = _documents_beside(source) if grouped else {}
-    scorer = _cached(reranker)
+    score_pairs = pair_scorer(reranker, CACHE_BYTES)
     folder = out.with_name(f".{out.name}.blocks")
     discard_temporaries(folder)
     scores: list[F32] = []
@@ -59,7 +59,9 @@ def judge_file(
             _group(row, documents, source.parent) if grouped else [_pair(row, start + i)] for i, row in enumerate(rows)
         ]
         lengths += [len(pairs) for pairs in row_pairs]
-        scores.append(_scored(folder, number, [pair for pairs in row_pairs for pair in pairs], scorer))
+        block_pairs = [pair for pairs in row_pairs for pair in pairs]
+        path = folder / f"{number:06d}-{_identity(reranker, block_pairs)}"
+        scores.append(_scored(path, block_pairs, score_pairs))
         if progress is not None:
             progress(start + len(rows), table.num_rows)
     flat = np.concatenate([np.empty(0, dtype=np.float32), *scores])
@@ -72,21 +74,17 @@ def judge_file(
     return len(flat)
 
 
-def _scored(folder: Path, number: int, pairs: Pairs, reranker: Reranker) -> F32:
-    identity = [[q.text, str(q.image), d.content, str(d.image)] for q, d in pairs]
-    path = folder / f"{number:06d}-{digest_of(reranker.fingerprint, identity)[:40]}"
+def _identity(reranker: Reranker, pairs: Pairs) -> str:
+    contents = [[q.text, str(q.image), d.content, str(d.image)] for q, d in pairs]
+    return digest_of(reranker.fingerprint, contents)[:40]
+
+
+def _scored(path: Path, pairs: Pairs, score_pairs: PairScorer) -> F32:
+    """The scores stored at `path`; computed and stored first if there are none."""
     if find_artifact(path, "judged-block") is None:
         with write_artifact(path, "judged-block", {}) as writer:
-            writer.add_array("scores", score_pairs(reranker, pairs))
+            writer.add_array("scores", score_pairs(pairs))
     return np.array(open_artifact(path, "judged-block").array("scores"))
-
-
-def _cached(reranker: Any) -> Reranker:
-    from chamfer.models.rerankers.score_cache import CachedReranker, ScoreCache
-
-    if not hasattr(reranker, "score_pairs"):
-        return reranker  # type: ignore[no-any-return]  # a listwise reranker's scores depend on the list
-    return CachedReranker(reranker, ScoreCache(CACHE_BYTES))
 
 
 def _documents_beside(source: Path) -> dict[str, Document]:

@@ -1,4 +1,4 @@
-"""Differences over sets, against what they must be."""
+"""Mean differences over sets, compared with their analytical values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from benchmarks.research.mini_models import Systems, differences, table
 
 
 def systems(values: np.ndarray, gains: np.ndarray) -> Systems:
-    own = {str(i): float(v + g) for i, (v, g) in enumerate(zip(values, gains, strict=True))}
-    return Systems({"BM25": {str(i): float(v) for i, v in enumerate(values)}, "mini-sparse": own}, {})
+    trained = {str(i): float(v + g) for i, (v, g) in enumerate(zip(values, gains, strict=True))}
+    return Systems({"BM25": {str(i): float(v) for i, v in enumerate(values)}, "mini-sparse": trained}, {})
 
 
-def test_sets_count_alike_and_the_interval_is_that_of_their_mean() -> None:
+def test_sets_have_equal_weight_and_the_interval_is_that_of_their_mean() -> None:
     rng = np.random.default_rng(3)
     noise = [rng.normal(size=n) * 0.2 for n in (40, 400)]
     noise = [each - each.mean() for each in noise]
@@ -26,6 +26,6 @@ def test_sets_count_alike_and_the_interval_is_that_of_their_mean() -> None:
     assert f"- {row.what}: +0.2000" in table([row])
 
 
-def test_a_gain_that_every_query_has_has_no_spread() -> None:
+def test_an_equal_gain_for_every_query_has_no_spread() -> None:
     (row,) = differences([systems(np.linspace(0, 0.5, 30), np.full(30, 0.05))])
     assert "[+0.0500 to +0.0500]" in row.what

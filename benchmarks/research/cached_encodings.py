@@ -1,4 +1,4 @@
-"""A judged collection, and what any encoder makes of it, kept between runs under the encoder's fingerprint."""
+"""A judged collection and its encodings, cached between runs under the fingerprint of the encoder."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ MEASURE = "nDCG@10"
 
 
 @dataclass(frozen=True, slots=True)
-class Set:
-    """One collection and its judged queries."""
+class JudgedSet:
+    """A collection with its judged queries."""
 
     name: str
     documents: list[Document]
@@ -38,37 +38,42 @@ class Set:
 
     def values(self, run: Candidates) -> dict[str, float]:
         """nDCG@10 by query."""
-        found = []
+        scored = []
         for number, query in enumerate(self.queries):
             rows, scores = run.of(number)
             falling = strictly_falling(scores)
-            found += [
+            scored += [
                 ScoredDoc(query.query_id, self.documents[row].doc_id, float(score))
                 for row, score in zip(rows, falling, strict=True)
             ]
-        return dict(evaluate(found, self.qrels, [MEASURE]).per_query[MEASURE])
+        return dict(evaluate(scored, self.qrels, [MEASURE]).per_query[MEASURE])
 
 
-def read(folder: Path, most: int, most_documents: int) -> Set:
-    """The collection's test queries, `most` of them (0: all)."""
+def read(folder: Path, limit: int, document_limit: int) -> JudgedSet:
+    """Reads a collection with at most `limit` test queries and about `document_limit` documents (0: all).
+
+    Queries are chosen by the hash of their ids; documents include every judged one.
+    """
     name = folder.resolve().name
     qrels = read_qrels(folder, "test")
-    judged = {qrel.query_id for qrel in qrels if qrel.relevance > 0}
-    queries = [query for query in read_queries(folder) if query.query_id in judged]
-    if most:
-        queries = sorted(queries, key=lambda q: blake2b(q.query_id.encode(), digest_size=8).digest())[:most]
+    judged_ids = {qrel.query_id for qrel in qrels if qrel.relevance > 0}
+    queries = [query for query in read_queries(folder) if query.query_id in judged_ids]
+    if limit:
+        queries = sorted(queries, key=lambda q: blake2b(q.query_id.encode(), digest_size=8).digest())[:limit]
     chosen = {query.query_id for query in queries}
     qrels = [qrel for qrel in qrels if qrel.query_id in chosen]
     documents = list(read_corpus(str(folder)))
-    if most_documents:
-        wanted = {qrel.doc_id for qrel in qrels}
-        documents = [d for d in documents if d.doc_id in wanted] + documents[:most_documents]
+    if document_limit:
+        relevant_ids = {qrel.doc_id for qrel in qrels}
+        documents = [d for d in documents if d.doc_id in relevant_ids] + documents[:document_limit]
         documents = list({d.doc_id: d for d in documents}.values())
-    return Set(name, documents, queries, qrels)
+    return JudgedSet(name, documents, queries, qrels)
 
 
-def encoded(collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path | None) -> tuple[Encoding, Encoding]:
-    """Documents and queries through an encoder; document vectors are kept under its fingerprint."""
+def encoded(
+    collection: JudgedSet, name: str, kinds: Sequence[VectorKind], keep: Path | None
+) -> tuple[Encoding, Encoding]:
+    """(documents, queries) encoded by the named encoder; document vectors are cached in `keep`."""
     encoder = load_encoder(name, DeviceConfig())
     queries = encoder.encode_queries(collection.queries, kinds)
     path = (
@@ -86,17 +91,17 @@ def encoded(collection: Set, name: str, kinds: Sequence[VectorKind], keep: Path 
 
 
 def _arrays(encoding: Encoding) -> dict[str, np.ndarray]:
-    out = {}
+    arrays = {}
     if encoding.dense is not None:
-        out["dense"] = encoding.dense.values
+        arrays["dense"] = encoding.dense.values
     if encoding.tokens is not None:
-        out |= {"tokens": encoding.tokens.values.astype(np.float16), "offsets": encoding.tokens.offsets}
+        arrays |= {"tokens": encoding.tokens.values.astype(np.float16), "offsets": encoding.tokens.offsets}
         if encoding.tokens.weights is not None:
-            out["token_weights"] = encoding.tokens.weights
+            arrays["token_weights"] = encoding.tokens.weights
     if encoding.sparse is not None:
         sparse = encoding.sparse
-        out |= {"weights": sparse.weights, "terms": sparse.terms, "rows": sparse.offsets}
-    return out
+        arrays |= {"weights": sparse.weights, "terms": sparse.terms, "rows": sparse.offsets}
+    return arrays
 
 
 def _loaded(path: Path, dims: Mapping[VectorKind, int]) -> Encoding:

@@ -1,7 +1,7 @@
-"""BEIR collections in memory, with judged queries behind a search pipeline: what experiments on quality run over.
+"""BEIR collections in memory, with judged queries and a search pipeline, for experiments on quality.
 
-Encodings are made once and may be kept: `DIR/SET.npz` (dense and token vectors), `DIR/NAME-SET.npz` (sparse vectors of
-the encoder NAME). All else is the code that serves: families, retrievers, pipeline.
+Encodings can be cached in a folder: `SET.npz` (dense and token vectors) and `NAME-SET.npz` (sparse vectors of the
+encoder NAME). Families, retrievers and the pipeline are those of the service.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from chamfer.service.search.pipeline import Pipeline
 from chamfer.service.search.plans import Plan
 from chamfer.service.search.request import SearchRequest, SearchResult
 
-Kept = dict[str, Array]
+Arrays = dict[str, Array]
 CHANNELS = ("dense", "lexical", "multivector", "sparse")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One collection with the queries that one split judges."""
+class JudgedCollection:
+    """A collection with the judged queries of one split."""
 
     name: str
     pipeline: Pipeline
@@ -50,62 +50,62 @@ class Judged:
 
     def run(self, plan: Plan, depth: int = 100, batch: int = 64) -> list[ScoredDoc]:
         """The first `depth` hits of every query."""
-        out: list[ScoredDoc] = []
+        scored: list[ScoredDoc] = []
         for start in range(0, len(self.queries), batch):
-            some = self.queries[start : start + batch]
-            answers = self.pipeline.run([SearchRequest(query=q.text, k=depth, plan=plan) for q in some])
-            for query, answer in zip(some, answers, strict=True):
+            batch_queries = self.queries[start : start + batch]
+            answers = self.pipeline.run([SearchRequest(query=q.text, k=depth, plan=plan) for q in batch_queries])
+            for query, answer in zip(batch_queries, answers, strict=True):
                 if isinstance(answer, ChamferError):
                     raise answer
-                out += _scored(query, answer)
-        return out
+                scored += _scored(query, answer)
+        return scored
 
     def evaluate(self, plan: Plan, measures: Sequence[str]) -> Evaluation:
         return evaluate(self.run(plan), self.qrels, measures)
 
 
 def open_judged(
-    folder: Path, split: str, encoder: str, sparse: str | None, kept: Path | None = None, most: int = 0
-) -> Judged:
+    folder: Path, split: str, encoder: str, sparse: str | None, cache: Path | None = None, limit: int = 0
+) -> JudgedCollection:
     """The collection in `folder` with the channels dense, lexical, multivector and, with `sparse`, sparse.
 
-    `most` takes that many of the queries, evenly spaced (0: all). `kept` is where encodings are read and written.
+    `limit` takes that many of the queries, evenly spaced (0: all). Encodings are read from and written to `cache`.
     """
     documents = list(read_corpus(str(folder)))
     queries = read_queries(folder)
-    dense = _kept(kept and kept / f"{folder.name}.npz", lambda: _encode(encoder, documents, queries))
+    dense = _load_or_make(cache and cache / f"{folder.name}.npz", lambda: _encode(encoder, documents, queries))
     names = list(map(str, dense["query_ids"]))
-    offered: Kept = dict(dense)
+    arrays: Arrays = dict(dense)
     if sparse is not None:
-        path = kept and kept / f"{sparse.replace('/', '_').replace(':', '_')}-{folder.name}.npz"
-        offered |= {
-            f"sparse_{name}": array
-            for name, array in _kept(path, lambda: _encode_sparse(sparse, documents, queries)).items()
+        path = cache and cache / f"{sparse.replace('/', '_').replace(':', '_')}-{folder.name}.npz"
+        arrays |= {
+            f"sparse_{name}": values
+            for name, values in _load_or_make(path, lambda: _encode_sparse(sparse, documents, queries)).items()
         }
     qrels = read_qrels(folder, split)
-    judged = {qrel.query_id for qrel in qrels} & set(names)
-    chosen = [query for query in queries if query.query_id in judged]
-    if most and len(chosen) > most:
-        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, most).astype(int)]
-    asked = {query.query_id for query in chosen}
+    judged_ids = {qrel.query_id for qrel in qrels} & set(names)
+    chosen = [query for query in queries if query.query_id in judged_ids]
+    if limit and len(chosen) > limit:
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, limit).astype(int)]
+    chosen_ids = {query.query_id for query in chosen}
     texts = {query.text: names.index(query.query_id) for query in chosen}
-    pipeline = Pipeline(_Memory(documents, offered), _Kept(offered, texts))
-    return Judged(folder.name, pipeline, chosen, [qrel for qrel in qrels if qrel.query_id in asked])
+    pipeline = Pipeline(_Memory(documents, arrays), _StoredEncoder(arrays, texts))
+    return JudgedCollection(folder.name, pipeline, chosen, [qrel for qrel in qrels if qrel.query_id in chosen_ids])
 
 
 class _Memory:
-    """An opened collection that lies in memory (chamfer.service.search.channels.CollectionView)."""
+    """A collection in memory that implements chamfer.service.search.channels.CollectionView."""
 
     snapshot, encoder_name, encoder_fingerprint, bytes_per_document = "memory", None, None, 0.0
 
-    def __init__(self, documents: Sequence[Document], kept: Kept) -> None:
+    def __init__(self, documents: Sequence[Document], arrays: Arrays) -> None:
         self._documents = documents
         encoding = Encoding(
             np.zeros(len(documents), dtype=np.int32),
             np.zeros(len(documents), dtype=bool),
-            dense=DenseVectors(kept["dense"]),
-            tokens=TokenVectors(kept["tokens"], kept["offsets"]),
-            sparse=_sparse(kept, "") if "sparse_terms" in kept else None,
+            dense=DenseVectors(arrays["dense"]),
+            tokens=TokenVectors(arrays["tokens"], arrays["offsets"]),
+            sparse=_sparse(arrays, "") if "sparse_terms" in arrays else None,
         )
         self.channels: dict[str, Any] = {}
         for name in CHANNELS if encoding.sparse is not None else CHANNELS[:-1]:
@@ -123,7 +123,7 @@ class _Memory:
         return {}
 
     def allowed(self, condition: Any) -> Bool | None:
-        del condition  # nobody filters here
+        del condition  # the experiments do not filter
         return None
 
     def documents(self, rows: I64) -> list[Document]:
@@ -133,7 +133,7 @@ class _Memory:
         return [self._documents[row].doc_id for row in rows.tolist()]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing, because nothing is open."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,14 @@ class _Channel:
     retriever: Any
 
 
-class _Kept:
-    """An encoder that knows its queries beforehand."""
+class _StoredEncoder:
+    """An encoder that returns stored vectors of queries known in advance."""
 
-    def __init__(self, kept: Kept, rows: dict[str, int]) -> None:
+    def __init__(self, arrays: Arrays, rows: dict[str, int]) -> None:
         self._rows = rows
-        self._dense = DenseVectors(kept["q_dense"])
-        self._tokens = TokenVectors(kept["q_tokens"], kept["q_offsets"])
-        self._sparse = _sparse(kept, "q_") if "sparse_terms" in kept else None
+        self._dense = DenseVectors(arrays["q_dense"])
+        self._tokens = TokenVectors(arrays["q_tokens"], arrays["q_offsets"])
+        self._sparse = _sparse(arrays, "q_") if "sparse_terms" in arrays else None
         dims = {VectorKind.DENSE: self._dense.dim, VectorKind.TOKENS: self._tokens.dim}
         if self._sparse is not None:
             dims[VectorKind.SPARSE] = self._sparse.vocabulary
@@ -167,7 +167,7 @@ class _Kept:
         )
 
     def encode_documents(self, documents: Sequence[Document], kinds: Collection[VectorKind]) -> Encoding:
-        raise NotImplementedError("documents are in memory already")
+        raise NotImplementedError("the documents are already encoded")
 
 
 def _scored(query: Query, answer: SearchResult) -> list[ScoredDoc]:
@@ -175,58 +175,66 @@ def _scored(query: Query, answer: SearchResult) -> list[ScoredDoc]:
     return [ScoredDoc(query.query_id, hit.doc_id, float(s)) for hit, s in zip(answer.hits, scores, strict=True)]
 
 
-def _kept(path: Path | None, make: Any) -> Kept:
-    """The arrays at `path`, made and written where there are none."""
+def _load_or_make(path: Path | None, make: Any) -> Arrays:
+    """The arrays at `path`; computed by `make`, and written unless `path` is None, if there are none."""
     if path is not None and path.exists():
         with np.load(path) as file:
             return dict(file)
-    made: Kept = make()
+    arrays: Arrays = make()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **made)  # type: ignore[arg-type]  # numpy's stub takes the names for its own parameter
-    return made
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own parameter
+    return arrays
 
 
-def _encode(name: str, documents: Sequence[Document], queries: Sequence[Query]) -> Kept:
+def _encode(name: str, documents: Sequence[Document], queries: Sequence[Query]) -> Arrays:
     from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder
 
     encoder = load_encoder(name, DeviceConfig())
     kinds = [VectorKind.DENSE, VectorKind.TOKENS]
-    own, asked = encoder.encode_documents(documents, kinds), encoder.encode_queries(queries, kinds)
-    if own.dense is None or own.tokens is None or asked.dense is None or asked.tokens is None:
-        raise ValueError(f"{name} gives no dense and token vectors")
+    document_encoding, query_encoding = (
+        encoder.encode_documents(documents, kinds),
+        encoder.encode_queries(queries, kinds),
+    )
+    if (
+        document_encoding.dense is None
+        or document_encoding.tokens is None
+        or query_encoding.dense is None
+        or query_encoding.tokens is None
+    ):
+        raise ValueError(f"encoder {name} lacks dense or token vectors; expected both")
     return {
-        "dense": own.dense.values,
-        "tokens": own.tokens.values.astype(np.float16),
-        "offsets": own.tokens.offsets,
-        "q_dense": asked.dense.values,
-        "q_tokens": asked.tokens.values,
-        "q_offsets": asked.tokens.offsets,
+        "dense": document_encoding.dense.values,
+        "tokens": document_encoding.tokens.values.astype(np.float16),
+        "offsets": document_encoding.tokens.offsets,
+        "q_dense": query_encoding.dense.values,
+        "q_tokens": query_encoding.tokens.values,
+        "q_offsets": query_encoding.tokens.offsets,
         "query_ids": np.array([query.query_id for query in queries]),
     }
 
 
-def _encode_sparse(name: str, documents: Sequence[Document], queries: Sequence[Query]) -> Kept:
+def _encode_sparse(name: str, documents: Sequence[Document], queries: Sequence[Query]) -> Arrays:
     from chamfer.models.backends.config import DeviceConfig
     from chamfer.models.registry import load_encoder
 
     encoder = load_encoder(name, DeviceConfig())
-    own = encoder.encode_documents(documents, [VectorKind.SPARSE]).sparse
-    asked = encoder.encode_queries(queries, [VectorKind.SPARSE]).sparse
-    if own is None or asked is None:
-        raise ValueError(f"{name} gives no sparse vectors")
+    document_vectors = encoder.encode_documents(documents, [VectorKind.SPARSE]).sparse
+    query_vectors = encoder.encode_queries(queries, [VectorKind.SPARSE]).sparse
+    if document_vectors is None or query_vectors is None:
+        raise ValueError(f"encoder {name} returns no sparse vectors; --sparse expects a sparse encoder")
     return {
-        "offsets": own.offsets,
-        "terms": own.terms,
-        "weights": own.weights,
-        "q_offsets": asked.offsets,
-        "q_terms": asked.terms,
-        "q_weights": asked.weights,
-        "vocabulary": np.array(own.vocabulary),
+        "offsets": document_vectors.offsets,
+        "terms": document_vectors.terms,
+        "weights": document_vectors.weights,
+        "q_offsets": query_vectors.offsets,
+        "q_terms": query_vectors.terms,
+        "q_weights": query_vectors.weights,
+        "vocabulary": np.array(document_vectors.vocabulary),
     }
 
 
-def _sparse(kept: Kept, side: str) -> SparseVectors:
-    terms, weights, offsets = (kept[f"sparse_{side}{name}"] for name in ("terms", "weights", "offsets"))
-    return SparseVectors(weights, terms, offsets, int(kept["sparse_vocabulary"]))
+def _sparse(arrays: Arrays, side: str) -> SparseVectors:
+    terms, weights, offsets = (arrays[f"sparse_{side}{name}"] for name in ("terms", "weights", "offsets"))
+    return SparseVectors(weights, terms, offsets, int(arrays["sparse_vocabulary"]))

@@ -4,7 +4,7 @@
 
 FOLDER is a BEIR collection; the shipped one is used if none is named. Encodings are cached in --encoded. The exact
 ranking is that of MaxSim over all token vectors in float16. Candidates of a source are counted in its own order; a
-union takes equally many from each of its sources. --quick takes 400 documents and 40 queries to check that the program
+union takes equally many from each of its sources. --quick takes 500 documents and 40 queries to check that the program
 runs; its figures mean nothing.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.encoded import EncodedSet, load
-from benchmarks.harness import Row, demo_corpus, emit, parser
+from benchmarks.harness import Row, demo_corpus, emit, excerpt, parser
 from chamfer.core.evaluation import ScoredDoc, evaluate
 from chamfer.core.types import Array, Candidates, Document, Encoding, TokenVectors, VectorKind
 from chamfer.indexing.families.registry import make_family
@@ -77,8 +77,8 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
         for folder in options.folders or [demo_corpus()]:
-            encoded = load(folder, options.encoded or Path(work), 40 if options.quick else options.queries)
-            encoded = _excerpt(encoded, 400) if options.quick else encoded
+            source = excerpt(folder, Path(work)) if options.quick else folder
+            encoded = load(source, options.encoded or Path(work), 40 if options.quick else options.queries)
             exact = exact_order(encoded)
             if options.only != "storage":
                 rows += sources(encoded, exact)
@@ -202,17 +202,6 @@ def _tokens(encoding: Encoding) -> TokenVectors:
     if encoding.tokens is None:
         raise TypeError("the encoding holds no token vectors; expected some")
     return encoding.tokens
-
-
-def _excerpt(encoded: EncodedSet, n: int) -> EncodedSet:
-    rows = range(min(n, len(encoded.documents)))
-    dense, tokens = (encoded.encoding.vectors(kind).take(rows) for kind in (VectorKind.DENSE, VectorKind.TOKENS))
-    encoding = Encoding(encoded.encoding.n_tokens[: len(rows)], encoded.encoding.truncated[: len(rows)])
-    return replace(
-        encoded,
-        documents=list(encoded.documents)[: len(rows)],
-        encoding=replace(encoding, dense=dense, tokens=tokens),  # type: ignore[arg-type]
-    )
 
 
 def plot(axes: Any, rows: list[Row]) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.encoded import load
-from benchmarks.harness import Row, demo_corpus, emit, parser
+from benchmarks.harness import Row, demo_corpus, emit, excerpt, parser
 from benchmarks.late import encoding_of, split, together
 from benchmarks.synthetic import mixed
 from chamfer.core.types import Array, TokenVectors
@@ -47,6 +47,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
         folders = options.folders or [demo_corpus()]
+        folders = [excerpt(folder, Path(work)) if options.quick else folder for folder in folders]
         sets = [load(folder, options.encoded or Path(work), -(-n_queries // len(folders))) for folder in folders]
         tokens, _, queries = together(sets, None)
         for size in sizes:

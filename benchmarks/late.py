@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.candidates import SAMPLE
 from benchmarks.encoded import EncodedSet, load
-from benchmarks.harness import Row, demo_corpus, emit, parser, stdout_to_stderr
+from benchmarks.harness import Row, demo_corpus, emit, excerpt, parser, stdout_to_stderr
 from benchmarks.peers import HOME
 from benchmarks.synthetic import mixed
 from chamfer.core.types import Array, Encoding, TokenVectors
@@ -74,6 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
         folders = options.folders or [demo_corpus()]
         share = -(-n_queries // len(folders))
+        folders = [excerpt(folder, Path(work)) if options.quick else folder for folder in folders]
         sets = [load(folder, options.encoded or Path(work), options.skip + share) for folder in folders]
         tokens, ids, queries = together(sets, n_documents, options.skip)
         if options.synthetic:

@@ -9,13 +9,12 @@ judged test query then runs through `dense` alone and through the presets `fast`
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import Row, demo_corpus, emit, parser
+from benchmarks.harness import Row, demo_corpus, emit, excerpt, parser
 from chamfer.api import build, open
 from chamfer.cli.evaluate import compare_plans
 from chamfer.indexing.building.corpus import read_corpus, read_qrels, read_queries
@@ -61,22 +60,6 @@ def measure(source: Path, name: str, work: Path) -> list[Row]:
             rows.append(Row(f"{title}: p50 [p95 {result.p95_ms:.1f}]", result.p50_ms, "ms"))
             rows.append(Row(f"{title}: bytes a document", result.bytes_per_document, "B"))
     return rows
-
-
-def excerpt(folder: Path, work: Path) -> Path:
-    """Writes a small collection that contains an answer to each of its queries; returns its folder."""
-    target = work / folder.resolve().name
-    (target / "qrels").mkdir(parents=True)
-    lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
-    qrels = read_qrels(folder, "test")
-    relevant_ids = {row[1] for row in qrels[:40]}
-    chosen = [line for line in lines if json.loads(line)["_id"] in relevant_ids]
-    chosen += [line for line in lines if json.loads(line)["_id"] not in relevant_ids][: 500 - len(chosen)]
-    (target / "corpus.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
-    (target / "queries.jsonl").write_bytes((folder / "queries.jsonl").read_bytes())
-    table = "".join(f"{query}\t{document}\t{grade}\n" for query, document, grade in qrels[:40])
-    (target / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + table, encoding="utf-8")
-    return target
 
 
 if __name__ == "__main__":

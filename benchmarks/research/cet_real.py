@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from benchmarks.bm25 import bm25
 from benchmarks.encoded import EncodedSet, load
-from benchmarks.harness import Row, demo_corpus, emit, parser, titled
+from benchmarks.harness import Row, demo_corpus, emit, excerpt, parser, titled
 from benchmarks.research.cet_simulation import DEPTH, Pairs, Setting, World, draw_pairs, fit, fit_cet, fit_selection
 from chamfer.core.evaluation import Qrel, ScoredDoc, evaluate, holm, significance, strictly_falling
 from chamfer.indexing.kernels.maxsim import maxsim_rows
@@ -71,7 +71,8 @@ def main() -> None:
     rows: list[Row] = []
     for folder in options.folders or [demo_corpus()]:
         with tempfile.TemporaryDirectory() as work:
-            judged_world = read(load(folder, options.encoded or Path(work), 60 if options.quick else 10_000))
+            source = excerpt(folder, Path(work)) if options.quick else folder
+            judged_world = read(load(source, options.encoded or Path(work), 60 if options.quick else 10_000))
         rows += titled(
             folder.resolve().name, [*compared(judged_world, setting, seeds), *described(judged_world, setting)]
         )

@@ -269,7 +269,7 @@ def main() -> None:
     seeds = 2 if options.quick else options.seeds
     rows = []
     for name, setting in (("A", A), ("B", B)):
-        used = replace(setting, train=100, test=100, steps=200) if options.quick else setting
+        used = replace(setting, train=60, test=60, steps=50) if options.quick else setting
         scored, noted = zip(*(one_seed(used, seed) for seed in range(seeds)), strict=True)
         for arm, (mean, error) in summary(scored).items():
             rows += [Row(f"{name}: {arm}", mean, MEASURE), Row(f"{name}: {arm}{ERROR}", error, MEASURE)]

@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Row, demo_corpus, emit, interleave, parser
-from benchmarks.quality import excerpt
+from benchmarks.harness import Row, demo_corpus, emit, excerpt, interleave, parser
 from benchmarks.research.judged_collection import JudgedCollection, open_judged
 from chamfer.core.evaluation import Evaluation, holm, significance
 from chamfer.core.protocols import Encoder

@@ -46,5 +46,5 @@ def test_mypy_sees_the_types_of_the_public_names(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "-> chamfer.api.Searcher" in done.stdout
+    assert "-> chamfer.service.search.searcher.Searcher" in done.stdout
     assert "list[chamfer.core.types.Hit]" in done.stdout

@@ -4,7 +4,7 @@
 
 FOLDER is a BEIR collection; the shipped one is used if none is named. Encodings are cached in --encoded. The exact
 ranking is that of MaxSim over all token vectors in float16. Candidates of a source are counted in its own order; a
-union takes equally many from each of its sources. --quick takes 500 documents and 40 queries to check that the program
+union takes equally many from each of its sources. --quick takes 120 documents and 40 queries to check that the program
 runs; its figures mean nothing.
 """
 
@@ -77,7 +77,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work, threadpool_limits(1):
         for folder in options.folders or [demo_corpus()]:
-            source = excerpt(folder, Path(work)) if options.quick else folder
+            source = excerpt(folder, Path(work), 120) if options.quick else folder
             encoded = load(source, options.encoded or Path(work), 40 if options.quick else options.queries)
             exact = exact_order(encoded)
             if options.only != "storage":

@@ -124,21 +124,20 @@ def _cpuinfo() -> list[str]:
         return []
 
 
-def excerpt(folder: Path, work: Path) -> Path:
-    """Writes a small collection that contains an answer to each of its queries; returns its folder."""
+def excerpt(folder: Path, work: Path, n_documents: int = 500) -> Path:
+    """Writes a small collection with an answer to each of its queries, from 40 judgements; returns its folder."""
     target = work / folder.resolve().name
     (target / "qrels").mkdir(parents=True)
     lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     qrels = read_qrels(folder, "test")
     relevant_ids = {row[1] for row in qrels[:40]}
     chosen = [line for line in lines if json.loads(line)["_id"] in relevant_ids]
-    chosen += [line for line in lines if json.loads(line)["_id"] not in relevant_ids][: 500 - len(chosen)]
+    chosen += [line for line in lines if json.loads(line)["_id"] not in relevant_ids][: n_documents - len(chosen)]
     (target / "corpus.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
     queries = (folder / "queries.jsonl").read_text(encoding="utf-8").splitlines()
     judged_ids = {row[0] for row in qrels[:40]}
-    (target / "queries.jsonl").write_text(
-        "\n".join(q for q in queries if json.loads(q)["_id"] in judged_ids) + "\n", encoding="utf-8"
-    )
+    judged = [line for line in queries if json.loads(line)["_id"] in judged_ids]
+    (target / "queries.jsonl").write_text("\n".join(judged) + "\n", encoding="utf-8")
     table = "".join(f"{query}\t{document}\t{grade}\n" for query, document, grade in qrels[:40])
     (target / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + table, encoding="utf-8")
     return target

@@ -91,7 +91,7 @@ def largest_products(
     """g f32 [n, K]: for each of n tokens f32 [n, d] the largest inner product with a token of each document in rows.
 
     values f32 [T, d] with offsets i64 [N+1]; a document without tokens gives 0. One product per document; the result is
-    written to `out` if given, which then holds zeros.
+    written to `out` if given, which must hold zeros.
     """
     import torch
 
